@@ -1,0 +1,192 @@
+"""Characters over clutter, drawn here: the glyphs of printed letters and handwritten digits, and the painter of images.
+
+Nothing is read from the network: the letters come from the fonts that matplotlib ships, the digits are scikit-learn's
+(8x8 scans of handwriting). A glyph is a cell of CELL x CELL coverage values; an atlas holds several variants (fonts,
+stroke widths) of each. `draw` warps and paints whole batches of them with torch.
+"""
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+CELL = 64
+INK = 52  # the longer side of a glyph's ink in its cell; the rest is margin, so that warps do not cut it
+CHUNK = 256  # images painted at once: keeps the working set in the processor's cache
+FRAGMENTS, ARCS = 4, 3  # the most things of each kind behind a character
+LUMA = (0.299, 0.587, 0.114)
+CONTRAST = (0.35, 0.8)  # luminance between a character and its ground: the floor, and the most that is asked for
+
+# Fonts of symbols, whose character codes hold something else than letters, and the one that draws only boxes.
+_SYMBOL_FONTS = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort", "DejaVuSansDisplay", "DejaVuSerifDisplay")
+
+
+@lru_cache
+def printed(characters: str) -> UInt8[Tensor, "characters variants {CELL} {CELL}"]:
+    """Coverage of each character in each text font of matplotlib, in three stroke widths. Takes about a second."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.ft2font import FT2Font
+    from PIL import Image, ImageDraw, ImageFont
+
+    fonts = []
+    for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")):
+        if (
+            not path.name.startswith(_SYMBOL_FONTS)
+            and set(map(ord, characters)) <= FT2Font(str(path)).get_charmap().keys()
+        ):
+            fonts.append(ImageFont.truetype(str(path), CELL))
+    if not fonts:
+        raise RuntimeError(f"no font of matplotlib has all of {characters!r} (looked in {matplotlib.get_data_path()})")
+    cells = np.zeros((len(characters), 3 * len(fonts), CELL, CELL), np.uint8)
+    for c, character in enumerate(characters):
+        for v in range(cells.shape[1]):
+            page = Image.new("L", (3 * CELL, 3 * CELL))
+            ImageDraw.Draw(page).text((CELL, CELL), character, fill=255, font=fonts[v // 3], stroke_width=v % 3)
+            ink = page.crop(page.getbbox())
+            zoom = INK / max(ink.size)
+            ink = ink.resize([max(1, round(side * zoom)) for side in ink.size], Image.Resampling.BILINEAR)
+            top, left = (CELL - ink.height) // 2, (CELL - ink.width) // 2
+            cells[c, v, top : top + ink.height, left : left + ink.width] = np.asarray(ink)
+    return torch.from_numpy(cells)
+
+
+@lru_cache
+def handwritten() -> tuple[UInt8[Tensor, "digits variants {CELL} {CELL}"], Int64[Tensor, " digits"]]:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8, in three stroke widths, and what they read."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    grey = torch.from_numpy(scans.images / scans.images.max()).float()[:, None]
+    grey = F.interpolate(grey, (INK, INK), mode="bicubic", align_corners=False)
+    grey = F.pad(grey, [(CELL - INK) // 2] * 4)
+    # The lower the grey level where ink begins, the wider the stroke.
+    begins = torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    coverage = ((grey - begins) * 5 + 0.5).clamp(0, 1)
+    return (coverage * 255).round().to(torch.uint8), torch.from_numpy(scans.target).long()
+
+
+def draw(
+    atlas: UInt8[Tensor, "glyphs variants {CELL} {CELL}"],
+    glyphs: Int64[Tensor, " images"],
+    scraps: UInt8[Tensor, "others variants2 {CELL} {CELL}"],
+    size: int,
+    clutter: float,
+    generator: Generator,
+) -> UInt8[Tensor, "images 3 {size} {size}"]:
+    """Image i shows a random variant of `atlas[glyphs[i]]`, warped and coloured, over clutter cut from `scraps`.
+
+    The warp is a random affine (turn, slant, aspect, zoom, shift). clutter = 0 paints on plain ground; up to 1 it adds
+    smooth colour noise, a gradient, pieces of other characters, arcs and grain. A character's luminance keeps
+    CONTRAST[0] from its plain ground and stays on one side of everything behind it, so that a person can read it.
+    """
+    if not 16 <= size <= 64:
+        raise ValueError(f"size must be from 16 to 64 pixels, got {size}")
+    if not 0 <= clutter <= 1:
+        raise ValueError(f"clutter must be from 0 (none) to 1 (hard), got {clutter}")
+    if size <= 24:  # bilinear sampling skips pixels of a cell that is much finer than the image
+        atlas, scraps = _halved(atlas), _halved(scraps)
+    chunks = [_draw(atlas, chunk, scraps, size, clutter, generator) for chunk in glyphs.split(CHUNK)]
+    return torch.cat(chunks) if chunks else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+
+def _draw(
+    atlas: Tensor, glyphs: Tensor, scraps: Tensor, size: int, clutter: float, generator: Generator
+) -> UInt8[Tensor, "images 3 {size} {size}"]:
+    n = len(glyphs)
+    uniform = _uniform(generator)
+    ground, ink, behind = _colours(n, FRAGMENTS + ARCS, clutter, generator)
+    image = ground[:, :, None, None].expand(n, 3, size, size)
+    if clutter:
+        x = torch.linspace(-1, 1, size)
+        noise = F.interpolate(uniform(-1, 1, n, 3, 5, 5), (size, size), mode="bicubic", align_corners=False)
+        slope = uniform(-1, 1, n, 2, 3, 1, 1)
+        image = image + 0.2 * clutter * (noise + slope[:, 0] * x + slope[:, 1] * x[:, None])
+        layers = torch.cat([_fragments(n, scraps, size, generator), _arcs(n, size, generator)], 1)
+        present = uniform(0, 1, n, FRAGMENTS + ARCS, 1, 1) < 0.25 + 0.65 * clutter
+        layers = layers * present * uniform(0.6, 1, n, FRAGMENTS + ARCS, 1, 1)
+        for k in torch.randperm(FRAGMENTS + ARCS, generator=generator).tolist():
+            image = torch.lerp(image, behind[:, k, :, None, None].expand_as(image), layers[:, k, None])
+    variant = torch.randint(atlas.shape[1], (n,), generator=generator)
+    warp = _affines(n, zoom=(0.75, 1.1), turn=0.35, slant=0.3, shift=0.16, generator=generator)
+    # Drawn twice as fine and averaged: smooth edges.
+    mask = F.avg_pool2d(_warped(atlas[glyphs, variant], F.affine_grid(warp, (n, 1, 2 * size, 2 * size), False)), 2)
+    image = torch.lerp(image, ink[:, :, None, None].expand_as(image), mask)
+    grain = torch.randn(image.shape, generator=generator) * uniform(0, 0.08 * clutter, n, 1, 1, 1)
+    return ((image + grain).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _uniform(generator: Generator):
+    """uniform(low, high, *shape)"""
+    return lambda low, high, *shape: torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def _halved(atlas: Tensor) -> Tensor:
+    return F.avg_pool2d(atlas.float(), 2).round().to(torch.uint8)
+
+
+def _warped(cells: UInt8[Tensor, "n cell cell"], grid: Float[Tensor, "n h w 2"]) -> Float[Tensor, "n 1 h w"]:
+    return F.grid_sample(cells[:, None].float() / 255, grid, align_corners=False)
+
+
+def _affines(
+    n: int, zoom: tuple[float, float], turn: float, slant: float, shift: float, generator: Generator
+) -> Float[Tensor, "{n} 2 3"]:
+    """Random maps from image to cell coordinates (both -1..1): the inverse of turn * slant * zoom, then shift."""
+    uniform = _uniform(generator)
+    angle, slope, aspect = uniform(-turn, turn, n), uniform(-slant, slant, n), uniform(-0.15, 0.15, n).exp()
+    scale = uniform(*zoom, n)
+    cos, sin = angle.cos(), angle.sin()
+    # diag(1/sx, 1/sy) @ [[1, -slope], [0, 1]] @ [[cos, sin], [-sin, cos]]
+    rows = torch.stack([cos + slope * sin, sin - slope * cos, -sin, cos], 1).view(n, 2, 2)
+    rows = rows / torch.stack([scale * aspect, scale / aspect], 1)[:, :, None]
+    return torch.cat([rows, -rows @ uniform(-shift, shift, n, 2, 1)], 2)
+
+
+def _fragments(n: int, scraps: Tensor, size: int, generator: Generator) -> Float[Tensor, "{n} fragments {size} {size}"]:
+    """Coverage of pieces of other characters: each is cut by a line, so that none reads as the character."""
+    count = n * FRAGMENTS
+    which = torch.randint(scraps.shape[0], (count,), generator=generator)
+    variant = torch.randint(scraps.shape[1], (count,), generator=generator)
+    warp = _affines(count, zoom=(0.6, 1.3), turn=math.pi, slant=0.3, shift=1.0, generator=generator)
+    grid = F.affine_grid(warp, (count, 1, size, size), False)
+    angle = _uniform(generator)(0, 2 * math.pi, count)
+    side = torch.stack([angle.cos(), angle.sin()], 1)[:, :, None]
+    kept = (grid.view(count, -1, 2) @ side).view(count, 1, size, size)
+    return (_warped(scraps[which, variant], grid) * (kept * 8).clamp(0, 1)).view(n, FRAGMENTS, size, size)
+
+
+def _arcs(n: int, size: int, generator: Generator) -> Float[Tensor, "{n} arcs {size} {size}"]:
+    """Coverage of pen strokes: rings about a centre that is often outside the image, so nearly straight to round."""
+    uniform = _uniform(generator)
+    x = torch.linspace(-1, 1, size)
+    dx, dy = x - uniform(-2, 2, n, ARCS, 1, 1), x[:, None] - uniform(-2, 2, n, ARCS, 1, 1)
+    off = (torch.sqrt(dx**2 + dy**2) - uniform(0.4, 2.5, n, ARCS, 1, 1)).abs()
+    return ((uniform(0.04, 0.12, n, ARCS, 1, 1) - off) * size / 2 + 0.5).clamp(0, 1)
+
+
+def _colours(
+    n: int, layers: int, clutter: float, generator: Generator
+) -> tuple[Float[Tensor, "{n} 3"], Float[Tensor, "{n} 3"], Float[Tensor, "{n} {layers} 3"]]:
+    """Colours of ground, character and what lies behind it.
+
+    The character is lighter or darker than its ground by at least CONTRAST[0]; what lies behind reaches from beyond
+    the ground to part of the way towards the character, further with clutter.
+    """
+    uniform = _uniform(generator)
+    gap = uniform(*CONTRAST, n)
+    ground = uniform(0, 1, n) * (1 - gap)
+    ink = ground + gap
+    inverse = uniform(0, 1, n) < 0.5
+    ground, ink = torch.where(inverse, 1 - ground, ground), torch.where(inverse, 1 - ink, ink)
+    behind = ground[:, None] + (ink - ground)[:, None] * uniform(-0.6, 0.2 + 0.4 * clutter, n, layers)
+    luma = torch.cat([ground[:, None], ink[:, None], behind.clamp(0, 1)], 1)[:, :, None]
+    hue = uniform(-0.5, 0.5, n, layers + 2, 3)
+    hue = hue - (hue * torch.tensor(LUMA)).sum(-1, keepdim=True)  # leaves the luminance as it is
+    room = torch.where(hue > 0, 1 - luma, luma) / hue.abs().clamp_min(1e-6)
+    colours = luma + hue * room.amin(-1, keepdim=True).clamp_max(1)
+    return colours[:, 0], colours[:, 1], colours[:, 2:]
