@@ -26,7 +26,7 @@ _SYMBOL_FONTS = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort", "DejaVuS
 
 
 @lru_cache
-def printed(characters: str) -> UInt8[Tensor, "characters variants {CELL} {CELL}"]:
+def printed(characters: str) -> UInt8[Tensor, f"characters variants {CELL} {CELL}"]:
     """Coverage of each character in each text font of matplotlib, in three stroke widths. Takes about a second."""
     import matplotlib
     import numpy as np
@@ -56,7 +56,7 @@ def printed(characters: str) -> UInt8[Tensor, "characters variants {CELL} {CELL}
 
 
 @lru_cache
-def handwritten() -> tuple[UInt8[Tensor, "digits variants {CELL} {CELL}"], Int64[Tensor, " digits"]]:
+def handwritten() -> tuple[UInt8[Tensor, f"digits variants {CELL} {CELL}"], Int64[Tensor, " digits"]]:
     """scikit-learn's 1,797 handwritten digits, enlarged from 8x8, in three stroke widths, and what they read."""
     from sklearn.datasets import load_digits
 
@@ -71,9 +71,9 @@ def handwritten() -> tuple[UInt8[Tensor, "digits variants {CELL} {CELL}"], Int64
 
 
 def draw(
-    atlas: UInt8[Tensor, "glyphs variants {CELL} {CELL}"],
+    atlas: UInt8[Tensor, f"glyphs variants {CELL} {CELL}"],
     glyphs: Int64[Tensor, " images"],
-    scraps: UInt8[Tensor, "others variants2 {CELL} {CELL}"],
+    scraps: UInt8[Tensor, f"others variants2 {CELL} {CELL}"],
     size: int,
     clutter: float,
     generator: Generator,

@@ -139,10 +139,12 @@ class Task:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
         return self.train.classes
 
     @property
     def name(self) -> str:
+        """What the task is called."""
         return self.train.name
 
 
@@ -417,7 +419,8 @@ def cifar10_jpeg(path: str | Path) -> Task:
 def l2t_split(path: str | Path, name: str) -> dict[str, Int64[Tensor, " indices"]]:
     """The L2T-ww authors' split of cifar100, stl10, cub200 or dog: indices `train`, `val`, `test`.
 
-    `train` and `val` both index the set's training part. `path` is their npz file with keys {name}/train, /val, /test. Use: task.train.subset(split["train"]).
+    `path` is their npz file, with keys {name}/train and so on; `train` and `val` both index the set's training part:
+    task.train.subset(split["train"]).
     """
     with np.load(path) as file:
         names = sorted({key.split("/")[0] for key in file.files})
