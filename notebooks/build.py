@@ -1,0 +1,237 @@
+"""Execute the notebooks top to bottom, one line of progress each, and gather their figures on one page.
+
+    python notebooks/build.py                                  all of them, in order; the sources stay as they are
+    python notebooks/build.py --in-place                       store the outputs in the notebooks, to commit them
+    python notebooks/build.py notebooks/00_quickstart.ipynb    only these
+
+Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and seconds), and for each
+notebook build/NAME.ipynb and build/NAME.html. Stops at the first failing cell, names it, and exits with status 1.
+"""
+
+import argparse
+import asyncio
+import html
+import re
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+IMAGES = ("image/png", "image/jpeg")
+LIFE_SIGN_SECONDS = 30  # how often a log, which cannot rewrite its line, hears of a notebook at work
+
+
+class Progress:
+    """One line that a terminal rewrites and a log repeats now and then: which notebook, which cell, how long."""
+
+    def __init__(self, label: str, cells: int):
+        self.label, self.cells, self.cell = label, cells, 0
+        self.started = self.last_sign = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the notebook began."""
+        return time.perf_counter() - self.started
+
+    async def tick(self) -> None:
+        """Show the state until cancelled."""
+        while True:
+            line = f"{self.label}  cell {self.cell} of {self.cells}, {self.seconds:.0f} s"
+            if sys.stdout.isatty():
+                print(f"\r{line}\x1b[K", end="", flush=True)
+            elif time.perf_counter() - self.last_sign >= LIFE_SIGN_SECONDS:
+                self.last_sign = time.perf_counter()
+                print(line, flush=True)
+            await asyncio.sleep(0.5)
+
+    def close(self, state: str) -> None:
+        """Replace the moving line with a final one."""
+        start = "\r\x1b[K" if sys.stdout.isatty() else ""
+        print(f"{start}{self.label}  {self.cells} cells, {self.seconds:.1f} s{state}", flush=True)
+
+
+class Page(NamedTuple):
+    """What the index shows of one executed notebook; title and paragraph are HTML, figures are (data URI, alt text)."""
+
+    name: str
+    title: str
+    paragraph: str
+    figures: list[tuple[str, str]]
+    seconds: float
+
+
+async def execute(notebook: NotebookNode, folder: Path, progress: Progress) -> None:
+    """Run every cell in a fresh kernel that works in `folder`; outputs replace those in `notebook`."""
+
+    def count(cell: NotebookNode, cell_index: int) -> None:
+        progress.cell += 1
+
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        on_cell_execute=count,
+        coalesce_streams=True,
+        record_timing=False,
+    )
+    ticker = asyncio.create_task(progress.tick())
+    try:
+        await client.async_execute()
+    finally:
+        ticker.cancel()
+
+
+def normalise(notebook: NotebookNode) -> None:
+    """Keep what a reader sees; drop what differs between machines and runs, so that diffs show changes only.
+
+    A widget with a picture beside it keeps the picture: its live form needs a kernel anyway, and the state it would
+    otherwise save (random names, every frame's bytes) shows nothing without one.
+    """
+    live = False
+    for cell in notebook.cells:
+        cell.metadata = {key: cell.metadata[key] for key in ("tags", "alt", "jupyter") if key in cell.metadata}
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if WIDGET in data and any(kind in data for kind in (*IMAGES, "text/html")):
+                del data[WIDGET]
+            live |= WIDGET in data
+    widgets = notebook.metadata.get("widgets") if live else None
+    notebook.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+        **({"widgets": widgets} if widgets else {}),
+    )
+
+
+def page(name: str, notebook: NotebookNode, seconds: float) -> Page:
+    """Gather title, first paragraph and figures of an executed notebook."""
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = re.search(r"^#+ +(.+?)\s*$(?:\s*^(?!#)(.+?)(?:\n\s*\n|\Z))?", prose, re.MULTILINE | re.DOTALL)
+    title, paragraph = found.groups() if found else (name, None)
+    figures, heading = [], title
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+ +(.+?)\s*$", cell.source, re.MULTILINE) or [heading])[-1]
+        for output in cell.get("outputs", ()):
+            for kind in IMAGES:
+                if kind in output.get("data", {}):
+                    alt = output.metadata.get(kind, {}).get("alt") or cell.metadata.get("alt")
+                    alt = alt or f"Figure {len(figures) + 1} of {name}, under “{heading}”"
+                    figures.append((f"data:{kind};base64,{''.join(output.data[kind].split())}", alt))
+    inline = re.sub(r"^\s*<p>|</p>\s*$", "", markdown2html(title))
+    return Page(name, inline, markdown2html(paragraph or ""), figures, seconds)
+
+
+STYLE = """
+:root { color-scheme: light dark;
+  --text: #1b1b1f; --quiet: #5b5b66; --ground: #fcfcfd; --line: #d9d9e0; --link: #0b57d0 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e6ea; --quiet: #a9a9b4; --ground: #17171a; --line: #3a3a42; --link: #8ab4f8 }
+}
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.55 system-ui, sans-serif;
+  color: var(--text); background: var(--ground) }
+section { border-top: 1px solid var(--line); margin-top: 2rem }
+a { color: var(--link) }
+figure { margin: 1.5rem 0 }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+figcaption, .quiet { color: var(--quiet); font-size: .9rem }
+"""
+
+
+FRAME = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>mtanytime: the notebooks</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>mtanytime: the notebooks</h1>
+<ol>
+{contents}</ol>
+{sections}</body>
+</html>
+"""
+SECTION = """<section id="{p.name}">
+<h2>{p.title}</h2>
+{p.paragraph}
+<p class="quiet">Ran in {p.seconds:.1f} s. Read it <a href="{p.name}.html">with its text and code</a>
+or <a href="{p.name}.ipynb">as a notebook</a>.</p>
+{figures}</section>
+"""
+FIGURE = '<figure><img src="{source}" alt="{alt}"><figcaption>{alt}</figcaption></figure>\n'
+ENTRY = '<li><a href="#{p.name}">{p.title}</a> <span class="quiet">{p.seconds:.0f} s</span></li>\n'
+
+
+def index(pages: list[Page]) -> str:
+    """One self-contained HTML page over all notebooks, readable in light and dark."""
+    contents = sections = ""
+    for p in pages:
+        figures = "".join(FIGURE.format(source=source, alt=html.escape(alt)) for source, alt in p.figures)
+        contents += ENTRY.format(p=p)
+        sections += SECTION.format(p=p, figures=figures)
+    return FRAME.format(style=STYLE, contents=contents, sections=sections)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Execute, write, and return the exit status: 0, or 1 when a notebook failed or there was none."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all beside this script, in order")
+    parser.add_argument(
+        "--in-place", action="store_true", help="store the outputs in the notebooks, write nothing else"
+    )
+    parser.add_argument("--output", type=Path, default=HERE.parent / "build", help="default: build/ in the project")
+    options = parser.parse_args(arguments)
+    paths = options.notebooks or sorted(HERE.glob("*.ipynb"))
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        parser.error(f"there is no notebook {', '.join(missing)}")
+    if not paths:
+        print(f"There are no notebooks in {HERE}.", file=sys.stderr)
+        return 1
+
+    exporter = HTMLExporter()
+    pages = []
+    for number, path in enumerate(paths, start=1):
+        notebook = nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+        progress = Progress(f"[{number}/{len(paths)}] {path.stem}", len(code))
+        try:
+            asyncio.run(execute(notebook, path.resolve().parent, progress))
+        except (CellExecutionError, DeadKernelError) as error:
+            progress.close("  FAILED")
+            text = str(error) if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+            print(f"{path.name}, code cell {progress.cell} of {len(code)} failed:\n{text}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            progress.close("  interrupted")
+            return 130
+        progress.close("")
+        normalise(notebook)
+        if options.in_place:
+            nbformat.write(notebook, path)
+            continue
+        options.output.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, options.output / path.name)
+        body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+        (options.output / f"{path.stem}.html").write_text(body, encoding="utf-8")
+        pages.append(page(path.stem, notebook, progress.seconds))
+    if not options.in_place:
+        target = options.output / "index.html"
+        target.write_text(index(pages), encoding="utf-8")
+        print(f"\nThe notebooks and their figures: {target.resolve().as_uri()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The committed notebooks are complete, small and portable, and the script that executes them says what happens.
+
+`pytest --nbval notebooks` (a part of `make test`) executes the notebooks and compares every text output with the
+stored one; pictures are never compared. A cell whose output differs between machines (a trained accuracy, seconds)
+carries the tag `nbval-ignore-output` and asserts bounds instead; a cell that cannot run in a test carries `nbval-skip`.
+"""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
+MACHINE_PATH = r"(?<![\w.])/(?:home|root|work|tmp|Users)/\w"
+
+
+def faults(notebook: nbformat.NotebookNode) -> list[str]:
+    """Everything that keeps a notebook from being published, in words."""
+    found = []
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    lines = sum(len(cell.source.splitlines()) for cell in code)
+    if not notebook.cells or not re.match(r"# \S", notebook.cells[0].source):
+        found.append("does not start with a markdown heading")
+    if len(notebook.cells) > 40:
+        found.append(f"has {len(notebook.cells)} cells, more than 40")
+    if lines > 150:
+        found.append(f"has {lines} lines of code, more than 150")
+    counts = [cell.execution_count for cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        found.append(f"was not run from top to bottom in one go: its execution counts are {counts}")
+    widget_state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json")
+    if widget_state is not None and "state" not in widget_state:
+        found.append("holds a widget state without its key 'state'")
+    for cell in code:
+        for output in cell.outputs:
+            where = f"cell [{cell.execution_count}]"
+            text = json.dumps(
+                {key: value for key, value in output.items() if key != "data"}
+                | {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+            )
+            if output.output_type == "error":
+                found.append(f"{where} failed: {output.ename}: {output.evalue}")
+            if output.get("name") == "stderr":
+                found.append(f"{where} wrote to stderr: {output.text[:80]}")
+            if path := re.search(MACHINE_PATH, text):
+                found.append(f"{where} shows a path of one machine: {text[path.start() :][:60]}")
+            if WIDGET in output.get("data", {}) and widget_state is None:
+                found.append(f"{where} shows a widget whose state is not saved")
+    return found
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_committed_notebook_is_publishable(path: Path) -> None:
+    """Readers see the stored outputs first: they must be complete, free of noise, and quick to load."""
+    assert faults(nbformat.read(path, as_version=4)) == []
+    assert path.stat().st_size < 1_000_000
+
+
+def test_faults_are_found() -> None:
+    """The check above would pass vacuously if it overlooked what it looks for."""
+    error = new_output("error", ename="ValueError", evalue="no", traceback=[])
+    noise = new_output("stream", name="stderr", text="a warning")
+    path = new_output("display_data", {"text/plain": "/".join(["", "home", "me", "x.csv"]), "image/png": "/home/"})
+    widget = new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "A"})
+    outputs = [error, noise, path, widget]
+    cells = [new_code_cell("1\n" * 4, execution_count=2, outputs=outputs) for _ in range(41)]
+    found = "\n".join(faults(new_notebook(cells=cells)))
+    for words in ("heading", "41 cells", "lines of code", "counts", "failed", "stderr", "path of one", "not saved"):
+        assert words in found
+    fine = [new_markdown_cell("# Title"), new_code_cell("1", execution_count=1)]
+    assert faults(new_notebook(cells=fine)) == []
+
+
+def build(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run notebooks/build.py on all notebooks in a folder."""
+    paths = [str(path) for path in sorted(folder.glob("*.ipynb"))]
+    command = [sys.executable, str(NOTEBOOKS / "build.py"), "--output", str(folder / "build"), *arguments, *paths]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+PNG = base64.b64encode(b"\x89PNG not really").decode()
+SHOW = f"""from IPython.display import display
+from pathlib import Path
+Path("cwd.txt").write_text("here")
+picture = {{"image/png": "{PNG}", "text/plain": "a picture"}}
+display(picture, metadata={{"image/png": {{"alt": "λ < 6 & more"}}}}, raw=True)"""
+
+
+def test_build_executes_and_gathers(tmp_path: Path) -> None:
+    """`make run` must leave the sources alone and show every figure, with words for the blind, on one page."""
+    cells = [new_markdown_cell("# A *first* look\n\nWhat it `does`.\nStill the first.\n\nMore."), new_code_cell(SHOW)]
+    path = tmp_path / "00_first.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    before = path.read_bytes()
+    finished = build(tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"\[1/1\] 00_first  1 cells, [\d.]+ s\n", finished.stdout)
+    assert (tmp_path / "build" / "index.html").as_uri() in finished.stdout
+    assert path.read_bytes() == before
+    assert (tmp_path / "cwd.txt").read_text() == "here"  # a notebook works in its own folder
+    page = (tmp_path / "build" / "index.html").read_text(encoding="utf-8")
+    assert "<h2>A <em>first</em> look</h2>" in page
+    assert "What it <code>does</code>.\nStill the first.</p>" in page
+    assert "More." not in page
+    assert f'<img src="data:image/png;base64,{PNG}" alt="λ &lt; 6 &amp; more">' in page
+    assert "<script" not in page
+    assert "http" not in page
+    for link in re.findall(r'href="([^#"]+)"', page):
+        assert (tmp_path / "build" / link).is_file()
+
+
+def test_build_in_place_stores_outputs_only(tmp_path: Path) -> None:
+    """Outputs are committed, so executing twice must give the same file: no times, versions or widget names."""
+    widget = (
+        "import ipywidgets\nclass Slider(ipywidgets.IntSlider):\n    def _repr_mimebundle_(self, **_):\n        return "
+    )
+    widget += f'super()._repr_mimebundle_() | {{"image/png": "{PNG}", "text/plain": "a slider"}}\nSlider()'
+    cell = new_code_cell(widget, metadata={"tags": ["nbval-skip"], "execution": {"iopub.execute_input": "2026"}})
+    path = tmp_path / "00_first.ipynb"
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# First"), cell]), path)
+    assert build(tmp_path, "--in-place").returncode == 0
+    first = path.read_text(encoding="utf-8")
+    assert build(tmp_path, "--in-place").returncode == 0
+    assert path.read_text(encoding="utf-8") == first
+    stored = nbformat.reads(first, as_version=4)
+    assert faults(stored) == []
+    assert stored.cells[1].metadata == {"tags": ["nbval-skip"]}
+    assert stored.metadata.language_info == {"name": "python"}
+    assert set(stored.cells[1].outputs[0].data) == {"image/png", "text/plain"}
+    assert "widgets" not in stored.metadata
+    assert not (tmp_path / "build").exists()
+
+
+def test_build_names_the_failing_cell(tmp_path: Path) -> None:
+    """A failing notebook must say which one, where and why, stop the run, and fail the command."""
+    for name, code in (("00_fails", "1 / 0"), ("01_never", "1")):
+        cells = [new_markdown_cell("# Title"), new_code_cell("1"), new_code_cell(code)]
+        nbformat.write(new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+    finished = build(tmp_path)
+    assert finished.returncode == 1
+    assert "00_fails.ipynb, code cell 2 of 2 failed:" in finished.stderr
+    assert "ZeroDivisionError: division by zero" in finished.stderr
+    assert "01_never" not in finished.stdout
+
+
+def test_build_refuses_a_missing_notebook(tmp_path: Path) -> None:
+    """A mistyped name must not pass for an empty run."""
+    finished = build(tmp_path, str(tmp_path / "none.ipynb"))
+    assert finished.returncode != 0
+    assert "there is no notebook" in finished.stderr
