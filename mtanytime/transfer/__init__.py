@@ -1,0 +1,8 @@
+"""Paper 1: learning what and where to transfer (L2T-ww, arXiv:1905.05901)."""
+
+from mtanytime.transfer.bilevel import meta_gradient
+from mtanytime.transfer.matching import FeatureMatching
+from mtanytime.transfer.metanets import MetaNetworks, PairWeights
+from mtanytime.transfer.trainer import TransferResult, TransferTrainer
+
+__all__ = ["FeatureMatching", "MetaNetworks", "PairWeights", "TransferResult", "TransferTrainer", "meta_gradient"]

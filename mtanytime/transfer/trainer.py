@@ -1,0 +1,429 @@
+"""Learn what and where to transfer: the trainer of L2T-ww (arXiv:1905.05901, Algorithm 1)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from mtanytime.datasets import ImageSet, Task, derive_seed
+from mtanytime.double_backward import check_double_backward
+from mtanytime.features import Tapped, tap, undisturbed, unwrapped
+from mtanytime.runs import Row, fingerprint
+from mtanytime.training import (
+    Trainer,
+    TrainerOptions,
+    TrainingResult,
+    autocast,
+    batch_accuracy,
+    name_of,
+    require,
+)
+from mtanytime.transfer.bilevel import InnerStep, MetaGradient, Mode, Tensors, meta_gradient, sgd_rules, sgd_velocity
+from mtanytime.transfer.matching import FeatureMatching
+from mtanytime.transfer.metanets import MetaNetworks, Pair, PairWeights, Where
+
+Layers = Sequence[str]
+Forward = Callable[[Tensor], Any]
+OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
+
+_REGRESSORS, _META = 3, 4  # what a derived seed is for
+
+
+class TransferResult(TrainingResult):
+    """How a transfer ended; see `TrainingResult`."""
+
+    @property
+    def trace(self) -> pd.DataFrame:
+        """Pair weights over time: step, source, target, weight (mean λ over the images since the last row), weight_std."""
+        return self.tables["trace"]
+
+    @property
+    def channels(self) -> pd.DataFrame:
+        """Channel weights over time: step, source, target, channel, weight (mean w over the images since the last)."""
+        return self.tables["channels"]
+
+
+class Student(nn.Module):
+    """The target network, tapped, with the regressors that are trained beside it: θ of the paper."""
+
+    def __init__(self, target: Tapped, matching: FeatureMatching) -> None:
+        super().__init__()
+        self.target, self.matching = target, matching
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        aligned: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Any, Float[Tensor, " batch"] | None]:
+        """The target's output and, given `FeatureMatching.align`'s maps and the weights, L_wfm of each image."""
+        if aligned is None:
+            return self.target.model(images), None
+        output, features = self.target(images)
+        return output, self.matching(features, aligned, weights)
+
+
+class TransferTrainer(Trainer):
+    """Train a target network on a task while learning what and where to transfer from trained source networks.
+
+    One batch is one step (Algorithm 1, three stages): a real SGD step on the task's loss plus β times the weighted
+    matching loss; from there, as a lookahead, `inner_steps` steps on the matching loss alone and one on the task's
+    loss; the outer objective at the place reached is differentiated, exactly, with respect to the meta-networks, which
+    take an Adam step; target, momentum, batch-norm buffers and random state go back to after the real step.
+
+    Deviations from the authors' code, in `metanets`, `matching` and `bilevel`: with *what* off we average over
+    channels, the lookahead leaves no trace in batch-norm statistics, and the source runs once a batch.
+
+    Args:
+        source: the trained network, or several by name; their layers are then called "name/layer".
+        target: the network to train, or a function that makes it (see `Trainer`).
+        data, test: the target task (see `Trainer`).
+        source_layers, target_layers: module paths whose maps are matched, all-to-all; default: the networks' own
+            `feature_layers`, which the library's backbones have.
+        pairs: the (source layer, target layer) pairs to match, in place of all of them.
+        what, where: learn channel weights; learn pair weights ("relu6", "relu", "constant" or "off"). With both off
+            the matching is the fixed one, λ = 1 and w = 1/C, and nothing is looked ahead.
+        beta: β, the strength of the matching loss.
+        inner_steps: T ≥ 1, the matching steps of the lookahead.
+        stages: 3, or 2 for T steps on the task's loss plus the matching loss in place of matching steps and task step
+            (described in the paper; the details are our reconstruction).
+        meta_lr, meta_weight_decay: of Adam on the meta-networks.
+        outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
+            lookahead; default: the task's loss on the same batch.
+        mode, first_order: how the meta-gradient is worked out (see `bilevel.meta_gradient`).
+        trace_every: steps between rows of the trace, default a hundredth of the run; channel weights are kept at
+            every fifth of them.
+        options: the keyword arguments of `Trainer`. Defaults there are the paper's for 32×32 images.
+
+    Raises:
+        ValueError: as `Trainer`; also for unknown or unfit layers, pairs outside them, a source that no pair uses, a
+            matched target layer that gets no gradient, or inner_steps < 1.
+        RuntimeError: a target layer whose backward cannot be differentiated again, by name.
+    """
+
+    result_type: ClassVar[type[TrainingResult]] = TransferResult
+
+    def __init__(
+        self,
+        source: nn.Module | Mapping[str, nn.Module],
+        target: nn.Module | Callable[[], nn.Module],
+        data: Task | ImageSet | DataLoader,
+        test: ImageSet | DataLoader | None = None,
+        *,
+        source_layers: Layers | Mapping[str, Layers] | None = None,
+        target_layers: Layers | None = None,
+        pairs: Sequence[Pair] | None = None,
+        what: bool = True,
+        where: Where = "relu6",
+        beta: float = 0.5,
+        inner_steps: int = 2,
+        stages: int = 3,
+        meta_lr: float = 1e-4,
+        meta_weight_decay: float = 1e-4,
+        outer: OuterObjective | None = None,
+        mode: Mode = "keep",
+        first_order: bool = False,
+        trace_every: int | None = None,
+        **options: Unpack[TrainerOptions],
+    ) -> None:
+        require(inner_steps >= 1, "inner_steps (T) >= 1: with T = 0 the meta-networks get no gradient", inner_steps)
+        require(stages in (2, 3), "stages 2 or 3", stages)
+        require(beta > 0, "beta > 0", beta)
+        require(trace_every is None or trace_every >= 1, "trace_every >= 1", trace_every)
+        self.networks = dict(source) if isinstance(source, Mapping) else {"": source}
+        require(len(self.networks) > 0, "at least one source network", source)
+        self._layers = (source_layers, target_layers, pairs)
+        self.what, self.where, self.beta, self.inner_steps, self.stages = what, where, beta, inner_steps, stages
+        self.meta_lr, self.meta_weight_decay = meta_lr, meta_weight_decay
+        self.outer, self.mode, self.first_order, self.trace_every = outer, mode, first_order, trace_every
+        super().__init__(target, data, test, **options)
+
+    def _build(self) -> None:
+        self._try_model()
+        images, _ = self._probe_batch()
+        for name, network in self.networks.items():
+            self._put_right(f"source {name!r}" if name else "source", network)
+        source_layers, target_layers, pairs = self._layers
+        by_source = self._source_layers(source_layers, pairs)
+        target_layers = _target_layers(self.model, target_layers, pairs)
+        self.sources = {name: tap(self.networks[name], layers) for name, layers in by_source.items()}
+        target = tap(self.model, target_layers)
+        names = [_join(name, layer) for name, layers in by_source.items() for layer in layers]
+        self.pairs = _pairs(pairs, names, target_layers)
+
+        source_features = self._source_features(images)
+        source_channels = {layer: value.shape[1] for layer, value in source_features.items()}
+        target_channels = self._target_channels(target, images)
+        dtype = next(self.model.parameters()).dtype
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, _REGRESSORS))
+        matching = FeatureMatching(self.pairs, source_channels, target_channels, generator)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, _META))
+        self.meta = MetaNetworks(self.pairs, source_channels, what=self.what, where=self.where, generator=generator)
+        self.meta.to(self.device, dtype)
+        self.student = Student(target, matching.to(self.device, dtype))
+        self.modules |= {"matching": matching, "meta": self.meta}
+        self.parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.SGD(list(self.parameters.values()), **self._sgd)
+        self.meta_optimizer = None
+        if learned := list(self.meta.parameters()):
+            self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)
+            self.optimizers["meta_optimizer"] = self.meta_optimizer
+            check_double_backward(self.model, images)
+
+        self.trace_every = self.trace_every or max(1, self.steps // 100)
+        self.tables |= {"trace": [], "channels": []}
+        self._since = {"trace": _Mean(), "channels": _Mean()}
+
+    def _config(self) -> Row:
+        return {
+            "pairs": self.pairs,
+            "sources": {name: fingerprint(network.state_dict()) for name, network in self.networks.items()},
+            "what": self.what,
+            "where": self.where,
+            "beta": self.beta,
+            "inner_steps": self.inner_steps,
+            "stages": self.stages,
+            "meta_lr": self.meta_lr,
+            "meta_weight_decay": self.meta_weight_decay,
+            "outer": name_of(self.outer),
+            "first_order": self.first_order,
+            "trace_every": self.trace_every,
+        }
+
+    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        with autocast(self.device, self.precision):
+            source_features = self._source_features(images)
+            weights = self.meta(source_features)
+            stacked = weights.by_target()
+            # The lookahead differentiates down to λ·w of this batch, and φ is behind it for all its steps at once.
+            hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
+
+            output, features = self.student.target(images)
+            aligned = self.student.matching.align(source_features, {n: f.shape[2:] for n, f in features.items()})
+            task_loss = self.loss(output, labels)
+            matching_loss = self.beta * self.student.matching(features, aligned, hyper).mean()
+            loss = task_loss + matching_loss
+        mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
+        figures = {
+            "loss": self._finite(loss, "loss", f", mean λ by pair {[round(v, 3) for v in mean_lambda.tolist()]}"),
+            "task_loss": task_loss.item(),
+            "matching_loss": matching_loss.item(),
+            "accuracy": batch_accuracy(output, labels),
+            "mean_lambda": mean_lambda.mean().item(),
+        }
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward(inputs=list(self.parameters.values()))
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # zero, not none: momentum and weight decay move it as in the lookahead
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        del output, features, loss
+
+        if self.meta_optimizer is not None:
+            found = self._look_ahead(images, labels, aligned, hyper)
+            figures["outer_loss"] = self._finite(found.outer_loss, "outer_loss")
+            self.meta_optimizer.zero_grad()
+            torch.autograd.backward(list(stacked.values()), found.gradients)
+            self.meta_optimizer.step()
+        self._note(weights)
+        return figures
+
+    def _look_ahead(self, images: Tensor, labels: Tensor, aligned: Tensors, hyper: Tensors) -> MetaGradient:
+        """The outer objective after the lookahead from the present parameters, and its gradient for `hyper`."""
+
+        def matching(state: Tensors) -> Tensor:
+            with autocast(self.device, self.precision):
+                return self.beta * functional_call(self.student, state, (images, aligned, hyper))[1].mean()
+
+        def task(state: Tensors) -> Tensor:
+            with autocast(self.device, self.precision):
+                return self.loss(functional_call(self.student, state, (images,))[0], labels)
+
+        def total(state: Tensors) -> Tensor:
+            with autocast(self.device, self.precision):
+                output, matching = functional_call(self.student, state, (images, aligned, hyper))
+                return self.loss(output, labels) + self.beta * matching.mean()
+
+        def outer(state: Tensors) -> Tensor:
+            if self.outer is None:
+                return task(state)
+            with autocast(self.device, self.precision):
+                return self.outer(lambda x: functional_call(self.student, state, (x,))[0], images, labels)
+
+        steps = [InnerStep(matching)] * self.inner_steps + [InnerStep(task, uses_hyper=False)]
+        return meta_gradient(
+            steps if self.stages == 3 else [InnerStep(total)] * self.inner_steps,
+            outer,
+            self.parameters,
+            sgd_velocity(self.optimizer, self.parameters),
+            dict(self.student.named_buffers()),
+            sgd_rules(self.optimizer, self.parameters),
+            list(hyper.values()),
+            mode=self.mode,
+            first_order=self.first_order,
+        )
+
+    @torch.no_grad()
+    def _source_features(self, images: Tensor) -> dict[str, Float[Tensor, "batch _ _ _"]]:
+        features = {}
+        for name, source in self.sources.items():
+            source.eval()
+            _, found = source(images.to(next(source.parameters()).dtype))
+            features |= {_join(name, layer): value.to(images.dtype) for layer, value in found.items()}
+        return features
+
+    def _note(self, weights: PairWeights) -> None:
+        """Add a batch's weights to the means that the next rows of the tables hold."""
+        with torch.no_grad():
+            self._since["trace"].add(torch.cat([weights.pairs[pair] for pair in self.pairs], dim=1))
+            self._since["channels"].add(torch.cat([weights.channels[pair] for pair in self.pairs], dim=1))
+
+    def _after_step(self) -> None:
+        last = self.step == self.steps
+        if self.step % self.trace_every == 0 or last:
+            mean, std = self._since["trace"].take()
+            self._add(
+                "trace",
+                [
+                    {"step": self.step, "source": source, "target": target, "weight": m, "weight_std": s}
+                    for (source, target), m, s in zip(self.pairs, mean, std, strict=True)
+                ],
+            )
+        if self.step % (5 * self.trace_every) == 0 or last:
+            mean, _ = self._since["channels"].take()
+            places = [(pair, c) for pair in self.pairs for c in range(self.student.matching.source_channels[pair[0]])]
+            self._add(
+                "channels",
+                [
+                    {"step": self.step, "source": pair[0], "target": pair[1], "channel": c, "weight": m}
+                    for (pair, c), m in zip(places, mean, strict=True)
+                ],
+            )
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {name: vars(mean) for name, mean in self._since.items()}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        self._since = {name: _Mean(**values) for name, values in state.items()}
+
+    # Putting right and refusing.
+
+    def _put_right(self, what: str, network: nn.Module) -> None:
+        """A source as it must be: on the run's device, in eval mode, not trained; says what it changed."""
+        if {id(p) for p in network.parameters()} & {id(p) for p in self.model.parameters()}:
+            raise ValueError(f"{what} and the target share parameters; wanted two networks")
+        devices = {str(p.device) for p in network.parameters() if p.device.type != self.device.type}
+        if devices:
+            self.notes.append(f"{what}: moved from {', '.join(sorted(devices))} to {self.device}")
+        network.to(self.device)
+        if network.training:
+            self.notes.append(f"{what}: was in train mode, switched to eval mode")
+        network.eval()
+        if any(p.requires_grad for p in network.parameters()):
+            self.notes.append(f"{what}: its parameters require grad; it runs without gradients and is not trained")
+
+    def _source_layers(
+        self, layers: Layers | Mapping[str, Layers] | None, pairs: Sequence[Pair] | None
+    ) -> dict[str, list[str]]:
+        """The layers to tap of each source: those given, else those that the pairs name, else its own."""
+        if layers is not None and not isinstance(layers, Mapping):
+            require(set(self.networks) == {""}, "source_layers by name of the source, as a dict", layers)
+            layers = {"": layers}
+        if layers is not None:
+            require(set(layers) == set(self.networks), f"source_layers for {list(self.networks)}", list(layers))
+            return {name: list(layers[name]) for name in self.networks}
+        if pairs is None:
+            return {name: _own_layers(network, "source_layers") for name, network in self.networks.items()}
+        found: dict[str, list[str]] = {name: [] for name in self.networks}
+        for joined in dict.fromkeys(source for source, _ in pairs):
+            name, layer = ("", joined) if "" in found else joined.split("/", 1) if "/" in joined else (joined, "")
+            require(name in found, f"a source layer as 'name/layer' with a name of {list(found)}", joined)
+            found[name].append(layer)
+        if unused := [name for name, tapped in found.items() if not tapped]:
+            raise ValueError(f"source {unused[0]!r} is in no pair; wanted a pair for each of {list(found)}")
+        return found
+
+    def _target_channels(self, target: Tapped, images: Tensor) -> dict[str, int]:
+        """D_n by layer; refuses a matched layer that no trained parameter reaches."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        with undisturbed(self.model, self.device, training=True) as buffers, torch.enable_grad():
+            _, features = functional_call(target, {f"model.{k}": v for k, v in buffers.items()}, (images,))
+            for layer, value in features.items():
+                reached = value.requires_grad and any(
+                    g is not None
+                    for g in torch.autograd.grad(value.sum(), trained, retain_graph=True, allow_unused=True)
+                )
+                if not reached:
+                    raise ValueError(
+                        f"target layer {layer!r} gets no gradient: no trained parameter comes before it in the forward "
+                        f"pass (frozen, or run under no_grad?); wanted a layer that the matching loss can train"
+                    )
+        return {layer: value.shape[1] for layer, value in features.items()}
+
+
+class _Mean:
+    """Running mean and spread of rows (batch, values), in float64 on the CPU."""
+
+    def __init__(self, count: int = 0, total: Tensor | None = None, squares: Tensor | None = None) -> None:
+        self.count, self.total, self.squares = count, total, squares
+
+    def add(self, values: Float[Tensor, "batch values"]) -> None:
+        values = values.cpu().double()
+        total, squares = values.sum(dim=0), values.square().sum(dim=0)
+        self.count += len(values)
+        self.total = total if self.total is None else self.total + total
+        self.squares = squares if self.squares is None else self.squares + squares
+
+    def take(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of what came since the last call."""
+        mean = self.total / self.count
+        std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+        self.count, self.total, self.squares = 0, None, None
+        return mean.tolist(), std.tolist()
+
+
+def _join(name: str, layer: str) -> str:
+    return f"{name}/{layer}" if name else layer
+
+
+def _own_layers(network: nn.Module, argument: str) -> list[str]:
+    layers = getattr(unwrapped(network), "feature_layers", None)
+    if layers is None:
+        kind = type(unwrapped(network)).__name__
+        raise ValueError(
+            f"{kind} has no feature_layers of its own; wanted {argument} (features.image_layers lists some)"
+        )
+    return list(layers)
+
+
+def _target_layers(model: nn.Module, layers: Layers | None, pairs: Sequence[Pair] | None) -> list[str]:
+    if layers is not None:
+        return list(layers)
+    if pairs is not None:
+        return list(dict.fromkeys(target for _, target in pairs))
+    return _own_layers(model, "target_layers")
+
+
+def _pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_layers: Layers) -> list[Pair]:
+    """The pairs, checked against the layers; all of them where none are given."""
+    if pairs is None:
+        return [(source, target) for source in source_layers for target in target_layers]
+    pairs = [tuple(pair) for pair in pairs]
+    require(len(pairs) > 0, "at least one pair of layers", pairs)
+    for pair in pairs:
+        require(pairs.count(pair) == 1, "each pair once", pair)
+        if pair[0] not in source_layers or pair[1] not in target_layers:
+            raise ValueError(
+                f"pair {pair} lies outside the layers to match (source: {', '.join(source_layers)}; "
+                f"target: {', '.join(target_layers)})"
+            )
+    unused = [s for s in source_layers if s not in {a for a, _ in pairs}]
+    unused += [t for t in target_layers if t not in {b for _, b in pairs}]
+    if unused:
+        raise ValueError(f"layer {unused[0]!r} is in no pair; wanted every listed layer in a pair")
+    return pairs
