@@ -178,21 +178,22 @@ def load_l2t_resnet32(path: str | PathLike[str]) -> Normalized:
     CPU, with ImageNet's normalisation, which they trained it with. Their `alphas.*`, unused, are ignored.
     Raises ValueError for a truncated or foreign file, naming the entries that are missing, unknown or of another shape.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("alphas.")}
-    except OSError:
-        raise
-    except Exception as error:  # torch.load and pickle raise many kinds for a damaged or foreign file
-        reason = str(error).strip().partition("\n")[0]
-        wanted = "wanted the L2T-ww authors' ResNet-32, a torch file holding a `state_dict`"
-        raise ValueError(f"{path} can't be read ({type(error).__name__}: {reason}); {wanted}") from error
+    with open(path, "rb") as file:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            theirs = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("alphas.")}
+        except Exception as error:  # torch.load raises many kinds, OSError too, for a damaged or foreign file
+            reason = str(error).strip().partition("\n")[0]
+            wanted = "wanted the L2T-ww authors' ResNet-32, a torch file holding a `state_dict`"
+            raise ValueError(f"{path} can't be read ({type(error).__name__}: {reason}); {wanted}") from error
     network, names = resnet(32, 200), l2t_resnet32_names()
     shapes = {names[name]: value.shape for name, value in network.state_dict().items()}
     wrong = {
         "missing": [name for name in shapes if name not in theirs],
         "unknown": [name for name in theirs if name not in shapes],
-        "of another shape": [name for name in shapes if name in theirs and theirs[name].shape != shapes[name]],
+        "of another shape": [
+            name for name in shapes if name in theirs and getattr(theirs[name], "shape", None) != shapes[name]
+        ],
     }
     if any(wrong.values()):
         found = "; ".join(f"{len(v)} {k}: {', '.join(v[:3])}{', ...' * (len(v) > 3)}" for k, v in wrong.items() if v)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import SequenceMatcher
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class Tapped(nn.Module):
         originals: dict[str, tuple[Tensor, int]] = {}
         features: dict[str, Tensor] = {}
 
-        def keep(layer: str, output: Any) -> None:
+        def keep(layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
             if layer in features:
                 raise RuntimeError(f"layer {layer!r} of {name} runs more than once in a forward pass; wanted once")
             if (found := _unlike_a_map(output, len(images))) is not None:
@@ -109,16 +110,17 @@ class Tapped(nn.Module):
         with ExitStack() as hooks:
             for layer in self.layers:
                 module = network.get_submodule(layer)
-                hook = module.register_forward_hook(lambda _m, _i, output, layer=layer: keep(layer, output))
+                hook = module.register_forward_hook(partial(keep, layer))
                 hooks.callback(hook.remove)
             output = self.model(images)
         for layer in self.layers:
             if layer not in features:
                 raise RuntimeError(f"layer {layer!r} of {name} does not run in the forward pass; wanted once")
         overwritten = {layer for layer, (kept, version) in originals.items() if kept._version != version}
+        late = set() if copied is None else overwritten - copied
         if len(originals) == len(self.layers):
             self._overwritten.setdefault(modes, set()).update(overwritten)
-        if copied is not None and (late := overwritten - copied):
+        if late:
             raise RuntimeError(f"layer {min(late)!r} of {name} was overwritten in place, unlike on the first call")
         return output, {layer: features[layer] for layer in self.layers}
 
@@ -143,7 +145,7 @@ def image_layers(
     runs: Counter[str] = Counter()
     shapes: dict[str, tuple[int, int, int]] = {}
 
-    def keep(layer: str, output: Any) -> None:
+    def keep(layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         runs[layer] += 1
         if _unlike_a_map(output, len(images)) is None:
             shapes[layer] = tuple(output.shape[1:])
@@ -152,7 +154,7 @@ def image_layers(
         layers = [path for path, _ in network.named_modules() if path]
         for layer in layers:
             module = network.get_submodule(layer)
-            hook = module.register_forward_hook(lambda _m, _i, output, layer=layer: keep(layer, output))
+            hook = module.register_forward_hook(partial(keep, layer))
             hooks.callback(hook.remove)
         functional_call(model, buffers, (images,))
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}

@@ -1,0 +1,97 @@
+"""Find out, before a training that differentiates twice, whether a model allows it, and else name the layer."""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from mtanytime.features import undisturbed, unwrapped
+
+
+def _nodes(roots: list[Tensor]) -> set[Any]:
+    """All autograd nodes behind the tensors."""
+    nodes: set[Any] = set()
+    queue = [root.grad_fn for root in roots]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            queue += [following for following, _ in node.next_functions]
+    return nodes
+
+
+def _refusal(outputs: Any, inputs: Any) -> RuntimeError | None:
+    """Why a function of the outputs can't be differentiated twice with respect to the inputs; None where it can."""
+    roots = [value for value in tree_leaves(outputs) if isinstance(value, Tensor) and value.requires_grad]
+    leaves = [value for value in tree_leaves(inputs) if isinstance(value, Tensor) and value.requires_grad]
+    if not roots or not leaves:
+        return None
+    silent: list[str] = []
+
+    def look(name: str, grads_out: tuple[Tensor | None, ...], grads_in: tuple[Tensor | None, ...]) -> None:
+        if any(grad is not None and grad.requires_grad for grad in grads_in):
+            silent.extend(name for grad in grads_out if grad is not None and not grad.requires_grad and grad.any())
+
+    hooks = [node.register_hook(partial(look, node.name())) for node in _nodes(roots)]
+    try:
+        loss = sum(root.square().mean() for root in roots)  # a square, so that its gradient depends on the outputs
+        grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+        if silent:
+            return RuntimeError(f"{silent[0]} gives a gradient without a graph, so torch would take it as a constant.")
+        slopes = [grad for grad in grads if grad is not None and grad.requires_grad]
+        if slopes:
+            # backward, not grad: `once_differentiable` raises in a node off the way to the leaves, which grad skips.
+            sum(slope.square().sum() for slope in slopes).backward(retain_graph=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None
+
+
+def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> None:
+    """Raise RuntimeError where the model's gradient can't be differentiated again, naming the innermost such module.
+
+    The meta-gradient of L2T-ww differentiates through gradient steps, so every layer needs a derivative of its
+    backward. Fused attention and some custom functions have none. The model is run on `images` in train mode, as it
+    will be in training (so give at least two); its buffers, mode, gradients and torch's random state stay as they are.
+    """
+    network = unwrapped(model)
+    calls: dict[str, tuple[Any, Any]] = {}
+
+    def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.setdefault(path, (output, (args, kwargs, list(module.parameters()))))
+
+    with undisturbed(model, images.device, training=True) as buffers, torch.enable_grad():
+        # Stand-ins for the parameters gather the gradients, so that the model's own stay as they are.
+        weights = {k: v.detach().requires_grad_(v.requires_grad) for k, v in model.named_parameters()}
+        with ExitStack() as hooks:
+            for path, module in network.named_modules():
+                hook = module.register_forward_hook(partial(record, path), with_kwargs=True)
+                hooks.callback(hook.remove)
+            output = functional_call(model, {**weights, **buffers}, (images.detach(),))
+        reason = _refusal(output, list(weights.values()))
+        if reason is None:
+            return
+        culprit = ""
+        # Each module's part of the graph lies between its output and its inputs, so no module has to run again.
+        for path in sorted(calls, key=lambda path: -path.count(".") - bool(path)):
+            if (found := _refusal(*calls[path])) is not None:
+                culprit, reason = path, found
+                break
+    what = f"{culprit!r} ({type(network.get_submodule(culprit)).__name__})" if culprit else "its own forward pass"
+    remedy = "replace it by one with a second derivative, or keep it out of what is trained"
+    if "attention" in str(reason):
+        remedy = "run the training under `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`"
+    said = str(reason).strip().rstrip(".")
+    raise RuntimeError(
+        f"{type(network).__name__} can't be differentiated twice because of {what}: {said}. Mend: {remedy}."
+    )
