@@ -1,6 +1,5 @@
 """Find out, before a training that differentiates twice, whether a model allows it, and else name the layer."""
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from mtanytime.features import undisturbed, unwrapped
+from mtanytime.features import hooked, undisturbed, unwrapped
 
 
 def _nodes(roots: list[Tensor]) -> set[Any]:
@@ -73,11 +72,8 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
     with undisturbed(model, images.device, training=True) as buffers, torch.enable_grad():
         # Stand-ins for the parameters gather the gradients, so that the model's own stay as they are.
         weights = {k: v.detach().requires_grad_(v.requires_grad) for k, v in model.named_parameters()}
-        with ExitStack() as hooks:
-            for path, module in network.named_modules():
-                hook = module.register_forward_hook(partial(record, path), with_kwargs=True)
-                hooks.callback(hook.remove)
-            output = functional_call(model, {**weights, **buffers}, (images.detach(),))
+        with hooked(network, [path for path, _ in network.named_modules()], record):
+            output = functional_call(model, {**weights, **buffers}, (images.detach().clone(),))
         reason = _refusal(output, list(weights.values()))
         if reason is None:
             return

@@ -1,7 +1,7 @@
 """Tap the feature maps of any network by module path."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import SequenceMatcher
 from functools import partial
@@ -37,6 +37,16 @@ def undisturbed(model: nn.Module, device: torch.device, training: bool) -> Itera
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def hooked(network: nn.Module, layers: Iterable[str], hook: Callable[..., None]) -> Iterator[None]:
+    """While it lasts, `hook(layer, module, args, kwargs, output)` is called after each run of each of the layers."""
+    with ExitStack() as handles:
+        for layer in layers:
+            module = network.get_submodule(layer)
+            handles.callback(module.register_forward_hook(partial(hook, layer), with_kwargs=True).remove)
+        yield
 
 
 def _unlike_a_map(output: Any, batch: int) -> str | None:
@@ -96,7 +106,7 @@ class Tapped(nn.Module):
         originals: dict[str, tuple[Tensor, int]] = {}
         features: dict[str, Tensor] = {}
 
-        def keep(layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(layer: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             if layer in features:
                 raise RuntimeError(f"layer {layer!r} of {name} runs more than once in a forward pass; wanted once")
             if (found := _unlike_a_map(output, len(images))) is not None:
@@ -107,11 +117,7 @@ class Tapped(nn.Module):
             safe = layer in originals and copied is not None and layer not in copied
             features[layer] = output if safe else output.clone()
 
-        with ExitStack() as hooks:
-            for layer in self.layers:
-                module = network.get_submodule(layer)
-                hook = module.register_forward_hook(partial(keep, layer))
-                hooks.callback(hook.remove)
+        with hooked(network, self.layers, keep):
             output = self.model(images)
         for layer in self.layers:
             if layer not in features:
@@ -121,7 +127,9 @@ class Tapped(nn.Module):
         if len(originals) == len(self.layers):
             self._overwritten.setdefault(modes, set()).update(overwritten)
         if late:
-            raise RuntimeError(f"layer {min(late)!r} of {name} was overwritten in place, unlike on the first call")
+            raise RuntimeError(
+                f"layer {min(late)!r} of {name} was overwritten in place, unlike on the first call; try again"
+            )
         return output, {layer: features[layer] for layer in self.layers}
 
 
@@ -145,16 +153,12 @@ def image_layers(
     runs: Counter[str] = Counter()
     shapes: dict[str, tuple[int, int, int]] = {}
 
-    def keep(layer: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def keep(layer: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         runs[layer] += 1
         if _unlike_a_map(output, len(images)) is None:
             shapes[layer] = tuple(output.shape[1:])
 
-    with ExitStack() as hooks, torch.no_grad(), undisturbed(model, images.device, training=False) as buffers:
-        layers = [path for path, _ in network.named_modules() if path]
-        for layer in layers:
-            module = network.get_submodule(layer)
-            hook = module.register_forward_hook(partial(keep, layer))
-            hooks.callback(hook.remove)
-        functional_call(model, buffers, (images,))
+    layers = [path for path, _ in network.named_modules() if path]
+    with torch.no_grad(), undisturbed(model, images.device, training=False) as buffers, hooked(network, layers, keep):
+        functional_call(model, buffers, (images.clone(),))
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}
