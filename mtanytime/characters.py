@@ -17,7 +17,7 @@ from torch.nn import functional as F
 CELL = 64
 INK = 52  # the longer side of a glyph's ink in its cell; the rest is margin, so that warps do not cut it
 CHUNK = 256  # images painted at once: keeps the working set in the processor's cache
-FRAGMENTS, ARCS = 4, 3  # the most things of each kind behind a character
+FRAGMENTS, ARCS = 5, 3  # the most things of each kind behind a character
 LUMA = (0.299, 0.587, 0.114)
 CONTRAST = (0.35, 0.8)  # luminance between a character and its ground: the floor, and the most that is asked for
 
@@ -65,7 +65,7 @@ def handwritten() -> tuple[UInt8[Tensor, f"digits variants {CELL} {CELL}"], Int6
     grey = F.interpolate(grey, (INK, INK), mode="bicubic", align_corners=False)
     grey = F.pad(grey, [(CELL - INK) // 2] * 4)
     # The lower the grey level where ink begins, the wider the stroke.
-    begins = torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    begins = torch.tensor([0.45, 0.55, 0.65])[:, None, None]
     coverage = ((grey - begins) * 5 + 0.5).clamp(0, 1)
     return (coverage * 255).round().to(torch.uint8), torch.from_numpy(scans.target).long()
 
@@ -107,12 +107,12 @@ def _draw(
         slope = uniform(-1, 1, n, 2, 3, 1, 1)
         image = image + 0.2 * clutter * (noise + slope[:, 0] * x + slope[:, 1] * x[:, None])
         layers = torch.cat([_fragments(n, scraps, size, generator), _arcs(n, size, generator)], 1)
-        present = uniform(0, 1, n, FRAGMENTS + ARCS, 1, 1) < 0.25 + 0.65 * clutter
+        present = uniform(0, 1, n, FRAGMENTS + ARCS, 1, 1) < 0.2 + 0.8 * clutter
         layers = layers * present * uniform(0.6, 1, n, FRAGMENTS + ARCS, 1, 1)
         for k in torch.randperm(FRAGMENTS + ARCS, generator=generator).tolist():
             image = torch.lerp(image, behind[:, k, :, None, None].expand_as(image), layers[:, k, None])
     variant = torch.randint(atlas.shape[1], (n,), generator=generator)
-    warp = _affines(n, zoom=(0.75, 1.1), turn=0.35, slant=0.3, shift=0.16, generator=generator)
+    warp = _affines(n, zoom=(0.85, 1.15), turn=0.25, slant=0.25, shift=0.12, generator=generator)
     # Drawn twice as fine and averaged: smooth edges.
     mask = F.avg_pool2d(_warped(atlas[glyphs, variant], F.affine_grid(warp, (n, 1, 2 * size, 2 * size), False)), 2)
     image = torch.lerp(image, ink[:, :, None, None].expand_as(image), mask)
@@ -183,7 +183,7 @@ def _colours(
     ink = ground + gap
     inverse = uniform(0, 1, n) < 0.5
     ground, ink = torch.where(inverse, 1 - ground, ground), torch.where(inverse, 1 - ink, ink)
-    behind = ground[:, None] + (ink - ground)[:, None] * uniform(-0.6, 0.2 + 0.4 * clutter, n, layers)
+    behind = ground[:, None] + (ink - ground)[:, None] * uniform(-0.6, 0.2 + 0.5 * clutter, n, layers)
     luma = torch.cat([ground[:, None], ink[:, None], behind.clamp(0, 1)], 1)[:, :, None]
     hue = uniform(-0.5, 0.5, n, layers + 2, 3)
     hue = hue - (hue * torch.tensor(LUMA)).sum(-1, keepdim=True)  # leaves the luminance as it is

@@ -9,7 +9,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from . import characters
+from mtanytime import characters
 
 Tree = dict[str, Any]  # name -> ... -> list of class names
 Augment = Callable[[Tensor, Generator], Tensor]
@@ -51,7 +51,7 @@ def leaves(tree: Tree | list[str]) -> list[str]:
     return list(tree) if isinstance(tree, list) else [leaf for child in tree.values() for leaf in leaves(child)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Labelled images of one size in memory, checked when made; ValueError says what was wanted and what came.
 
@@ -83,6 +83,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"ImageSet({self.name}: {len(self)} images {shape}, {len(self.classes)} classes, {self.images.device})"
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set with its tensors on `device`."""
@@ -125,7 +129,7 @@ class ImageSet:
         return ImageSet(images, labels, self.classes, self.tree, self.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A training and a test set of the same classes and image size."""
 
@@ -165,38 +169,30 @@ def letters(
 ) -> Task:
     """Letters in clutter: 37 classes of printed letters, the large source task. Built in; takes seconds.
 
-    Images (n, 3, size, size), size 16 to 64; image i shows class i mod 37. clutter: 0 plain ground, 1 hard to read.
-    Fonts, warps, colours and clutter are described in `characters`.
+    Images (n, 3, size, size), size from 16 to 64; image i shows class i mod 37. clutter: 0 (plain ground) to 1 (hard).
+    `characters` describes fonts, warps, colours and clutter.
     """
-    names = leaves(LETTER_TREE)
-    atlas = characters.printed("".join(names))
+    atlas = characters.printed("".join(sorted(leaves(LETTER_TREE))))
 
     def draw(per_class: int, part: int) -> ImageSet:
-        labels = torch.arange(len(names)).repeat(per_class)
-        images = characters.draw(atlas, labels, atlas, size, clutter, _generator(seed, part))
-        return ImageSet(images, labels, tuple(names), LETTER_TREE, "letters in clutter")
+        pools = list(torch.arange(len(atlas))[:, None])
+        return _drawn("letters in clutter", LETTER_TREE, atlas, pools, per_class, size, clutter, _generator(seed, part))
 
     return Task(draw(train_per_class, 0), draw(test_per_class, 1))
 
 
 def digits(size: int = 32, per_class: int = 10, test_per_class: int = 200, seed: int = 0, clutter: float = 0.6) -> Task:
-    """Handwritten digits in clutter: ten classes with few labels, the target task; the clutter is that of `letters`.
+    """Handwritten digits in clutter: ten classes with few labels, the target task; sizes and clutter as in `letters`.
 
     Half of scikit-learn's 1,797 digits are for training, the other half for testing, whatever the seed: no test image
-    is a training digit warped anew. A class has 87 digits or more a side; where more images are asked for, its
-    digits come again, warped and coloured anew. Image i shows class i mod 10.
+    is a training digit warped anew. A class has 87 digits or more on each side; where more images are asked for, its
+    digits come again, each in a new warp, colour and clutter. Image i shows class i mod 10.
     """
-    names = [str(d) for d in range(10)]
     atlas, _ = characters.handwritten()
-    scraps = characters.printed("".join(leaves(LETTER_TREE)))
 
     def draw(per_class: int, part: int) -> ImageSet:
-        generator = _generator(seed, part)
-        pools = [pool[torch.randperm(len(pool), generator=generator)] for pool in _digit_pools(test=part == 1)]
-        sources = torch.stack([pool[torch.arange(per_class) % len(pool)] for pool in pools], 1).flatten()
-        images = characters.draw(atlas, sources, scraps, size, clutter, generator)
-        labels = torch.arange(10).repeat(per_class)
-        return ImageSet(images, labels, tuple(names), DIGIT_TREE, "digits in clutter")
+        pools, generator = _digit_pools(test=part == 1), _generator(seed, part)
+        return _drawn("digits in clutter", DIGIT_TREE, atlas, pools, per_class, size, clutter, generator)
 
     return Task(draw(per_class, 0), draw(test_per_class, 1))
 
@@ -205,6 +201,26 @@ def _digit_pools(test: bool) -> list[Tensor]:
     """Of each class, the indices of the handwritten digits that training, or testing, draws from."""
     by_class = _shuffled_by_class(characters.handwritten()[1], 10, _generator(1797))
     return [index[len(index) // 2 :] if test else index[: len(index) // 2] for index in by_class]
+
+
+def _drawn(
+    name: str,
+    tree: Tree,
+    atlas: Tensor,
+    pools: list[Tensor],
+    per_class: int,
+    size: int,
+    clutter: float,
+    generator: Generator,
+) -> ImageSet:
+    """`per_class` images of each class c, of the glyphs `atlas[pools[c]]` in turn, over pieces of letters."""
+    if per_class < 1:
+        raise ValueError(f"{name}: wanted 1 image a class or more, got {per_class}")
+    shuffled = [pool[torch.randperm(len(pool), generator=generator)] for pool in pools]
+    glyphs = torch.stack([pool[torch.arange(per_class) % len(pool)] for pool in shuffled], 1).flatten()
+    scraps = characters.printed("".join(sorted(leaves(LETTER_TREE))))
+    images = characters.draw(atlas, glyphs, scraps, size, clutter, generator)
+    return ImageSet(images, torch.arange(len(pools)).repeat(per_class), tuple(sorted(leaves(tree))), tree, name)
 
 
 # Batches
@@ -268,14 +284,14 @@ class Batches:
         """Batches start, start + 1, … of an epoch, on the set's device."""
         if not 0 <= start <= len(self):
             raise ValueError(f"start must be 0 to {len(self)}, the batches of an epoch, got {start}")
-        batches = self._from_loader(epoch) if isinstance(self.data, DataLoader) else self._from_set(epoch, start)
+        if isinstance(self.data, DataLoader):
+            batches = islice(self._from_loader(epoch), start, None)
+        else:
+            batches = self._from_set(epoch, start)
         return self._augmented(batches, epoch, start)
 
     def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        skip = start if isinstance(self.data, DataLoader) else 0
-        for i, (images, labels) in enumerate(batches, start - skip):
-            if i < start:
-                continue
+        for i, (images, labels) in enumerate(batches, start):
             if self.augment is not None:
                 images = self.augment(images, _generator(self.seed, epoch, i))
             yield images, labels
@@ -283,7 +299,7 @@ class Batches:
     def _from_set(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         n, data = len(self.data), self.data
         order = torch.randperm(n, generator=_generator(self.seed, epoch)) if self.shuffle else torch.arange(n)
-        for index in order[start * self.batch_size :].to(data.labels.device).split(self.batch_size):
+        for index in order.to(data.labels.device).split(self.batch_size)[start:]:
             yield data.images[index].float().div_(255), data.labels[index]
 
     def _from_loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -306,7 +322,7 @@ class Batches:
             if first:
                 _check_batch(batch)
             first = False
-            yield batch[0], batch[1]
+            yield batch[0].float(), batch[1]
 
 
 def _check_batch(batch: Any) -> None:
@@ -370,7 +386,7 @@ def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> An
         raise FileNotFoundError(f"{kind} is not complete in {root}: pass download=True to fetch it there") from error
 
 
-def image_folder(root: str | Path, size: int) -> ImageSet:
+def image_folder(root: str | Path, size: int = 224) -> ImageSet:
     """Images in one folder a class (torchvision's ImageFolder), read into memory with a progress bar.
 
     Each is made RGB, its shorter side resized to `size`, and its middle kept. A test set is another folder:
@@ -385,7 +401,8 @@ def image_folder(root: str | Path, size: int) -> ImageSet:
     def read(i: int) -> None:
         path = folder.samples[i][0]
         try:
-            image = ImageOps.fit(Image.open(path).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+            with Image.open(path) as image:
+                image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
         except OSError as error:
             raise ValueError(f"cannot read the image {path}: {error}") from error
         images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
