@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from mtanytime.features import hooked, undisturbed, unwrapped
+from mtanytime.features import hooked, unwrapped
+from mtanytime.stateless import call_at, undisturbed
 
 
 def _nodes(roots: list[Tensor]) -> set[Any]:
@@ -73,7 +73,7 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
         # Stand-ins for the parameters gather the gradients, so that the model's own stay as they are.
         weights = {k: v.detach().requires_grad_(v.requires_grad) for k, v in model.named_parameters()}
         with hooked(network, [path for path, _ in network.named_modules()], record):
-            output = functional_call(model, {**weights, **buffers}, (images.detach().clone(),))
+            output = call_at(model, {**weights, **buffers}, images.detach().clone())
         reason = _refusal(output, list(weights.values()))
         if reason is None:
             return

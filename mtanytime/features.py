@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mtanytime.backbones import Normalized
+from mtanytime.stateless import call_at, undisturbed
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -20,23 +20,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while isinstance(model, Normalized):
         model = model.network
     return model
-
-
-@contextmanager
-def undisturbed(model: nn.Module, device: torch.device, training: bool) -> Iterator[dict[str, Tensor]]:
-    """A trial run that leaves no trace: the mode and torch's random state are put back afterwards.
-
-    Yields copies of the buffers, to run the model on through `functional_call`.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)  # the CPU's is always put back
-    with torch.random.fork_rng(devices, device_type=kind):
-        try:
-            model.train(training)
-            yield {name: buffer.clone() for name, buffer in model.named_buffers()}
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 @contextmanager
@@ -160,5 +143,5 @@ def image_layers(
 
     layers = [path for path, _ in network.named_modules() if path]
     with torch.no_grad(), undisturbed(model, images.device, training=False) as buffers, hooked(network, layers, keep):
-        functional_call(model, buffers, (images.clone(),))
+        call_at(model, buffers, images.clone())
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}

@@ -22,14 +22,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mtanytime.datasets import Augment, Batches, ImageSet, Task, derive_seed
-from mtanytime.features import undisturbed
 from mtanytime.randomness import seeded
 from mtanytime.runs import Row, RunFolder, fingerprint
+from mtanytime.stateless import call_at, undisturbed
 
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "steps", "constant"] | Callable[[float], float]
@@ -405,7 +404,7 @@ class Trainer:
         images, labels = self._probe_batch()
         with torch.no_grad(), undisturbed(self.model, self.device, training=True) as buffers:
             try:
-                output = functional_call(self.model, buffers, (images,))
+                output = call_at(self.model, buffers, images)
             except Exception as error:
                 shape, name = tuple(images.shape[1:]), type(self.model).__name__
                 raise ValueError(
@@ -430,7 +429,7 @@ class Trainer:
         return images.to(self.device, next(self.model.parameters()).dtype), labels.to(self.device)
 
     def _save(self, force: bool = False) -> None:
-        if self._torn or (self.step == self._saved_step and not force):
+        if self.folder is None or self._torn or (self.step == self._saved_step and not force):
             return
         self.folder.save(
             {

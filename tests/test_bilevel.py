@@ -6,14 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from mtanytime import backbones
-from mtanytime.datasets import ImageSet
-from mtanytime.transfer import TransferTrainer, bilevel
+from mtanytime.datasets import Batches, ImageSet
+from mtanytime.randomness import get_rng_state, seeded
+from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer.bilevel import (
+    InnerStep,
+    MetaGradient,
+    SGDRule,
+    _sgd_step,
+    meta_gradient,
+    sgd_rules,
+    sgd_velocity,
+)
 
 REFERENCE = Path(os.environ.get("MTANYTIME_REFERENCE", Path(__file__).parent / "reference"))
 CHECKPOINT = Path(__file__).parents[2] / "shared" / "data" / "tinyimagenet_resnet32.pth.tar"
@@ -35,7 +44,7 @@ def test_reference(path: Path) -> None:
     x = np.random.RandomState(config["seed"] - 1).standard_normal((config["B"], 3, 32, 32))
     images, labels = torch.from_numpy(x), torch.arange(config["B"]) % classes
 
-    def compare(name: str, ours: torch.Tensor) -> None:
+    def compare(name: str, ours: Tensor) -> None:
         theirs = torch.from_numpy(np.asarray(case[name])).double()
         error = (ours.detach().double() - theirs).norm() / theirs.norm().clamp(min=1e-300)
         assert error <= 1e-10, f"{name}: relative error {error:.2e}"
@@ -114,10 +123,248 @@ def reference_trainer(config: dict, order: list) -> TransferTrainer:
     return trainer
 
 
-def target_tensors(trainer: TransferTrainer) -> dict[str, torch.Tensor]:
+def target_tensors(trainer: TransferTrainer) -> dict[str, Tensor]:
     """θ under the authors' names; the regressors as views into ours."""
     tensors = {f"target.{name}": p for name, p in trainer.model.named_parameters()}
     for k, pair in enumerate(trainer.pairs):
         weight, bias = trainer.student.matching.regressor(pair)
         tensors |= {f"regressor.{k}.weight": weight, f"regressor.{k}.bias": bias}
     return tensors
+
+
+# Tiny networks, float64: against autograd alone, finite differences and torch's own optimiser.
+
+CPU = torch.device("cpu")
+
+
+class Awkward(tiny.TinyNet):
+    """A block used under two names, tied weights, and a buffer that is assigned and not written in place."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.3)
+        self.mix = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+        self.mix_again = self.mix
+        self.head, self.tail = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tail.weight = self.head.weight
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, through all that is awkward."""
+        if self.training:
+            self.gain = self.gain * 1.1
+        maps = self.mix_again(self.mix(self.first(images)))
+        maps = self.dropout(self.second(maps)).mean(dim=(2, 3)) * self.gain
+        return self.classifier(self.tail(self.head(maps).tanh()))
+
+
+def tiny_trainer(target: nn.Module | None = None, **settings: object) -> TransferTrainer:
+    """A transfer that has taken two steps, so that momentum is there, in float64."""
+    target = tiny.made(4, seed=1, dropout=0.3) if target is None else target
+    settings = {"lr": 0.1, "weight_decay": 0.01, "beta": 0.7, "meta_lr": 0.05, **settings}
+    trainer = TransferTrainer(
+        tiny.made(5, seed=2).double().eval(),
+        target.double(),
+        tiny.images(),
+        epochs=2,
+        batch_size=6,
+        device="cpu",
+        progress=False,
+        schedule="constant",
+        **settings,
+    )
+    with seeded(3, CPU), torch.no_grad():
+        for network in trainer.meta.what:
+            network.weight.normal_(std=0.3)
+    for _, _ in zip(range(2), trainer, strict=False):
+        pass
+    return trainer
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Six images that no run has seen."""
+    images, labels = next(Batches(tiny.images(seed=5), 6, seed=0).epoch(0))
+    return images.double(), labels
+
+
+def looked_ahead(trainer: TransferTrainer, mode: str, seed: int = 7) -> tuple[MetaGradient, list[Tensor]]:
+    """Outer loss and gradient for λ·w, and that gradient carried on to φ, at a fixed random state."""
+    images, labels = batch()
+    trainer.mode = mode
+    features = trainer._source_features(images)
+    weights = trainer.meta(features).by_target()
+    hyper = {name: value.detach().requires_grad_() for name, value in weights.items()}
+    sizes = {name: map_size(images, name) for name in hyper}
+    aligned = trainer.student.matching.align(features, sizes)
+    trainer.model.train()
+    with seeded(seed, CPU):
+        found = trainer._look_ahead(images, labels, aligned, hyper)
+    phi = torch.autograd.grad(list(weights.values()), list(trainer.meta.parameters()), found.gradients)
+    return found, list(phi)
+
+
+def map_size(images: Tensor, layer: str) -> tuple[int, int]:
+    """Height and width of a TinyNet's maps."""
+    return (images.shape[2], images.shape[3]) if layer == "first" else (images.shape[2] // 2, images.shape[3] // 2)
+
+
+def snapshot(trainer: TransferTrainer) -> dict[str, Tensor]:
+    """Everything that a lookahead must leave as it was."""
+    momentum = sgd_velocity(trainer.optimizer, trainer.parameters)
+    state = {**trainer.student.state_dict(), **{f"momentum {k}": v for k, v in momentum.items()}}
+    return {name: value.clone() for name, value in state.items()} | {"rng": get_rng_state(CPU)[0].clone()}
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-10) -> None:
+    """Each tensor within a relative error, in the 2-norm."""
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm().clamp(min=1e-12), f"{a} is not {b}"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"inner_steps": 1},
+        {"inner_steps": 3, "nesterov": True},
+        {"momentum": 0.0, "weight_decay": 0.0},
+        {"stages": 2, "inner_steps": 2},
+        {"stages": 2, "inner_steps": 1, "nesterov": True},
+        {"where": "constant"},
+        {"where": "relu", "what": False},
+    ],
+    ids=str,
+)
+def test_modes_equal_plain_unroll(settings: dict) -> None:
+    """Step-by-step adjoints, kept or recomputed with dropout, are what autograd finds through one long graph."""
+    trainer = tiny_trainer(**settings)
+    unrolled, phi = looked_ahead(trainer, "unroll")
+    assert any(g.abs().max() > 0 for g in phi)
+    for mode in ("keep", "recompute"):
+        found, phi_found = looked_ahead(trainer, mode)
+        assert_close([found.outer_loss, *found.gradients], [unrolled.outer_loss, *unrolled.gradients])
+        assert_close(phi_found, phi)
+
+
+@pytest.mark.parametrize("mode", ["keep", "recompute", "unroll"])
+def test_awkward_target(mode: str) -> None:
+    """Shared blocks, tied weights and assigned buffers: same gradient in every mode, and nothing left behind."""
+    with seeded(4, CPU):
+        target = Awkward()
+    trainer = tiny_trainer(target, source_layers=["first", "second"])
+    shared = trainer.model.mix[0].weight
+    before = snapshot(trainer)
+    reference, _ = looked_ahead(trainer, "unroll")
+    found, _ = looked_ahead(trainer, mode)
+    assert_close(found.gradients, reference.gradients)
+    after = snapshot(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert trainer.model.mix_again[0].weight is shared
+    assert trainer.model.head.weight is trainer.model.tail.weight
+    assert trainer.model.gain.item() == pytest.approx(1.1**2)  # the two real steps and no step of a lookahead
+
+
+@pytest.mark.parametrize("settings", [{}, {"stages": 2, "nesterov": True}], ids=str)
+def test_finite_differences(settings: dict) -> None:
+    """The gradient of φ is the slope of the outer loss, measured by moving φ, with dropout in the target."""
+    trainer = tiny_trainer(tiny.made(4, seed=1, dropout=0.3, activation=nn.Softplus), **settings)
+    _, phi = looked_ahead(trainer, "keep")
+    generator = torch.Generator().manual_seed(0)
+    for parameter, gradient in zip(trainer.meta.parameters(), phi, strict=True):
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        losses = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                parameter.add_(step * direction)
+            losses.append(looked_ahead(trainer, "keep")[0].outer_loss)
+            with torch.no_grad():
+                parameter.sub_(step * direction)
+        slope = (losses[0] - losses[1]) / 2e-5
+        assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-5, abs=1e-9)
+
+
+def test_first_order_drops_the_hessian_only() -> None:
+    """With one step from θ there is no Hessian to drop, so first order is exact; with two it is not."""
+    one = tiny_trainer(stages=2, inner_steps=1)
+    exact, _ = looked_ahead(one, "keep")
+    one.first_order = True
+    for mode in ("keep", "recompute"):
+        assert_close(looked_ahead(one, mode)[0].gradients, exact.gradients)
+    two = tiny_trainer(inner_steps=2)
+    exact, _ = looked_ahead(two, "keep")
+    two.first_order = True
+    approximate, _ = looked_ahead(two, "keep")
+    assert torch.equal(approximate.outer_loss, exact.outer_loss)
+    for a, b in zip(approximate.gradients, exact.gradients, strict=True):
+        assert (a - b).abs().max() > 1e-6 * b.abs().max()
+    assert_close(looked_ahead(two, "recompute")[0].gradients, approximate.gradients)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_step_is_torchs(momentum: float, weight_decay: float, nesterov: bool) -> None:
+    """The lookahead's step is torch.optim.SGD's, the zero gradient of an unreached parameter included."""
+    generator = torch.Generator().manual_seed(0)
+    moved, unreached = (nn.Parameter(torch.randn(5, generator=generator).double()) for _ in range(2))
+    settings = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+    optimizer = torch.optim.SGD([moved, unreached], lr=0.2, **settings)
+    parameters = {"moved": moved, "unreached": unreached}
+    theta = {name: p.detach().clone() for name, p in parameters.items()}
+    velocity = {name: v.clone() for name, v in sgd_velocity(optimizer, parameters).items()}
+    for _ in range(3):
+        moved.grad = torch.randn(5, generator=generator).double()
+        unreached.grad = torch.zeros(5).double()
+        gradients = {name: p.grad for name, p in parameters.items()}
+        theta, velocity = _sgd_step(theta, velocity, gradients, sgd_rules(optimizer, parameters))
+        optimizer.step()
+        assert_close(list(theta.values()), [moved.detach(), unreached.detach()], 1e-14)
+
+
+def test_lookahead_leaves_no_trace() -> None:
+    """Parameters, momentum, batch-norm statistics and torch's random state are afterwards as before."""
+    trainer = tiny_trainer()
+    for mode in ("keep", "recompute"):
+        before = snapshot(trainer)
+        looked_ahead(trainer, mode)
+        after = snapshot(trainer)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_modes_train_alike() -> None:
+    """A run in the memory-saving mode ends at the same bits."""
+    ends = []
+    for mode in ("keep", "recompute"):
+        trainer = tiny_trainer(mode=mode)
+        trainer.train()
+        ends.append([*trainer.model.state_dict().values(), *trainer.meta.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_outer_objective_that_reads_hyper() -> None:
+    """An outer loss that depends on what is learned directly, too, has both parts in its gradient."""
+    theta, phi = torch.tensor(2.0).double(), torch.tensor(3.0).double().requires_grad_()
+    steps = [InnerStep(lambda state: phi * state["x"] ** 2)]
+    found = meta_gradient(
+        steps,
+        lambda state: state["x"] + phi**2,
+        {"x": theta},
+        {"x": torch.zeros_like(theta)},
+        {},
+        {"x": SGDRule(0.1)},
+        [phi],
+    )
+    assert found.gradients[0].item() == pytest.approx(-0.1 * 2 * 2 + 2 * 3)
+
+
+def test_refusals() -> None:
+    """What the adjoint does not know, and a lookahead that learns nothing, are refused in words."""
+    parameter = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="without dampening"):
+        sgd_rules(torch.optim.SGD([parameter], 0.1, momentum=0.9, dampening=0.5), {"p": parameter})
+    with pytest.raises(ValueError, match="lacks parameters"):
+        sgd_rules(torch.optim.SGD([parameter], 0.1), {"q": nn.Parameter(torch.zeros(1))})
+    arguments = ({"p": parameter}, {"p": torch.zeros(1)}, {}, {"p": SGDRule(0.1)}, [torch.zeros(1, requires_grad=True)])
+    step = InnerStep(lambda state: state["p"].sum(), uses_hyper=False)
+    with pytest.raises(ValueError, match="no inner step uses"):
+        meta_gradient([step], lambda state: state["p"].sum(), *arguments)
+    with pytest.raises(ValueError, match="mode is one of"):
+        meta_gradient([step], lambda state: state["p"].sum(), *arguments, mode="kept")

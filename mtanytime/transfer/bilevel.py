@@ -68,7 +68,7 @@ def sgd_rules(optimizer: torch.optim.SGD, parameters: Mapping[str, Tensor]) -> d
                 f"the lookahead knows SGD without dampening and maximize; "
                 f"got dampening={group['dampening']}, maximize={group['maximize']}"
             )
-        rule = SGDRule(float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"])
+        rule = SGDRule(*(float(group[k]) for k in ("lr", "momentum", "weight_decay")), group["nesterov"])
         rules.update({names[id(p)]: rule for p in group["params"] if id(p) in names})
     if missing := sorted(set(parameters) - set(rules)):
         raise ValueError(f"the optimiser lacks parameters {missing[:3]}{'…' if len(missing) > 3 else ''}")

@@ -7,13 +7,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from mtanytime.datasets import ImageSet, Task, derive_seed
 from mtanytime.double_backward import check_double_backward
-from mtanytime.features import Tapped, tap, undisturbed, unwrapped
+from mtanytime.features import Tapped, tap, unwrapped
 from mtanytime.runs import Row, fingerprint
+from mtanytime.stateless import call_at, tensor_names, undisturbed
 from mtanytime.training import (
     Trainer,
     TrainerOptions,
@@ -39,7 +39,7 @@ class TransferResult(TrainingResult):
 
     @property
     def trace(self) -> pd.DataFrame:
-        """Pair weights over time: step, source, target, weight (mean λ over the images since the last row), weight_std."""
+        """Pair weights over time: step, source, target, weight (mean λ over the images since the last row) and its std."""
         return self.tables["trace"]
 
     @property
@@ -166,6 +166,7 @@ class TransferTrainer(Trainer):
         self.meta = MetaNetworks(self.pairs, source_channels, what=self.what, where=self.where, generator=generator)
         self.meta.to(self.device, dtype)
         self.student = Student(target, matching.to(self.device, dtype))
+        self._names = tensor_names(self.student)
         self.modules |= {"matching": matching, "meta": self.meta}
         self.parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.SGD(list(self.parameters.values()), **self._sgd)
@@ -236,24 +237,27 @@ class TransferTrainer(Trainer):
     def _look_ahead(self, images: Tensor, labels: Tensor, aligned: Tensors, hyper: Tensors) -> MetaGradient:
         """The outer objective after the lookahead from the present parameters, and its gradient for `hyper`."""
 
+        def student_at(state: Tensors, *inputs: Any) -> tuple[Any, Tensor | None]:
+            return call_at(self.student, state, *inputs, names=self._names)
+
         def matching(state: Tensors) -> Tensor:
             with autocast(self.device, self.precision):
-                return self.beta * functional_call(self.student, state, (images, aligned, hyper))[1].mean()
+                return self.beta * student_at(state, images, aligned, hyper)[1].mean()
 
         def task(state: Tensors) -> Tensor:
             with autocast(self.device, self.precision):
-                return self.loss(functional_call(self.student, state, (images,))[0], labels)
+                return self.loss(student_at(state, images)[0], labels)
 
         def total(state: Tensors) -> Tensor:
             with autocast(self.device, self.precision):
-                output, matching = functional_call(self.student, state, (images, aligned, hyper))
-                return self.loss(output, labels) + self.beta * matching.mean()
+                output, matching_loss = student_at(state, images, aligned, hyper)
+                return self.loss(output, labels) + self.beta * matching_loss.mean()
 
         def outer(state: Tensors) -> Tensor:
             if self.outer is None:
                 return task(state)
             with autocast(self.device, self.precision):
-                return self.outer(lambda x: functional_call(self.student, state, (x,))[0], images, labels)
+                return self.outer(lambda x: student_at(state, x)[0], images, labels)
 
         steps = [InnerStep(matching)] * self.inner_steps + [InnerStep(task, uses_hyper=False)]
         return meta_gradient(
@@ -352,7 +356,7 @@ class TransferTrainer(Trainer):
         """D_n by layer; refuses a matched layer that no trained parameter reaches."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         with undisturbed(self.model, self.device, training=True) as buffers, torch.enable_grad():
-            _, features = functional_call(target, {f"model.{k}": v for k, v in buffers.items()}, (images,))
+            _, features = call_at(target, {f"model.{name}": value for name, value in buffers.items()}, images)
             for layer, value in features.items():
                 reached = value.requires_grad and any(
                     g is not None

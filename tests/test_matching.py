@@ -1,0 +1,63 @@
+"""The weighted feature-matching loss against the paper's formula written out pair by pair."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mtanytime.transfer import FeatureMatching, MetaNetworks
+
+SOURCE = {"s1": (5, 8), "s2": (7, 4)}  # layer: channels, size
+TARGET = {"t1": (3, 8), "t2": (6, 2)}
+ALL = [(s, t) for s in SOURCE for t in TARGET]
+
+
+def maps(shapes: dict[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(2, c, n, n, generator=generator, dtype=torch.float64) for k, (c, n) in shapes.items()}
+
+
+def built(pairs: list) -> tuple[FeatureMatching, MetaNetworks]:
+    generator = torch.Generator().manual_seed(0)
+    channels = ({k: c for k, (c, _) in shapes.items()} for shapes in (SOURCE, TARGET))
+    source, target = channels
+    matching = FeatureMatching(pairs, source, target, generator).double()
+    meta = MetaNetworks(pairs, source, generator=generator).double()
+    for network in meta.what:
+        torch.nn.init.normal_(network.weight, generator=generator)
+    return matching, meta
+
+
+@pytest.mark.parametrize("pairs", [ALL, [("s2", "t2")], [("s2", "t1"), ("s1", "t2"), ("s1", "t1")]], ids=len)
+def test_equals_the_formula(pairs: list) -> None:
+    """Stacking the pairs of a target layer changes the number of operations and nothing else."""
+    matching, meta = built(pairs)
+    source, target = maps(SOURCE, 1), maps(TARGET, 2)
+    weights = meta(source)
+    sizes = {t: (n, n) for t, (_, n) in TARGET.items()}
+    ours = matching(target, matching.align(source, sizes), weights.by_target())
+    expected = torch.zeros(2, dtype=torch.float64)
+    for s, t in pairs:
+        weight, bias = matching.regressor((s, t))
+        resized = F.interpolate(source[s], size=sizes[t], mode="bilinear", align_corners=False)
+        error = (F.conv2d(target[t], weight, bias) - resized).pow(2).mean(dim=(2, 3))
+        expected += (weights.pairs[s, t] * weights.channels[s, t] * error).sum(dim=1)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_half_pixel_centres() -> None:
+    """Halving a map averages two by two: pixel centres, not corners, are aligned."""
+    matching, _ = built([("s1", "t1")])
+    source = maps(SOURCE, 1)
+    small = matching.align(source, {"t1": (4, 4)})["t1"]
+    torch.testing.assert_close(small, F.avg_pool2d(source["s1"], 2))
+
+
+def test_initial_regressors_are_torchs() -> None:
+    """Stacked or not, a regressor starts as torch's own 1×1 convolution would: uniform within ±1/√D."""
+    matching = FeatureMatching([("a", "t"), ("b", "t")], {"a": 400, "b": 400}, {"t": 25}, torch.Generator())
+    weight, bias = matching.regressor(("b", "t"))
+    theirs = torch.nn.Conv2d(25, 400, 1)
+    assert weight.shape == theirs.weight.shape
+    for ours, other in ((weight, theirs.weight), (bias, theirs.bias)):
+        assert ours.abs().max() <= 0.2
+        assert ours.std().item() == pytest.approx(other.std().item(), rel=0.2)
