@@ -12,11 +12,13 @@ ALL = [(s, t) for s in SOURCE for t in TARGET]
 
 
 def maps(shapes: dict[str, tuple[int, int]], seed: int) -> dict[str, torch.Tensor]:
+    """Random feature maps by layer, for two images."""
     generator = torch.Generator().manual_seed(seed)
     return {k: torch.randn(2, c, n, n, generator=generator, dtype=torch.float64) for k, (c, n) in shapes.items()}
 
 
 def built(pairs: list) -> tuple[FeatureMatching, MetaNetworks]:
+    """Regressors and meta-networks whose weights all differ."""
     generator = torch.Generator().manual_seed(0)
     channels = ({k: c for k, (c, _) in shapes.items()} for shapes in (SOURCE, TARGET))
     source, target = channels

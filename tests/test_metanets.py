@@ -11,6 +11,7 @@ CHANNELS = {"s1": 4, "s2": 6}
 
 
 def features(scale: float = 1.0) -> dict[str, torch.Tensor]:
+    """Random source features by layer, for three images."""
     generator = torch.Generator().manual_seed(1)
     return {k: scale * torch.randn(3, c, 5, 5, generator=generator) for k, c in CHANNELS.items()}
 

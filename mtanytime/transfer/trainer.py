@@ -39,12 +39,12 @@ class TransferResult(TrainingResult):
 
     @property
     def trace(self) -> pd.DataFrame:
-        """Pair weights over time: step, source, target, weight (mean λ over the images since the last row) and its std."""
+        """λ over time: step, source, target, weight (mean λ over the images since the last row), weight_std."""
         return self.tables["trace"]
 
     @property
     def channels(self) -> pd.DataFrame:
-        """Channel weights over time: step, source, target, channel, weight (mean w over the images since the last)."""
+        """w over time: step, source, target, channel, weight (mean w over the images since the last)."""
         return self.tables["channels"]
 
 
