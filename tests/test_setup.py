@@ -27,7 +27,12 @@ MAY_IMPORT = {  # "imports go down only": which part of the library each part ma
     "__main__": {"ground", "transfer", "anytime", "upstairs", "explore"},
 }
 UPSTAIRS = {"recipes", "benchmarks"}
-IMPORT_NAMES = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}  # where they differ from the package's
+IMPORT_NAMES = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "ipython": "IPython",
+}  # where they differ from the package's
 
 
 def declared(*extras: str) -> set[str]:

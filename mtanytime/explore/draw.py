@@ -1,0 +1,411 @@
+"""Tables in, matplotlib figures out: what was transferred where, how it came about, and what it was worth.
+
+Every function takes a table of a run folder (a DataFrame, or the path of its CSV file) and returns a `Picture`: a
+`matplotlib.figure.Figure` made without pyplot, so nothing global changes and no figure stays open. A notebook shows it
+by itself; `picture.savefig("x.png")` stores it. Colours are safe for colour-blind readers, the background is white.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+Table = pd.DataFrame | str | PathLike[str]
+Step = int | np.integer | None
+
+NUMBERS_UP_TO = 12  # layers a side; beyond, numbers in the cells would be too small to read
+LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
+LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
+NOISY_FROM = 200  # values in a curve before its running mean is drawn over it
+TEXT_COLUMNS = ("source", "target", "method")  # a layer may be called "0": never a number
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself; `alt` says in words what it shows, for readers who cannot see it."""
+
+    def __init__(self, alt: str, width: float, height: float):
+        super().__init__(figsize=(width, height), layout="constrained")
+        self.alt = alt
+        FigureCanvasAgg(self)  # or seaborn turns to pyplot's current figure, and makes one
+
+    def png(self, dpi: float = 144) -> bytes:
+        """The picture as a PNG file; its size depends on the layers and methods in the table, not on values."""
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=dpi)
+        return file.getvalue()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+        width, height = (round(96 * inches) for inches in self.get_size_inches())
+        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.alt}
+        return data, {"image/png": {"alt": self.alt, "width": width, "height": height}}
+
+
+def heatmap(
+    trace: Table,
+    step: Step = None,
+    relative: bool = False,
+    *,
+    vmax: float | None = None,
+    numbers: bool | None = None,
+) -> Picture:
+    """Mean λ of every pair at one step: source layers down, target layers across, in the table's order.
+
+    A pair that was not matched is blank, one that diverged says nan. Several sources (`letters/layer1`,
+    `digits/layer1`) stand below each other.
+
+    Args:
+        trace: step, source, target, weight[, slice]; a slice makes a target layer of its own.
+        step: which step; the last one if None.
+        relative: show each pair's share of the target layer's total λ (a column sums to 100 %) instead of λ.
+        vmax: the value of the brightest colour; if None, the largest of the whole trace, so that the pictures of
+            all its steps compare.
+        numbers: write the value into each cell; if None, up to 12 layers a side.
+
+    Raises:
+        ValueError: a column is missing, the table is empty, or the step is not in it (names the nearest).
+    """
+    table = _trace(trace)
+    sources, targets = _order(table["source"]), _order(table["target"])
+    last = _step(table, "trace", step)
+
+    weights = table.groupby(["step", "source", "target"])["weight"].mean()
+    if relative:
+        weights = weights / weights.groupby(["step", "target"]).transform("sum").replace(0, 1)
+    values = weights.loc[last].unstack().reindex(index=sources, columns=targets)
+    if vmax is None:
+        vmax = weights.max() if weights.max() > 0 else 1.0
+    if numbers is None:
+        numbers = max(values.shape) <= NUMBERS_UP_TO
+
+    what = "share of λ" if relative else "λ"
+    alt = f"Heat map of {what}, {len(sources)} source × {len(targets)} target layers, at step {last}"
+    longest = max(map(len, targets))
+    wide = 0.19  # inches a cell
+    if numbers:  # a small grid makes room for its layers' names
+        wide = np.clip(0.085 * longest + 0.1, 0.62, 1.3) if len(targets) <= 6 else 0.62
+    high = 0.42 if numbers else 0.16
+    width = 2.4 + 0.075 * max(map(len, sources)) + wide * len(targets)
+    height = 1.6 + 0.05 * longest + high * len(sources)
+    picture = Picture(alt, np.clip(width, 4.2, 15), np.clip(height, 2.8, 13))
+    ax = picture.subplots()
+    ax.set_facecolor("0.92")
+    sns.heatmap(
+        values,
+        ax=ax,
+        vmin=0,
+        vmax=vmax,
+        cmap="viridis",
+        annot=numbers,
+        fmt=".0%" if relative else ".2f",
+        annot_kws={"size": 9},
+        linewidths=0.5 if numbers else 0,
+        linecolor="white",
+        xticklabels=True if len(targets) <= 90 else "auto",
+        yticklabels=True if len(sources) <= 90 else "auto",
+        cbar_kws={"label": "share of the target layer's λ" if relative else "mean λ (pair weight)"},
+    )
+    if relative:
+        ax.collections[0].colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    matched = table.groupby(["source", "target"]).size().unstack().reindex(index=sources, columns=targets).notna()
+    for row, column in np.argwhere((values.isna() & matched).to_numpy()):
+        ax.text(column + 0.5, row + 0.5, "nan", ha="center", va="center", fontsize=9 if numbers else 6)
+    ax.set(xlabel="target layer", ylabel="source layer")
+    ax.set_title(f"{what} at step {last}" + ("" if matched.to_numpy().all() else "\nblank: not matched"), fontsize=11)
+    _turn_long_labels(ax, targets, wide)
+    return picture
+
+
+def weights_over_time(trace: Table) -> Picture:
+    """How λ moved: one line a pair, its band one standard deviation over the images; a panel a target layer if many.
+
+    Args:
+        trace: step, source, target, weight[, weight_std][, slice].
+
+    Raises:
+        ValueError: a column is missing or the table is empty.
+    """
+    table = _trace(trace)
+    sources, targets = _order(table["source"]), _order(table["target"])
+    pairs = table[["source", "target"]].drop_duplicates()
+    split = len(pairs) > LINES_UP_TO
+    colours = _colours(sources if split else [" → ".join(pair) for pair in pairs.itertuples(index=False)])
+    alt = (
+        f"λ against the training step for {len(pairs)} pairs of {len(sources)} source and {len(targets)} target layers"
+    )
+    columns = min(len(targets), 3 if len(targets) <= 12 else 6) if split else 1
+    rows = math.ceil(len(targets) / columns) if split else 1
+    panel = 2.6 if columns <= 3 else 1.9  # inches
+    picture = Picture(alt, *((panel * columns + 2.4, 0.7 * panel * rows + 1) if split else (7.5, 3.8)))
+    panels = list(picture.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    used = panels[: len(targets) if split else 1]
+    for ax in panels[len(used) :]:
+        ax.remove()
+    for ax in used[-columns:]:  # also those with a removed panel below
+        ax.tick_params(labelbottom=True)
+
+    for (source, target), line in table.groupby(["source", "target"], sort=False):
+        ax = used[targets.index(target) if split else 0]
+        line = line.groupby("step")[[c for c in ("weight", "weight_std") if c in line]].mean().reset_index()
+        label = source if split else f"{source} → {target}"
+        ax.plot(line["step"], line["weight"], color=colours[label], label=label, lw=1.6, marker=_marker(line))
+        if "weight_std" in line:
+            low, high = (line["weight"] + sign * line["weight_std"] for sign in (-1, 1))
+            ax.fill_between(line["step"], low.clip(lower=0), high, color=colours[label], alpha=0.13, lw=0)
+    for ax, target in zip(used, targets, strict=False):
+        _steps(ax)
+        if split:
+            ax.set_title(target, fontsize=10)
+    picture.supxlabel("training step", fontsize=10)
+    picture.supylabel("mean λ (pair weight)", fontsize=10)
+    band = "\nband: ± 1 standard deviation over the images" if "weight_std" in table else ""
+    picture.suptitle(f"λ during training{', by target layer' if split else ''}{band}", fontsize=11)
+    used[0].set_ylim(bottom=0)
+    _legend(picture, used, colours, "source layer" if split else "source → target")
+    return picture
+
+
+def channel_weights(channels: Table, source: str, target: str, step: Step = None, *, top: int | None = None) -> Picture:
+    """The channel weights of one pair, largest first, beside the uniform weight 1/C and where training began.
+
+    Args:
+        channels: step, source, target, channel, weight.
+        source: the source layer, as in the table.
+        target: the target layer, as in the table.
+        step: which step; the last one if None.
+        top: only the largest so many; all if None.
+
+    Raises:
+        ValueError: a column is missing, the table is empty, or the pair or the step is not in it.
+    """
+    table = _read(channels, "channels table", "step", "source", "target", "channel", "weight")
+    pair = table[(table["source"] == source) & (table["target"] == target)]
+    if pair.empty:
+        has = [" → ".join(row) for row in table[["source", "target"]].drop_duplicates().itertuples(index=False)]
+        raise ValueError(f"the channels table has no pair {source} → {target} (has: {_some(has)})")
+    if top is not None and top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    last, first = _step(pair, "channels table", step), int(pair["step"].min())
+    moved = pair.groupby(["step", "channel"])["weight"].mean()
+    now = moved[last].sort_values(ascending=False, kind="stable")
+    count = len(now)
+    shown = now.iloc[:top]
+    before = moved[first].reindex(shown.index)
+
+    alt = f"Channel weights of {source} → {target} at step {last}, {len(shown)} of {count} channels, largest first"
+    picture = Picture(alt, np.clip(0.16 * len(shown) + 2.5, 5, 11), 3.8)
+    ax = picture.subplots()
+    few = len(shown) <= 50
+    place = np.arange(1, len(shown) + 1)
+    ax.bar(place, shown, width=0.8 if few else 1.0, color="#0072B2", label=f"step {last}")
+    if first != last:
+        ax.plot(place, before, color="#E69F00", lw=1.2, marker="." if few else None, label=f"step {first}")
+    ax.axhline(1 / count, color="0.25", ls="--", lw=1.2, label=f"uniform, 1/{count}")
+    ax.margins(x=0.01)
+    if few:
+        ax.set_xticks(
+            place, [f"{channel}" for channel in shown.index], rotation=90 if len(shown) > 16 else 0, fontsize=8
+        )
+    ax.set(xlabel="channel, by weight" if few else "rank of the channel by weight", ylabel="mean channel weight")
+    part = (
+        f"the largest {len(shown)} of {count} channels"
+        if len(shown) < count
+        else f"{count} channels, sum {now.sum():.3g}"
+    )
+    ax.set_title(f"{source} → {target} at step {last}\n{part}", fontsize=11)
+    ax.grid(axis="y", alpha=0.3)
+    picture.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return picture
+
+
+def accuracy_by_method(results: Table) -> Picture:
+    """Accuracy of every method, in the table's order: a dot a seed, the mean, and its 95 % interval (Student's t).
+
+    Args:
+        results: method, seed, accuracy (a fraction of 1).
+
+    Raises:
+        ValueError: a column is missing, the table is empty, or an accuracy is no fraction of 1.
+    """
+    table = _read(results, "results table", "method", "seed", "accuracy")
+    if not table["accuracy"].dropna().between(0, 1).all():
+        raise ValueError(
+            f"accuracy must be a fraction of 1, got {table['accuracy'].min():g} to {table['accuracy'].max():g}"
+        )
+    table = table.assign(percent=100 * table["accuracy"])
+    methods = _order(table["method"])
+    seeds = table.groupby("method")["percent"].count()
+    count = (
+        f"{seeds.max()} seed{'s' if seeds.max() > 1 else ''}"
+        if seeds.nunique() == 1
+        else f"{seeds.min()}–{seeds.max()} seeds"
+    )
+
+    alt = f"Accuracy of {len(methods)} methods with {count} each: {', '.join(methods)}"
+    picture = Picture(alt, 6.6 + 0.07 * max(map(len, methods)), 1.9 + 0.42 * len(methods))
+    ax = picture.subplots()
+    common = {"data": table, "x": "percent", "y": "method", "order": methods, "ax": ax, "legend": False}
+    if several := seeds.max() > 1:
+        look = {"linestyle": "none", "marker": "D", "markersize": 5, "linewidth": 1.5, "capsize": 0.25}
+        sns.pointplot(**common, color="#000000", errorbar=_interval, **look)
+    sns.stripplot(**common, color="#56B4E9", size=6, alpha=0.85, jitter=False, zorder=3)
+    for row, method in enumerate(methods):
+        mean = table.loc[table["method"] == method, "percent"].mean()
+        label = f"{mean:.1f}" if math.isfinite(mean) else "none"
+        ax.text(1.02, row, label, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+    ax.text(1.02, 1.03, "mean", transform=ax.transAxes, fontsize=9, color="0.35")
+    ax.set(xlabel="test accuracy (%)", ylabel="", ylim=(len(methods) - 0.5, -0.5))
+    ax.set_title(f"Accuracy by method, {count}", fontsize=11, loc="left")
+    ax.grid(axis="x", alpha=0.3)
+    dot, diamond = (
+        ax.plot([], [], color=c, marker=m, ls=s)[0] for c, m, s in (("#56B4E9", "o", ""), ("#000000", "D", "-"))
+    )
+    marks = {"one seed": dot} | ({"mean and its 95 % interval": diamond} if several else {})
+    picture.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return picture
+
+
+def learning_curves(log: Table) -> Picture:
+    """Every loss of a log against the training step, and every accuracy in a panel beside it.
+
+    A column of more than 200 values is drawn faintly, below its running mean over a fiftieth of them. Losses that
+    spread over more than a factor of 50 are drawn on a logarithmic axis.
+
+    Args:
+        log: step, and any of the columns whose names end in `loss` or `accuracy` (fractions of 1).
+
+    Raises:
+        ValueError: there is no column to draw, `step` is missing, or the table is empty.
+    """
+    table = _read(log, "log", "step")
+    kinds = {kind: [c for c in table if c.endswith(kind) and table[c].notna().any()] for kind in ("loss", "accuracy")}
+    kinds = {kind: names for kind, names in kinds.items() if names}
+    if not kinds:
+        raise ValueError(f"the log holds no loss and no accuracy (has: {', '.join(table)})")
+    alt = f"{', '.join(name.replace('_', ' ') for names in kinds.values() for name in names)} against the training step"
+    picture = Picture(alt.capitalize(), 4.6 * len(kinds) + 0.4, 3.6)
+    panels = picture.subplots(1, len(kinds), squeeze=False).ravel()
+    for ax, (kind, names) in zip(panels, kinds.items(), strict=True):
+        for (name, colour), style in zip(_colours(names).items(), ("-", "--", "-.", ":") * len(names), strict=False):
+            line = table[["step", name]].dropna().groupby("step").mean().reset_index()
+            values = line[name] * (100 if kind == "accuracy" else 1)
+            if len(line) > NOISY_FROM:
+                ax.plot(line["step"], values, color=colour, lw=0.6, alpha=0.25)
+                values = values.rolling(len(line) // 50, center=True, min_periods=1).mean()
+            label = name.replace("_", " ")
+            ax.plot(line["step"], values, color=colour, ls=style, lw=1.6, marker=_marker(line), label=label)
+        numbers = table[names].to_numpy(float)
+        numbers = numbers[np.isfinite(numbers)]
+        if kind == "loss" and 0 < 50 * numbers.min(initial=math.inf) < numbers.max(initial=0):
+            ax.set_yscale("log")
+        ax.set(xlabel="training step", ylabel="accuracy (%)" if kind == "accuracy" else "loss (cross-entropy in nats)")
+        _steps(ax)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9)
+    return picture
+
+
+def _read(table: Table, name: str, *columns: str) -> pd.DataFrame:
+    """The table with at least these columns and one row; names of layers and methods as text."""
+    if not isinstance(table, pd.DataFrame):
+        try:
+            table = pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True)
+        except pd.errors.EmptyDataError:
+            raise ValueError(f"the {name} {table} is an empty file") from None
+    for column in columns:
+        if column not in table:
+            raise ValueError(f"the {name} lacks column '{column}' (has: {', '.join(map(str, table))})")
+    if table.empty:
+        raise ValueError(f"the {name} has no rows (its columns: {', '.join(map(str, table))})")
+    for column in columns:
+        if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(table[column]):
+            raise ValueError(f"column '{column}' of the {name} is not numeric, for example {table[column].iloc[0]!r}")
+    return table.astype({column: str for column in TEXT_COLUMNS if column in columns})
+
+
+def _trace(trace: Table) -> pd.DataFrame:
+    """A trace in which a slice, if there is one, is part of the target layer's name."""
+    table = _read(trace, "trace", "step", "source", "target", "weight")
+    if "slice" in table:
+        table = table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
+    return table
+
+
+def _step(table: pd.DataFrame, name: str, step: Step) -> int:
+    """The wanted step, or the last; refuses one that is not there."""
+    steps = np.sort(table["step"].unique())
+    if step is None:
+        return int(steps[-1])
+    if step not in steps:
+        nearest = int(steps[np.abs(steps - step).argmin()])
+        raise ValueError(
+            f"the {name} has no step {step} (nearest: {nearest}; {len(steps)} from {steps[0]} to {steps[-1]})"
+        )
+    return int(step)
+
+
+def _order(names: Iterable[str]) -> list[str]:
+    """Distinct names in order of first appearance."""
+    return list(dict.fromkeys(names))
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def _colours(names: Sequence[str]) -> dict[str, Any]:
+    """A colour for each name: distinct ones while they last (Okabe and Ito's), then from dark to bright in order."""
+    if len(names) <= 8:
+        okabe_ito = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+        return dict(zip(names, okabe_ito, strict=False))
+    return dict(zip(names, colormaps["viridis"](np.linspace(0, 0.93, len(names))), strict=True))
+
+
+def _marker(line: pd.DataFrame) -> str | None:
+    """Dots where there are few points: a line through one would be invisible."""
+    return "." if len(line) <= 12 else None
+
+
+def _steps(ax: Axes) -> None:
+    """Whole numbers on the step axis, a light grid."""
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+    ax.grid(alpha=0.3)
+
+
+def _turn_long_labels(ax: Axes, names: Sequence[str], inches: float) -> None:
+    """Write the names below the columns upright when they do not fit side by side."""
+    long = max(map(len, names)) * 0.085 > inches
+    ax.tick_params(axis="x", labelrotation=90 if long else 0, labelsize=9 if inches > 0.3 else 7)
+    ax.tick_params(axis="y", labelrotation=0, labelsize=9 if inches > 0.3 else 7)
+
+
+def _legend(picture: Picture, panels: list[Axes], colours: dict[str, Any], title: str) -> None:
+    """What the lines are, outside the panels: a legend, or a colour bar when there are too many for one."""
+    if len(colours) <= LEGEND_UP_TO:
+        lines = {line.get_label(): line for ax in panels for line in ax.get_lines()}
+        ordered = [lines[name] for name in colours if name in lines]
+        picture.legend(handles=ordered, title=title, loc="outside right upper", frameon=False, fontsize=9)
+    else:
+        bar = picture.colorbar(ScalarMappable(cmap="viridis"), ax=panels, label=title, aspect=40)
+        names = list(colours)
+        bar.set_ticks([0, 0.93], labels=[names[0], names[-1]])
+        bar.ax.set_ylim(0, 0.93)
+
+
+def _interval(values: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of the mean of a few independent values, by Student's t; the value itself when there is one."""
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return values.mean() - half, values.mean() + half
