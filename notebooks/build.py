@@ -10,8 +10,10 @@ notebook build/NAME.ipynb and build/NAME.html. Stops at the first failing cell, 
 
 import argparse
 import asyncio
+import contextlib
 import html
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -60,12 +62,12 @@ class Progress:
 
 
 class Page(NamedTuple):
-    """What the index shows of one executed notebook; title and paragraph are HTML, figures are (data URI, alt text)."""
+    """What the index shows of one notebook; title and paragraph are HTML, a figure is (data URI, alt text, width)."""
 
     name: str
     title: str
     paragraph: str
-    figures: list[tuple[str, str]]
+    figures: list[tuple[str, str, str]]
     seconds: float
 
 
@@ -75,11 +77,18 @@ async def execute(notebook: NotebookNode, folder: Path, progress: Progress) -> N
     def count(cell: NotebookNode, cell_index: int) -> None:
         progress.cell += 1
 
+    def interruptible(notebook: NotebookNode) -> None:
+        # nbclient's own handler of the interrupt key ends the kernel and then fails on its absence
+        with contextlib.suppress(NotImplementedError):  # Windows has no such handlers
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+
     client = NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # or every start warns of local sockets
         resources={"metadata": {"path": str(folder)}},
+        on_notebook_start=interruptible,
         on_cell_execute=count,
         coalesce_streams=True,
         record_timing=False,
@@ -87,15 +96,20 @@ async def execute(notebook: NotebookNode, folder: Path, progress: Progress) -> N
     ticker = asyncio.create_task(progress.tick())
     try:
         await client.async_execute()
+    except DeadKernelError:
+        task = asyncio.current_task()
+        if task and task.cancelling():  # the interrupt key ended the kernel: that is no failure of the notebook
+            raise asyncio.CancelledError from None
+        raise
     finally:
         ticker.cancel()
 
 
-def normalise(notebook: NotebookNode) -> None:
+def normalised(notebook: NotebookNode) -> NotebookNode:
     """Keep what a reader sees; drop what differs between machines and runs, so that diffs show changes only.
 
     A widget with a picture beside it keeps the picture: its live form needs a kernel anyway, and the state it would
-    otherwise save (random names, every frame's bytes) shows nothing without one.
+    otherwise save (every frame's bytes) shows nothing without one. Other widgets keep their state, under steady names.
     """
     live = False
     for cell in notebook.cells:
@@ -105,12 +119,16 @@ def normalise(notebook: NotebookNode) -> None:
             if WIDGET in data and any(kind in data for kind in (*IMAGES, "text/html")):
                 del data[WIDGET]
             live |= WIDGET in data
-    widgets = notebook.metadata.get("widgets") if live else None
+    widgets = notebook.metadata.get("widgets", {}) if live else {}
     notebook.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
         language_info={"name": "python"},
         **({"widgets": widgets} if widgets else {}),
     )
+    text = nbformat.writes(notebook)
+    for number, name in enumerate(widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", ())):
+        text = text.replace(name, f"{number:032x}")
+    return nbformat.reads(text, as_version=4)
 
 
 def page(name: str, notebook: NotebookNode, seconds: float) -> Page:
@@ -125,9 +143,11 @@ def page(name: str, notebook: NotebookNode, seconds: float) -> Page:
         for output in cell.get("outputs", ()):
             for kind in IMAGES:
                 if kind in output.get("data", {}):
-                    alt = output.metadata.get(kind, {}).get("alt") or cell.metadata.get("alt")
+                    about = output.metadata.get(kind, {})
+                    alt = about.get("alt") or cell.metadata.get("alt")
                     alt = alt or f"Figure {len(figures) + 1} of {name}, under “{heading}”"
-                    figures.append((f"data:{kind};base64,{''.join(output.data[kind].split())}", alt))
+                    data = f"data:{kind};base64,{''.join(output.data[kind].split())}"
+                    figures.append((data, html.escape(alt), f' width="{about["width"]}"' if "width" in about else ""))
     inline = re.sub(r"^\s*<p>|</p>\s*$", "", markdown2html(title))
     return Page(name, inline, markdown2html(paragraph or ""), figures, seconds)
 
@@ -170,7 +190,7 @@ SECTION = """<section id="{p.name}">
 or <a href="{p.name}.ipynb">as a notebook</a>.</p>
 {figures}</section>
 """
-FIGURE = '<figure><img src="{source}" alt="{alt}"><figcaption>{alt}</figcaption></figure>\n'
+FIGURE = '<figure><img src="{source}" alt="{alt}"{width}><figcaption>{alt}</figcaption></figure>\n'
 ENTRY = '<li><a href="#{p.name}">{p.title}</a> <span class="quiet">{p.seconds:.0f} s</span></li>\n'
 
 
@@ -178,7 +198,7 @@ def index(pages: list[Page]) -> str:
     """One self-contained HTML page over all notebooks, readable in light and dark."""
     contents = sections = ""
     for p in pages:
-        figures = "".join(FIGURE.format(source=source, alt=html.escape(alt)) for source, alt in p.figures)
+        figures = "".join(FIGURE.format(source=source, alt=alt, width=width) for source, alt, width in p.figures)
         contents += ENTRY.format(p=p)
         sections += SECTION.format(p=p, figures=figures)
     return FRAME.format(style=STYLE, contents=contents, sections=sections)
@@ -217,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
             progress.close("  interrupted")
             return 130
         progress.close("")
-        normalise(notebook)
+        notebook = normalised(notebook)
         if options.in_place:
             nbformat.write(notebook, path)
             continue

@@ -91,7 +91,7 @@ SHOW = f"""from IPython.display import display
 from pathlib import Path
 Path("cwd.txt").write_text("here")
 picture = {{"image/png": "{PNG}", "text/plain": "a picture"}}
-display(picture, metadata={{"image/png": {{"alt": "λ < 6 & more"}}}}, raw=True)"""
+display(picture, metadata={{"image/png": {{"alt": "λ < 6 & more", "width": 9}}}}, raw=True)"""
 
 
 def test_build_executes_and_gathers(tmp_path: Path) -> None:
@@ -110,14 +110,15 @@ def test_build_executes_and_gathers(tmp_path: Path) -> None:
     assert "<h2>A <em>first</em> look</h2>" in page
     assert "What it <code>does</code>.\nStill the first.</p>" in page
     assert "More." not in page
-    assert f'<img src="data:image/png;base64,{PNG}" alt="λ &lt; 6 &amp; more">' in page
+    assert f'<img src="data:image/png;base64,{PNG}" alt="λ &lt; 6 &amp; more" width="9">' in page
     assert "<script" not in page
     assert "http" not in page
     for link in re.findall(r'href="([^#"]+)"', page):
         assert (tmp_path / "build" / link).is_file()
 
 
-def test_build_in_place_stores_outputs_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps_state", [False, True])
+def test_build_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -> None:
     """Outputs are committed, so executing twice must give the same file: no times, versions or widget names."""
     widget = (
         "import ipywidgets\nclass Slider(ipywidgets.IntSlider):\n    def _repr_mimebundle_(self, **_):\n        return "
@@ -125,7 +126,8 @@ def test_build_in_place_stores_outputs_only(tmp_path: Path) -> None:
     widget += f'super()._repr_mimebundle_() | {{"image/png": "{PNG}", "text/plain": "a slider"}}\nSlider()'
     cell = new_code_cell(widget, metadata={"tags": ["nbval-skip"], "execution": {"iopub.execute_input": "2026"}})
     path = tmp_path / "00_first.ipynb"
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# First"), cell]), path)
+    live = new_code_cell("ipywidgets.IntSlider()")
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# First"), cell, *([live] if keeps_state else [])]), path)
     assert build(tmp_path, "--in-place").returncode == 0
     first = path.read_text(encoding="utf-8")
     assert build(tmp_path, "--in-place").returncode == 0
@@ -135,7 +137,7 @@ def test_build_in_place_stores_outputs_only(tmp_path: Path) -> None:
     assert stored.cells[1].metadata == {"tags": ["nbval-skip"]}
     assert stored.metadata.language_info == {"name": "python"}
     assert set(stored.cells[1].outputs[0].data) == {"image/png", "text/plain"}
-    assert "widgets" not in stored.metadata
+    assert ("widgets" in stored.metadata) == keeps_state
     assert not (tmp_path / "build").exists()
 
 
