@@ -6,15 +6,22 @@ Every step's random numbers come from (seed, step) alone and every batch from (s
 random state to save: stopped anywhere and resumed from its last checkpoint, it ends as the uninterrupted one does.
 """
 
+import hashlib
+import inspect
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from numbers import Integral
+from types import FrameType
 from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 import pandas as pd
@@ -22,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from mtanytime.datasets import Augment, Batches, ImageSet, Task, derive_seed
@@ -57,14 +64,14 @@ class TrainingResult:
 
     `accuracy` is read with the weights of the best validation epoch, `last_accuracy` with the last ones; without a
     validation set they are the same. `tables` holds the run's tables by name ("log", …), `seconds` the time spent in
-    training steps and evaluations.
+    training steps, with their data and the validation.
     """
 
     accuracy: float | None
     last_accuracy: float | None
     best_epoch: int
     seconds: float
-    tables: dict[str, pd.DataFrame] = field(repr=False)
+    tables: dict[str, pd.DataFrame] = field(repr=False, compare=False)
 
     @property
     def log(self) -> pd.DataFrame:
@@ -92,19 +99,21 @@ def evaluate(
     batch_size: int = 256,
     precision: Precision = "float32",
 ) -> float:
-    """Top-1 accuracy in [0, 1] of a model in eval mode; its mode is put back."""
-    parameter = next(model.parameters())
-    training = model.training
+    """Top-1 accuracy in [0, 1] of a model in eval mode; its modes and torch's random state are put back."""
+    like = next(model.parameters(), torch.empty(0))
+    modes = [(module, module.training) for module in model.modules()]
+    right, count = torch.zeros((), dtype=torch.int64, device=like.device), 0
     model.eval()
-    right = count = 0
-    for images, labels in _batches(data, batch_size, seed=0, shuffle=False).epoch(0):
-        images = images.to(parameter.device, parameter.dtype)
-        with autocast(parameter.device, precision):
-            output = model(images)
-        right += int((output.argmax(dim=1).cpu() == labels.cpu()).sum())
-        count += len(labels)
-    model.train(training)
-    return right / count
+    try:
+        with seeded(0, like.device), autocast(like.device, precision):
+            for images, labels in _batches(data, batch_size, seed=0, shuffle=False).epoch(0):
+                output = model(images.to(like.device, like.dtype))
+                right += (output.argmax(dim=1) == labels.to(like.device)).sum()
+                count += len(labels)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return right.item() / count
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -133,7 +142,8 @@ class Trainer:
 
     `for report in trainer` runs the steps and yields a `StepReport` after each; leave the loop and iterate again to go
     on. `train()` is that loop with a progress bar. An interrupt waits for the end of the step (a second one does not)
-    and leaves a run that goes on: the same trainer, or a new one with the same arguments and folder.
+    and leaves a run that goes on: the same trainer, or a new one with the same arguments and folder. A run that broke
+    off within a step goes back to its last checkpoint.
 
     Args:
         model: the network, `logits = model(images)`; trained in place and moved to `device`. A function is called
@@ -158,7 +168,10 @@ class Trainer:
     Raises:
         ValueError: bad settings, a network that does not take the images or has too few outputs for the labels, a
             folder that holds another run or a broken checkpoint; before training and before anything is written.
-        FloatingPointError: in training, a loss that is not finite; the last checkpoint is kept.
+        PermissionError: nothing can be written in the folder; as early.
+        FloatingPointError: in training, a loss or weights that are not finite; the last checkpoint is kept.
+        RuntimeError: in training, another process is at work in the folder.
+        OSError: in training, a checkpoint that could not be written (a full disk); the one before it is kept.
     """
 
     result_type: ClassVar[type[TrainingResult]] = TrainingResult
@@ -186,34 +199,39 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
         progress: bool = True,
     ) -> None:
-        require(epochs >= 1, "epochs >= 1", epochs)
-        require(batch_size >= 1, "batch_size >= 1", batch_size)
-        require(lr > 0, "lr > 0", lr)
+        require(isinstance(epochs, Integral) and epochs >= 1, "epochs a whole number >= 1", epochs)
+        require(isinstance(batch_size, Integral) and batch_size >= 1, "batch_size a whole number >= 1", batch_size)
+        require(0 < lr < math.inf, "lr > 0", lr)
+        require(0 <= momentum < 1, "momentum in [0, 1)", momentum)
+        require(0 <= weight_decay < math.inf, "weight_decay >= 0", weight_decay)
+        require(momentum > 0 or not nesterov, "momentum > 0 with nesterov", momentum)
         require(precision in get_args(Precision), f"precision one of {get_args(Precision)}", precision)
         require(
             callable(schedule) or schedule in SCHEDULES, f"schedule a function or one of {list(SCHEDULES)}", schedule
         )
+        factor = schedule if callable(schedule) else SCHEDULES[schedule]
+        self.rates = [lr * factor(epoch / epochs) for epoch in range(epochs)]  # the learning rate of each epoch
+        require(all(0 <= rate < math.inf for rate in self.rates), "a schedule of finite factors >= 0", self.rates)
         self.device = torch.device(device) if device is not None else best_device()
         self.precision, self.seed, self.epochs, self.loss = precision, seed, epochs, loss
         self.progress, self.checkpoint_seconds = progress, checkpoint_seconds
-        self.schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.notes: list[str] = []
 
-        train, self.test = (data.train, data.test) if isinstance(data, Task) and test is None else (data, test)
-        train = train.train if isinstance(train, Task) else train
-        if isinstance(validation, float):
-            if not isinstance(train, ImageSet):
-                raise ValueError(
-                    "a fraction of a DataLoader cannot be held back; wanted validation as a set of its own"
-                )
-            train, validation = train.split(validation, seed)
-        self.validation = validation
-        train = train.to(self.device) if isinstance(train, ImageSet) else train
-        self.batches = _batches(train, batch_size, seed=seed, augment=augment)
+        if isinstance(data, Task):
+            data, test = data.train, data.test if test is None else test
+        data = self._placed("data", data)
+        if isinstance(validation, int | float):
+            require(isinstance(data, ImageSet), "validation as a set of its own beside a DataLoader", validation)
+            data, validation = data.split(validation, seed)
+        self.batches = _batches(data, batch_size, seed=seed, augment=augment)
+        self.validation = None if validation is None else self._placed("validation", validation)
+        self.test = None if test is None else self._placed("test", test)
         self.steps = epochs * len(self.batches)
 
         with seeded(derive_seed(seed, _INITIAL), self.device):
             self.model = (model if isinstance(model, nn.Module) else model()).to(self.device)
+        trained = any(parameter.requires_grad for parameter in self.model.parameters())
+        require(trained, "a network with parameters that require grad", type(self.model).__name__)
         self.optimizer: torch.optim.Optimizer
         self.modules: dict[str, nn.Module] = {"model": self.model}  # all that a checkpoint keeps
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -223,7 +241,8 @@ class Trainer:
         self.optimizers["optimizer"] = self.optimizer
 
         self.step, self.seconds = 0, 0.0
-        self._best: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None  # epoch, val_accuracy and weights of the best validation epoch
+        self._last: dict[str, Tensor] | None = None  # the run's own weights while `load_best` shows others
         self._scores: dict[str, float | None] | None = None
         self._torn, self._saved_step, self._saved_at = False, -1, time.monotonic()
         self.folder = None
@@ -231,7 +250,7 @@ class Trainer:
             config = {
                 "trainer": type(self).__name__,
                 "epochs": epochs,
-                "batch_size": batch_size,
+                "batch_size": self.batches.batch_size,
                 **self._sgd,
                 "schedule": name_of(schedule),
                 "loss": name_of(loss),
@@ -239,8 +258,9 @@ class Trainer:
                 "seed": seed,
                 "precision": precision,
                 "model": _described(self.model),
-                "train": _described_data(train),
-                "validation": _described_data(validation),
+                "train": _described_data(self.batches.data),
+                "validation": _described_data(self.validation),
+                "test": _described_data(self.test),
                 **self._config(),
             }
             self.folder = RunFolder(folder, config)
@@ -282,32 +302,30 @@ class Trainer:
 
     def __iter__(self) -> Iterator[StepReport]:
         """Run the steps that are left, yielding a report after each."""
-        if self._torn:
-            if self.folder is None or self.folder.load() is None:
-                raise RuntimeError("the run broke off in the middle of a step and has no checkpoint to go back to")
-            self._load()
+        self._take_up()
         if self.step >= self.steps:
             return
-        if self.folder is not None:
-            self.folder.open()
-        try:
+        with self._at_work():
             while self.step < self.steps:
                 epoch, position = divmod(self.step, len(self.batches))
-                for images, labels in self.batches.epoch(epoch, start=position):
+                started, before = time.perf_counter(), self.step
+                batches = self.batches.epoch(epoch, start=position)
+                for images, labels in islice(batches, len(self.batches) - position):
                     with _interrupt_waits():
-                        report = self._advance(epoch, images, labels)
-                        if time.monotonic() - self._saved_at > self.checkpoint_seconds:
+                        report = self._advance(epoch, images, labels, started)
+                        if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
                             self._save()
                     yield report
-        finally:
-            if self.folder is not None:
-                try:
-                    self._save()
-                finally:
-                    self.folder.close()
+                    started = time.perf_counter()
+                    if self.step != report.step:  # another iterator of this trainer went on
+                        break
+                if self.step == before:
+                    wanted = len(self.batches)
+                    raise RuntimeError(f"the data gave {position} batches in epoch {epoch + 1}; wanted {wanted}")
 
     def train(self) -> TrainingResult:
         """Run to the end with a progress bar and return the result."""
+        self._take_up()
         if self.progress:
             for note in self.notes:
                 print(note)
@@ -322,51 +340,84 @@ class Trainer:
             file=sys.stdout,
             disable=not self.progress or self.step >= self.steps,
         )
+        shown: dict[str, str] = {}
         for report in bar:
-            if self.progress:
-                shown = ("loss", "accuracy", "mean_lambda", "val_accuracy")
-                bar.set_postfix({k: f"{v:.3g}" for k, v in report.metrics.items() if k in shown}, refresh=False)
+            if not bar.disable:
+                names = ("loss", "accuracy", "mean_lambda", "val_accuracy")
+                now = {k: v for k, v in report.metrics.items() if k in names and math.isfinite(v)}
+                shown |= {k: f"{v:.3g}" for k, v in now.items()}
+                bar.set_postfix(shown, refresh=False)
         return self.result()
 
     def result(self) -> TrainingResult:
         """Accuracies and tables of a finished run; evaluated once. RuntimeError while steps are left."""
-        if self.step < self.steps:
+        if self.step < self.steps or self._torn:
             raise RuntimeError(f"the run is at step {self.step} of {self.steps}; wanted a finished one")
         if self._scores is None:
-            last = None if self.test is None else self._evaluate(self.test)
-            best = last
-            if self._best is not None and last is not None:
-                state = {name: value.clone() for name, value in self.model.state_dict().items()}
-                self.load_best()
-                best = self._evaluate(self.test)
-                self.model.load_state_dict(state)
-            self._scores = {"accuracy": best, "last_accuracy": last}
-            if self.folder is not None:
-                self.folder.open()
+            with nullcontext() if self.folder is None else self.folder.held():
+                last = None if self.test is None else self._evaluate(self.test)
+                best = last
+                if self._best is not None and last is not None:
+                    state = _copied(self.model)
+                    try:
+                        self.model.load_state_dict(self._best["model"])
+                        best = self._evaluate(self.test)
+                    finally:
+                        self.model.load_state_dict(state)
+                self._scores = {"accuracy": best, "last_accuracy": last}
                 self._save(force=True)
-                self.folder.close()
         best_epoch = self.epochs if self._best is None else self._best["epoch"]
         tables = {name: pd.DataFrame(rows) for name, rows in self.tables.items()}
         return self.result_type(**self._scores, best_epoch=best_epoch, seconds=self.seconds, tables=tables)
 
     def load_best(self) -> None:
-        """Give the model the weights of its best validation epoch so far; RuntimeError without validation."""
+        """Give the model the weights of its best validation epoch so far; RuntimeError without validation.
+
+        A run that is not finished goes on from its own weights all the same.
+        """
         if self._best is None:
             raise RuntimeError("no validation has been made; wanted validation=… and at least one epoch")
+        if self.step == self.steps and not self._torn:
+            self.result()  # reads the last weights
+        elif self._last is None:
+            self._last = _copied(self.model)
         self.model.load_state_dict(self._best["model"])
 
-    def _advance(self, epoch: int, images: Tensor, labels: Tensor) -> StepReport:
-        started = time.perf_counter()
+    def _take_up(self) -> None:
+        """Put the run's own state back where something else stands: after `load_best`, or a broken step."""
+        if self._last is not None:
+            self.model.load_state_dict(self._last)
+            self._last = None
+        if self._torn:
+            if self.folder is None:
+                raise RuntimeError("the run broke off within a step and has no folder with a checkpoint to go back to")
+            self._load()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Hold the folder, if there is one, with no rows of steps that are to come; save in the end, come what may."""
+        with nullcontext() if self.folder is None else self.folder.held():
+            if self.folder is not None:
+                if self.folder.moved_on:  # another trainer was at work here in between
+                    self._load()
+                for table in self.tables:
+                    self.folder.trim(table, self.step)
+                if self._saved_step < 0:
+                    self._save()  # the start, so that there is always a place to go back to
+            try:
+                yield
+            finally:
+                with _interrupt_waits():
+                    self._save()
+
+    def _advance(self, epoch: int, images: Tensor, labels: Tensor, started: float) -> StepReport:
         self._torn = True
-        factor = self.schedule(epoch / self.epochs)
+        lr = self.rates[epoch]
         for group in self.optimizer.param_groups:
-            group["lr"] = self._sgd["lr"] * factor
+            group["lr"] = lr
         self.model.train()
         images = images.to(self.device, next(self.model.parameters()).dtype)
-        with (
-            seeded(derive_seed(self.seed, _STEP, self.step), self.device),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-        ):
+        with seeded(derive_seed(self.seed, _STEP, self.step), self.device):
             figures = self._step(images, labels.to(self.device))
         self.step += 1
         if self.validation is not None:
@@ -374,10 +425,8 @@ class Trainer:
             if self.step % len(self.batches) == 0:
                 figures["val_accuracy"] = value = self._evaluate(self.validation)
                 if self._best is None or value > self._best["val_accuracy"]:
-                    state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-                    self._best = {"epoch": epoch + 1, "val_accuracy": value, "model": state}
+                    self._best = {"epoch": epoch + 1, "val_accuracy": value, "model": _copied(self.model)}
         self.seconds += time.perf_counter() - started
-        lr = self._sgd["lr"] * factor
         row = {"step": self.step, "epoch": epoch + 1, "seconds": round(self.seconds, 4), "lr": lr, **figures}
         self._add("log", [row])
         self._after_step()
@@ -395,65 +444,111 @@ class Trainer:
     def _finite(self, loss: Tensor, name: str, also: str = "") -> float:
         value = loss.item()
         if not math.isfinite(value):
-            lr = self.optimizer.param_groups[0]["lr"]
-            raise FloatingPointError(f"{name} is {value} at step {self.step + 1} (learning rate {lr:.4g}{also})")
+            raise FloatingPointError(f"{name} is {value} at step {self.step + 1} ({self._at()}{also})")
         return value
 
+    def _at(self) -> str:
+        lr = f"learning rate {self.optimizer.param_groups[0]['lr']:.4g}"
+        return lr if self._saved_step < 0 else f"{lr}; the last checkpoint is of step {self._saved_step}"
+
     def _try_model(self) -> None:
-        """Run the network forward once on a few training images, leaving it unchanged."""
+        """Run the network forward on a few images of each set, leaving it unchanged; ValueError if that fails."""
         images, labels = self._probe_batch()
-        with torch.no_grad(), undisturbed(self.model, self.device, training=True) as buffers:
+        output = self._try("training", images, labels)
+        try:
+            loss = self.loss(output, labels)
+        except Exception as error:
+            raise ValueError(f"the loss {name_of(self.loss)} does not take the network's output: {error}") from error
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        require(shape == (), "a loss that gives a scalar tensor", shape)
+        for name, data in (("validation", self.validation), ("test", self.test)):
+            if data is not None:
+                self._try(name, *self._few(data, 4))
+
+    def _try(self, name: str, images: Tensor, labels: Tensor) -> Any:
+        """The network's output for a few images of a set, in train mode for the training set and else in eval mode."""
+        training = name == "training"
+        with torch.no_grad(), undisturbed(self.model, self.device, training) as buffers:
             try:
-                output = call_at(self.model, buffers, images)
+                with autocast(self.device, self.precision):
+                    output = call_at(self.model, buffers, images)
             except Exception as error:
-                shape, name = tuple(images.shape[1:]), type(self.model).__name__
-                raise ValueError(
-                    f"{name} does not take a batch of {len(images)} images of shape {shape}: {error}"
-                ) from error
-            if isinstance(output, Tensor) and int(labels.max()) >= output.shape[1]:
-                classes = output.shape[1]
-                raise ValueError(f"label {int(labels.max())} is out of range: the network has {classes} outputs")
-            self.loss(output, labels)
+                what = f"a batch of {len(images)} {name} images of shape {tuple(images.shape[1:])}"
+                raise ValueError(f"{type(self.model).__name__} does not take {what}: {error}") from error
+        highest = int(labels.max())
+        if isinstance(output, Tensor) and output.ndim == 2 and highest >= output.shape[1]:
+            raise ValueError(f"{name} label {highest} is out of range: the network has {output.shape[1]} outputs")
+        return output
 
     def _probe_batch(self) -> tuple[Tensor, Tensor]:
         """A few training images, as many as the smallest batch has (batch norm may not take a single one)."""
-        data = self.batches.data
+        data, size = self.batches.data, self.batches.batch_size
         if isinstance(data, ImageSet):
-            size = min(4, len(data) % self.batches.batch_size or self.batches.batch_size)
-            data = data.subset(torch.arange(size))
-            images, labels = next(Batches(data, size, seed=0, shuffle=False).epoch(0))
-            labels = self.batches.data.labels.max().expand(size)  # the highest label is the one to try
+            return self._few(data, len(data) % size or size)
+        if data.batch_size is None or data.drop_last or isinstance(data.dataset, IterableDataset):
+            return self._few(data, 4)
+        return self._few(data, len(data.sampler) % data.batch_size or data.batch_size)
+
+    def _few(self, data: ImageSet | DataLoader, size: int) -> tuple[Tensor, Tensor]:
+        """Up to 4 images of a set; of an `ImageSet`, with its highest label, which is the one to try."""
+        if isinstance(data, ImageSet):
+            require(len(data) > 0, "a set with images", data)
+            few = data.subset(torch.arange(min(size, 4, len(data))))
+            images, labels = next(Batches(few, 4, seed=0, shuffle=False).epoch(0))
+            labels = data.labels.max().expand(len(few))
         else:
-            images, labels = next(self.batches.epoch(0))
-            images, labels = images[:4], labels[:4]
+            images, labels = next(Batches(data, None, seed=self.seed).epoch(0))
+            images, labels = images[: min(size, 4)], labels[: min(size, 4)]
         return images.to(self.device, next(self.model.parameters()).dtype), labels.to(self.device)
 
+    def _placed(self, name: str, data: ImageSet | DataLoader) -> ImageSet | DataLoader:
+        """A set on the run's device."""
+        require(isinstance(data, ImageSet | DataLoader), f"{name} as an ImageSet or a DataLoader", data)
+        return data.to(self.device) if isinstance(data, ImageSet) else data
+
     def _save(self, force: bool = False) -> None:
-        if self.folder is None or self._torn or (self.step == self._saved_step and not force):
+        if self._torn or (self.step == self._saved_step and not force):
             return
-        self.folder.save(
-            {
-                "step": self.step,
-                "seconds": self.seconds,
-                "best": self._best,
-                "scores": self._scores,
-                "modules": {name: module.state_dict() for name, module in self.modules.items()},
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-                "extra": self._extra_state(),
-            }
-        )
-        self._saved_step, self._saved_at = self.step, time.monotonic()
+        for name, module in self.modules.items():
+            if not all(parameter.isfinite().all() for parameter in module.parameters()):
+                self._torn = True
+                raise FloatingPointError(f"weights of the {name} are not finite after step {self.step} ({self._at()})")
+        if self.folder is not None:
+            self.folder.save(
+                {
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "best": self._best,
+                    "scores": self._scores,
+                    "modules": {name: module.state_dict() for name, module in self.modules.items()},
+                    "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+                    "extra": self._extra_state(),
+                }
+            )
+            self._saved_step = self.step
+        self._saved_at = time.monotonic()
 
     def _load(self) -> None:
+        """Go to the folder's last checkpoint, if it has one."""
         checkpoint = self.folder.load()
-        if checkpoint is not None:
-            self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
-            self._best, self._scores = checkpoint["best"], checkpoint["scores"]
+        if checkpoint is None:
+            if self.step > 0:
+                raise RuntimeError(f"{self.folder.path} has lost its checkpoint; make a new trainer to start again")
+            return
+        try:
             for name, module in self.modules.items():
                 module.load_state_dict(checkpoint["modules"][name])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(checkpoint["optimizers"][name])
+                for parameter, state in optimizer.state.items():
+                    for key, value in state.items():
+                        if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                            raise ValueError(f"{key} is {tuple(value.shape)}, wanted {tuple(parameter.shape)}")
             self._load_extra_state(checkpoint["extra"])
+            self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
+            self._best, self._scores = checkpoint["best"], checkpoint["scores"]
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the checkpoint in {self.folder.path} does not fit this run: {error}") from error
         self.tables = {name: self.folder.read(name, self.step) for name in self.tables}
         self._torn, self._saved_step = False, self.step
 
@@ -473,13 +568,26 @@ def require(holds: bool, wanted: str, came: object) -> None:
 
 
 def name_of(value: object) -> object:
-    """A function's or object's name, for the record of a run; a string is its own."""
-    return getattr(value, "__qualname__", value if isinstance(value, str | None) else type(value).__qualname__)
+    """A function's or object's name and the plain settings it holds, for the record of a run; a string is its own."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, partial):
+        return f"{name_of(value.func)} {value.args} {value.keywords}"
+    plain_function = inspect.isfunction(function := inspect.unwrap(value))
+    held = inspect.getclosurevars(function).nonlocals if plain_function else getattr(value, "__dict__", {})
+    plain = {k: v for k, v in sorted(held.items()) if k[0] != "_" and isinstance(v, bool | int | float | str)}
+    return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else "")
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _described(model: nn.Module) -> str:
-    shapes = {name: torch.tensor(value.shape) for name, value in model.state_dict().items()}
-    return f"{type(model).__name__} {fingerprint(shapes)}"
+    """The network's kind and a hash of its structure, not of its weights."""
+    tensors = [(name, tuple(value.shape), value.dtype) for name, value in model.state_dict().items()]
+    structure = re.sub(r" at 0x\w+", "", repr(model))  # where a module shows a function with its address
+    return f"{type(model).__name__} {hashlib.sha256(f'{structure}{tensors}'.encode()).hexdigest()[:16]}"
 
 
 def _described_data(data: ImageSet | DataLoader | None) -> str | None:
@@ -495,21 +603,22 @@ def _batches(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> B
 @contextmanager
 def _interrupt_waits() -> Iterator[None]:
     """Hold an interrupt (SIGINT) back until the block's end; a second one goes through at once."""
-    if threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):  # not ours, or ignored
         yield
         return
     received = False
 
-    def on_interrupt(*_: object) -> None:
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal received
         if received:
-            raise KeyboardInterrupt
+            previous(number, frame)
         received = True
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
     if received:
-        raise KeyboardInterrupt
+        previous(signal.SIGINT, None)

@@ -1,0 +1,73 @@
+"""torch's random state: a seeded block gives the same again and leaves nothing behind."""
+
+from contextlib import suppress
+
+import pytest
+import torch
+
+from mtanytime.randomness import get_rng_state, seeded, set_rng_state
+
+DEVICES = [torch.device("cpu")]
+if torch.cuda.is_available():
+    DEVICES.append(torch.device("cuda"))
+if torch.backends.mps.is_available():
+    DEVICES.append(torch.device("mps"))
+on_each_device = pytest.mark.parametrize("device", DEVICES, ids=str)
+
+
+@on_each_device
+def test_same_seed_same_numbers(device: torch.device) -> None:
+    """A step is made again from its seed alone, on every device; another seed gives other numbers."""
+    drawn = []
+    for seed in (3, 3, 4):
+        torch.rand(5, device=device)
+        with seeded(seed, device):
+            drawn.append((torch.rand(5), torch.rand(5, device=device)))
+    for i in range(2):
+        assert torch.equal(drawn[0][i], drawn[1][i])
+        assert not torch.equal(drawn[0][i], drawn[2][i])
+
+
+@on_each_device
+def test_the_callers_state_is_untouched(device: torch.device) -> None:
+    """The caller's own random numbers go on as if the block had not been, also after an error."""
+    before = get_rng_state(device)
+    expected = torch.rand(5), torch.rand(5, device=device)
+    set_rng_state(before, device)
+    with suppress(KeyError), seeded(0, device):
+        torch.rand(7, device=device)
+        raise KeyError
+    assert torch.equal(torch.rand(5), expected[0])
+    assert torch.equal(torch.rand(5, device=device), expected[1])
+
+
+def test_other_devices_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training on the CPU must not change the accelerator's random state, which nobody would put back."""
+    called = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", called.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", called.append)
+    with seeded(0, torch.device("cpu")):
+        pass
+    assert called == []
+
+
+def test_as_torchs_own_seed() -> None:
+    """A seeded block draws what torch draws after `manual_seed`, so that results can be made again without us."""
+    with seeded(5, torch.device("cpu")):
+        ours = torch.rand(3)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        assert torch.equal(torch.rand(3), ours)
+
+
+def test_cudnn_chooses_its_algorithms_alike() -> None:
+    """cuDNN's search for the fastest algorithm would give other last bits; the caller's settings come back."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    try:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = True, False, False
+        with seeded(0, torch.device("cpu")):
+            assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (False, True, False)
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (True, False, False)
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before

@@ -1,0 +1,583 @@
+"""The trainer: it learns as torch's own loop does, gives the same again, and refuses at once what cannot work."""
+
+import math
+import multiprocessing
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_runs
+import torch
+import torch.nn.functional as F
+from test_runs import Begin, begin, processes  # noqa: F401  (fixtures)
+from tiny_runs import coloured, flattened, loader, network, task, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from mtanytime.backbones import Normalized
+from mtanytime.datasets import Batches, ImageSet, crop_flip
+from mtanytime.training import SCHEDULES, Trainer, evaluate, name_of
+
+
+def state_of(run: Trainer) -> dict[str, Any]:
+    """All that a run has made, but for its times."""
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in run.tables["log"]]
+    parts = [module.state_dict() for module in (*run.modules.values(), *run.optimizers.values())]
+    return dict(flattened({"parts": parts, "log": repr(rows), "best": run._best, "step": run.step}))
+
+
+# Learning.
+
+
+def test_learns_and_reports() -> None:
+    """The plainest use: the loss falls, a separable task is learned, and the tables hold a row a step."""
+    run = trainer(epochs=8, lr=0.1, augment=None, model=network())
+    reports = list(run)
+    result = run.train()
+    log = result.log
+    assert log["loss"].iloc[-3:].mean() < 0.5 * log["loss"].iloc[:3].mean()
+    assert result.accuracy >= 0.9
+    assert result.accuracy == evaluate(run.model, run.test)
+    assert log.columns.tolist() == ["step", "epoch", "seconds", "lr", "loss", "accuracy", "val_accuracy"]
+    assert log["step"].tolist() == list(range(1, run.steps + 1)) == [report.step for report in reports]
+    assert run.steps == 8 * math.ceil(18 / 5)
+    assert log["epoch"].tolist() == sorted(list(range(1, 9)) * 4) == [report.epoch for report in reports]
+    assert log["val_accuracy"].notna().tolist() == ([False] * 3 + [True]) * 8
+    assert repr([dict(report.metrics) for report in reports]) == repr(
+        log.drop(columns=["step", "epoch", "seconds", "lr"]).to_dict("records")
+    )
+
+
+def test_result_is_read_with_the_best_validation_weights() -> None:
+    """The paper's figure: test accuracy at the best validation epoch, the first of equals, beside the last one."""
+    run = trainer(epochs=6)
+    scores, weights = iter([0.2, 0.6, 0.5, 0.6, 0.1, 0.3]), []
+    run._evaluate = lambda data: next(scores) if data is run.validation else evaluate(run.model, data)
+    for report in run:
+        if report.step % 4 == 0:
+            weights.append({name: value.clone() for name, value in run.model.state_dict().items()})
+    result = run.result()
+    assert flattened(run.model.state_dict()) == flattened(weights[-1])
+    assert result.best_epoch == 2
+    assert result.last_accuracy == evaluate(run.model, run.test)
+    run.load_best()
+    assert flattened(run.model.state_dict()) == flattened(weights[1])
+    assert result.accuracy == evaluate(run.model, run.test)
+    assert run.result() == result
+
+
+def test_without_validation_or_test() -> None:
+    """No validation: the last weights count, and there is no best one to load; no test set: no accuracy."""
+    run = trainer(data=task().train, validation=None)
+    result = run.train()
+    assert (result.accuracy, result.last_accuracy, result.best_epoch) == (None, None, 3)
+    with pytest.raises(RuntimeError, match="no validation has been made; wanted validation"):
+        run.load_best()
+    result = trainer(data=task().train, test=task().test, validation=None).train()
+    assert result.accuracy == result.last_accuracy is not None
+
+
+def test_own_test_set_goes_before_the_tasks() -> None:
+    """`test` given beside a `Task` is the one that counts."""
+    other = coloured(7, seed=9)
+    assert trainer(test=other).test.images.equal(other.images)
+    assert trainer().test.images.equal(task().test.images)
+
+
+def test_looking_at_the_best_weights_changes_nothing(tmp_path: Path) -> None:
+    """A notebook may draw with the best weights amid the run and before the result: the run keeps its own."""
+    expected = trainer()
+    result = expected.train()
+    for folder in (None, tmp_path / "run"):
+        run = trainer(folder)
+        for report in run:
+            if report.step in (6, 8, 9):
+                break
+        for _ in range(2):
+            run.load_best()
+            for report in run:
+                if report.step in (9, 12):
+                    break
+        assert run.step == run.steps
+        run.load_best()
+        assert run.result().last_accuracy == result.last_accuracy
+        assert run.result().accuracy == result.accuracy
+        run.model.load_state_dict(expected.model.state_dict())
+        assert state_of(run) == state_of(expected)
+    again = trainer(tmp_path / "run")
+    assert state_of(again) == state_of(expected)
+
+
+def test_validation_is_balanced_and_from_the_training_images() -> None:
+    """A validation set with test images in it, or with a class missing, would make the figures wrong."""
+    data = task()
+    for fraction, held in ((0.25, 2), (0.05, 1), (0.5, 4)):
+        run = trainer(data=data, validation=fraction)
+        assert run.validation.labels.bincount().tolist() == [held] * 3
+        assert run.batches.data.labels.bincount().tolist() == [8 - held] * 3
+        both = torch.cat([run.validation.images, run.batches.data.images]).flatten(1)
+        assert sorted(both.tolist()) == sorted(data.train.images.flatten(1).tolist())
+    other = coloured(2, seed=7)
+    run = trainer(data=data, validation=other)
+    assert run.validation.images.equal(other.images)
+    assert len(run.batches.data) == len(data.train)
+
+
+# The same again.
+
+
+@pytest.mark.parametrize("kind", ["set", "loader"])
+def test_same_seed_same_run(kind: str) -> None:
+    """Dropout, augmentation, the order of images and the weights of a network made by a function hang on the seed."""
+
+    def run(seed: int, **options: Any) -> Trainer:
+        options |= {"data": loader(task().train), "validation": None} if kind == "loader" else {}
+        trained = trainer(seed=seed, model=lambda: nn.Sequential(network(dropout=0.3), nn.Linear(3, 3)), **options)
+        trained.train()
+        return trained
+
+    first = state_of(run(0))
+    torch.rand(3)
+    assert state_of(run(0)) == first
+    assert state_of(run(1)) != first
+    assert state_of(run(0, augment=None)) != first
+
+
+def test_resumed_amid_an_epoch_with_a_loader(tmp_path: Path) -> None:
+    """A `DataLoader`'s order, with its own generator or without, is that of the uninterrupted run too."""
+    for name, options in (("plain", {}), ("generator", {"generator": torch.Generator().manual_seed(3)})):
+
+        def run(folder: Path | None = None, options: dict[str, Any] = options) -> Trainer:
+            return trainer(folder, data=loader(task().train, **options), validation=None)
+
+        expected = run()
+        expected.train()
+        for at in (2, 7):
+            for report in run(tmp_path / name):
+                if report.step == at:
+                    break
+        resumed = run(tmp_path / name)
+        resumed.train()
+        assert state_of(resumed) == state_of(expected)
+
+
+def test_several_iterators_of_one_trainer() -> None:
+    """An iterator that another one overtook goes on where the run is, not where it was."""
+    expected, run = trainer(), trainer()
+    expected.train()
+    first = iter(run)
+    next(first)
+    for report in run:
+        if report.step == 3:
+            break
+    assert [report.step for report in first] == list(range(4, run.steps + 1))
+    assert state_of(run) == state_of(expected)
+
+
+def test_the_callers_random_state_is_untouched() -> None:
+    """Making a trainer, steps, validation and evaluation take nothing from the caller's random numbers."""
+
+    class Noisy(nn.Module):
+        """Draws random numbers in eval mode too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(dropout=0.3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(images + 0.1 * torch.rand_like(images))
+
+    before = torch.get_rng_state()
+    for data in (task(), loader(task().train)):
+        run = trainer(data=data, model=Noisy, validation=0.25 if data is None else coloured(2), test=coloured(3))
+        for _ in run:
+            assert torch.equal(torch.get_rng_state(), before)
+        run.result()
+        assert torch.equal(torch.get_rng_state(), before)
+    assert evaluate(run.model, run.test) == evaluate(run.model, run.test)
+
+
+def test_nobody_holds_a_thread_to_an_interrupt() -> None:
+    """Training in another thread, where Python allows no signal handlers, works alike."""
+    expected, run = trainer(), trainer()
+    expected.train()
+    thread = threading.Thread(target=run.train)
+    thread.start()
+    thread.join()
+    assert state_of(run) == state_of(expected)
+
+
+# Against torch's own.
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_as_a_loop_written_by_hand(nesterov: bool) -> None:
+    """Epochs of ours equal a loop with torch.optim.SGD and CosineAnnealingLR, in float64."""
+    data, epochs = task().train, 3
+    run = trainer(
+        data=data,
+        validation=None,
+        epochs=epochs,
+        model=network().double(),
+        nesterov=nesterov,
+        weight_decay=0.01,
+        augment=None,
+    )
+    run.train()
+    model = network().double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    losses = []
+    for epoch in range(epochs):
+        for images, labels in Batches(data, 5, seed=0).epoch(epoch):
+            loss = F.cross_entropy(model(images.double()), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        scheduler.step()
+    np.testing.assert_allclose(run.result().log["loss"], losses, rtol=1e-10)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_schedules() -> None:
+    """The learning rate of each epoch, by name and by function, stands in the log."""
+
+    def rates(schedule: Any, epochs: int = 8) -> list[float]:
+        log = trainer(schedule=schedule, epochs=epochs, lr=0.1, augment=None).train().log
+        return log.groupby("epoch")["lr"].first().tolist()
+
+    assert rates("constant") == [0.1] * 8
+    assert rates("steps") == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert rates("cosine", 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)])
+    assert rates(lambda progress: 1 - progress, 4) == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert set(SCHEDULES) == {"cosine", "steps", "constant"}
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("count", [1, 7, 10])
+def test_evaluate_counts(count: int) -> None:
+    """Accuracy over batches, the last one smaller, is a plain count; a DataLoader gives the same."""
+    model, data = network(), coloured(4).subset(range(count))
+    with torch.no_grad():
+        output = model.eval()(data.images / 255)
+    expected = (output.argmax(dim=1) == data.labels).sum().item() / count
+    for batch_size in (1, 3, 7, 256):
+        assert evaluate(model, data, batch_size=batch_size) == expected
+    assert evaluate(model, loader(data, 3)) == expected
+
+
+def test_evaluate_leaves_the_model_as_it_was() -> None:
+    """Modes, also a batch norm frozen by hand, running statistics and gradients are the caller's, after errors too."""
+    model = network().train()
+    model[1].eval()
+    before = flattened(model.state_dict())
+    evaluate(model, coloured(2))
+    assert [module.training for module in model] == [i != 1 for i in range(len(model))]
+    assert flattened(model.state_dict()) == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(model, coloured(2).subset([]))
+    with pytest.raises(RuntimeError):
+        evaluate(nn.Sequential(model, nn.Linear(9, 9)), coloured(2))
+    assert model.training
+    assert not model[1].training
+
+
+def test_evaluate_a_model_without_parameters() -> None:
+    """A rule without anything to learn can be measured beside the trained ones."""
+
+    class Brightest(nn.Module):
+        """The colour that is strongest."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(2, 3))
+
+    assert evaluate(Brightest(), coloured(4)) == 1.0
+
+
+def test_bfloat16() -> None:
+    """Mixed precision trains, validates and evaluates; the weights and the optimiser stay in float32."""
+    run = trainer(precision="bfloat16", epochs=6, lr=0.1, augment=None, model=network())
+    result = run.train()
+    assert result.accuracy > 0.6
+    assert {value.dtype for value in run.model.state_dict().values()} == {torch.float32, torch.int64}
+    exact = trainer(epochs=6, lr=0.1, augment=None, model=network()).train()
+    difference = (result.log["loss"] - exact.log["loss"]).abs()
+    assert 0 < difference[0] < 0.02
+    assert 0 <= evaluate(run.model, run.test, precision="bfloat16") <= 1
+
+
+# What is shown.
+
+
+def test_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The bar goes to stdout, as notebooks compare stderr; without progress there is silence."""
+    run = trainer(tmp_path / "run", progress=True)
+    run.notes.append("a note")
+    for report in run:
+        if report.step == 5:
+            break
+    assert capfd.readouterr() == ("", "")
+    trainer(tmp_path / "run", progress=True).train()
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "resuming at step 5 of 12" in out
+    assert "12/12" in out
+    assert "loss=" in out
+    assert "val_accuracy=" in out
+    assert "nan" not in out
+    trainer(tmp_path / "run", progress=True).train()
+    assert capfd.readouterr() == ("already finished\n", "")
+    trainer(tmp_path / "run").train()
+    trainer().train()
+    assert capfd.readouterr() == ("", "")
+
+
+# Losses that are not finite.
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    """The step and the learning rate are named, and the last good checkpoint is kept and gone on from."""
+    expected, run = trainer(), trainer(tmp_path / "run")
+    expected.train()
+    for report in run:
+        if report.step == 3:
+            break
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    loss, count = run.loss, 0
+
+    def broken(output: Tensor, labels: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return loss(output, labels) * (math.nan if count == 3 else 1)
+
+    run.loss = broken
+    wanted = r"loss is nan at step 6 \(learning rate 0.0375; the last checkpoint is of step 3\)"
+    with pytest.raises(FloatingPointError, match=wanted):
+        run.train()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    run.train()
+    assert state_of(run) == state_of(expected)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+    """A finite loss can make infinite weights: they must not replace a good checkpoint, nor end a run in silence."""
+
+    def burst(run: Trainer, at: int) -> None:
+        real = run._step
+
+        def step(images: Tensor, labels: Tensor) -> dict[str, float]:
+            figures = real(images, labels)
+            if run.step + 1 == at:
+                run.model[0].weight.data[0] = math.inf
+            return figures
+
+        run._step = step
+
+    run = trainer(tmp_path / "run", checkpoint_seconds=0.0)
+    burst(run, 3)
+    wanted = (
+        r"weights of the model are not finite after step 3 \(learning rate 0.05; the last checkpoint is of step 2\)"
+    )
+    with pytest.raises(FloatingPointError, match=wanted):
+        run.train()
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
+    run = trainer()
+    burst(run, run.steps)
+    with pytest.raises(FloatingPointError, match="not finite after step 12"):
+        run.train()
+    with pytest.raises(RuntimeError, match="no folder with a checkpoint to go back to"):
+        run.train()
+
+
+# Bad input.
+
+
+def refused(error: type[Exception], match: str, folder: Path, **options: Any) -> None:
+    """A trainer with these options is refused, and nothing is written."""
+    with pytest.raises(error, match=match):
+        trainer(folder, **options)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"epochs": 0}, "wanted epochs a whole number >= 1; got 0"),
+        ({"batch_size": 0}, "wanted batch_size a whole number >= 1; got 0"),
+        ({"lr": 0.0}, "wanted lr > 0; got 0.0"),
+        ({"lr": -0.1}, "wanted lr > 0; got -0.1"),
+        ({"lr": math.nan}, "wanted lr > 0; got nan"),
+        ({"lr": math.inf}, "wanted lr > 0; got inf"),
+        ({"weight_decay": -1e-4}, "wanted weight_decay >= 0; got -0.0001"),
+        ({"weight_decay": math.nan}, "wanted weight_decay >= 0; got nan"),
+        ({"momentum": 1.0}, r"wanted momentum in \[0, 1\); got 1.0"),
+        ({"momentum": -0.1}, r"wanted momentum in \[0, 1\); got -0.1"),
+        ({"momentum": 0.0, "nesterov": True}, "wanted momentum > 0 with nesterov; got 0.0"),
+        ({"schedule": lambda progress: math.nan}, "wanted a schedule of finite factors >= 0; got .nan"),
+        ({"schedule": lambda progress: -progress}, r"wanted a schedule of finite factors >= 0; got \[-0.0, -0.01"),
+        ({"validation": 0.0}, "fraction must be between 0 and 1, got 0"),
+        ({"validation": 1.5}, "fraction must be between 0 and 1, got 1.5"),
+        ({"data": task(1)}, "a split needs 2 images a class, class 'a' has 1"),
+    ],
+    ids=str,
+)
+def test_bad_settings(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    """Each bad setting is refused by name, with what was wanted and what came."""
+    refused(ValueError, match, tmp_path / "run", **options)
+
+
+def test_bad_settings_of_the_wrong_kind(begin: Begin) -> None:  # noqa: F811
+    """Settings of the wrong type are refused in words too, where no type checker runs."""
+    ours, theirs = multiprocessing.Pipe()
+    cases = [
+        ({"precision": "float16"}, "ValueError: wanted precision one of ('float32', 'bfloat16'); got 'float16'"),
+        (
+            {"schedule": "linear"},
+            "ValueError: wanted schedule a function or one of ['cosine', 'steps', 'constant']; got",
+        ),
+        ({"epochs": 2.5}, "ValueError: wanted epochs a whole number >= 1; got 2.5"),
+        ({"data": [1, 2]}, "ValueError: wanted data as an ImageSet or a DataLoader; got [1, 2]"),
+        ({"test": "cifar"}, "ValueError: wanted test as an ImageSet or a DataLoader; got 'cifar'"),
+        ({"validation": 1}, "ValueError: fraction must be between 0 and 1, got 1"),
+        ({"validation": "cifar"}, "ValueError: wanted validation as an ImageSet or a DataLoader; got 'cifar'"),
+    ]
+    begin(tiny_runs.complaints, theirs, [options for options, _ in cases])
+    for _, wanted in cases:
+        assert ours.recv().startswith(wanted)
+
+
+def images(count: int = 10, **changed: Any) -> DataLoader:
+    """A DataLoader of plain pairs, some of it changed."""
+    pairs = [(torch.full((3, 8, 8), 0.5), i % 3) for i in range(count)]
+    return DataLoader([(changed.get("image", image), changed.get("label", label)) for image, label in pairs], 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"model": network(2)}, "training label 2 is out of range: the network has 2 outputs"),
+        ({"data": images(label=3)}, "training label 3 is out of range: the network has 3 outputs"),
+        ({"test": coloured(2, classes=5)}, "test label 4 is out of range: the network has 3 outputs"),
+        ({"validation": coloured(2, classes=4)}, "validation label 3 is out of range: the network has 3 outputs"),
+        ({"test": images(label=7)}, "test label 7 is out of range: the network has 3 outputs"),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))},
+            r"Sequential does not take a batch of 3 training images of shape \(3, 8, 8\): mat1 and mat2",
+        ),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3)), "test": coloured(1, size=9)},
+            r"Sequential does not take a batch of 3 test images of shape \(3, 9, 9\): mat1 and mat2",
+        ),
+        (
+            {"model": nn.Conv2d(1, 3, 3)},
+            r"does not take a batch of 3 training images of shape \(3, 8, 8\): .* channels",
+        ),
+        ({"model": nn.Conv2d(3, 3, 3)}, "the loss cross_entropy does not take the network's output: "),
+        ({"loss": partial(F.cross_entropy, reduction="none")}, r"wanted a loss that gives a scalar tensor; got \(3,\)"),
+        ({"loss": lambda output, labels: 0.5}, "wanted a loss that gives a scalar tensor; got 'float'"),
+        ({"model": nn.Sequential(nn.AvgPool2d(8), nn.Flatten())}, "wanted a network with parameters that require grad"),
+        ({"data": images(image=torch.zeros(3, 8, 8, dtype=torch.uint8))}, "images must be float .* got uint8"),
+        ({"data": images(image=torch.full((3, 8, 8), 255.0))}, r"images must lie in \[0, 1\], got 255 to 255"),
+        ({"data": images(image=torch.full((3, 8, 8), -0.5))}, r"images must lie in \[0, 1\], got -0.5 to -0.5"),
+        ({"data": images(image=torch.full((3, 8, 8), math.nan))}, r"images must lie in \[0, 1\], got nan"),
+        ({"data": images(image=torch.zeros(1, 8, 8))}, r"images must be float \(batch, 3, height, width\)"),
+        ({"data": images(label=0.5)}, "labels must be int64"),
+        ({"data": images(), "validation": 0.1}, "wanted validation as a set of its own beside a DataLoader; got 0.1"),
+        ({"test": coloured(2).subset([])}, "wanted a set with images; got ImageSet"),
+        ({"validation": coloured(2).subset([])}, "wanted a set with images; got ImageSet"),
+    ],
+    ids=lambda value: None,
+)
+def test_bad_networks_and_data(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    """A network and sets that do not fit are found on a few images of each set, before anything begins."""
+    if isinstance(options.get("data"), DataLoader):
+        options = {"validation": None, **options}
+    model = options.get("model")
+    before = None if model is None else flattened(model.state_dict())
+    refused(ValueError, match, tmp_path / "run", **options)
+    assert model is None or flattened(model.state_dict()) == before
+
+
+def test_a_last_batch_of_one_image(tmp_path: Path) -> None:
+    """Batch norm on 1×1 maps cannot take one image: found at once, not at the end of the first epoch."""
+
+    def made() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 3))
+
+    def sets(count: int) -> tuple[ImageSet, DataLoader]:
+        data = coloured(7).subset(range(count))
+        return data, loader(data)
+
+    options = {"validation": None, "model": made()}
+    match = "Sequential does not take a batch of 1 training images .*: Expected more than 1 value"
+    for data in sets(16):
+        refused(ValueError, match, tmp_path / "run", data=data, **options)
+    for data in (*sets(17), loader(coloured(7).subset(range(16)), drop_last=True)):
+        trainer(data=data, **options).train()
+
+
+def test_a_loader_that_breaks_its_word() -> None:
+    """A DataLoader that gives fewer batches than its length would be waited for forever; one with more is cut."""
+
+    class Odd(IterableDataset):
+        """Says it has ten images, and has another number of them."""
+
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return 10
+
+        def __iter__(self) -> Any:
+            for i in range(self.count):
+                yield torch.full((3, 8, 8), 0.5), i % 3
+
+    run = trainer(data=DataLoader(Odd(6), 2), validation=None)
+    with pytest.raises(RuntimeError, match="the data gave 3 batches in epoch 1; wanted 5"):
+        run.train()
+    assert len(trainer(data=DataLoader(Odd(14), 2), validation=None).train().log) == 15
+
+
+# Odds and ends.
+
+
+def test_frozen_parameters_stay() -> None:
+    """Parts that do not require grad are left alone: fine-tuning a head is training too."""
+    model = network()
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone(), model[10].weight.clone()
+    trainer(model=model).train()
+    assert torch.equal(model[0].weight, before[0])
+    assert not torch.equal(model[10].weight, before[1])
+
+
+def test_the_given_network_is_the_one_that_is_trained() -> None:
+    """A network is trained in place; in its own precision, and inside a `Normalized`."""
+    model = Normalized(network().double(), [0.5] * 3, [0.2] * 3)
+    run = trainer(model=model)
+    assert run.model is model
+    run.train()
+    assert run.tables["log"][-1]["loss"] > 0
+
+
+def test_names_in_the_record() -> None:
+    """The record of a run tells functions apart by what they hold, not by where they lie in memory."""
+    plain: list[tuple[Callable[..., Any] | str | None, object]] = [
+        (None, None),
+        ("cosine", "cosine"),
+        (F.cross_entropy, "cross_entropy"),
+        (partial(F.cross_entropy, label_smoothing=0.1), "cross_entropy () {'label_smoothing': 0.1}"),
+    ]
+    for value, name in plain:
+        assert name_of(value) == name
+    assert "'label_smoothing': 0.2" in str(name_of(nn.CrossEntropyLoss(label_smoothing=0.2)))
+    assert name_of(crop_flip(2)) == name_of(crop_flip(2)) != name_of(crop_flip(3))
