@@ -87,13 +87,28 @@ def test_pictures_show_themselves(name: str) -> None:
     assert not any(character in picture.alt for character in "<>\n")
 
 
-@pytest.mark.parametrize("name", ALL)
+LONG_SOURCES = tuple(f"tinyimagenet/encoder.layers.encoder_layer_{i}.mlp" for i in range(4))
+LONG_TARGETS = tuple(f"features.denseblock{i}.denselayer16.conv2" for i in range(3))
+LONG = {
+    "long heatmap": lambda: draw.heatmap(make_trace(LONG_SOURCES, LONG_TARGETS)),
+    "long panels": lambda: draw.weights_over_time(make_trace(LONG_SOURCES, LONG_TARGETS)),
+    "long lines": lambda: draw.weights_over_time(make_trace(LONG_SOURCES, LONG_TARGETS[:1])),
+    "long channels": lambda: draw.channel_weights(
+        make_channels(16).assign(source=LONG_SOURCES[0], target=LONG_TARGETS[0]), LONG_SOURCES[0], LONG_TARGETS[0]
+    ),
+    "long methods": lambda: draw.accuracy_by_method(make_results().replace("scratch", "everything, in three stages")),
+}
+
+
+@pytest.mark.parametrize("name", ALL | LONG)
 def test_nothing_is_cut_off(name: str) -> None:
-    """A label outside the canvas cannot be read."""
-    picture = ALL[name]()
+    """A label outside the canvas cannot be read, and torchvision's module paths are long."""
+    picture = (ALL | LONG)[name]()
     picture.canvas.draw()
     drawn, canvas = picture.get_tightbbox(), picture.bbox_inches
     assert min(drawn.x0, drawn.y0, canvas.x1 - drawn.x1, canvas.y1 - drawn.y1) > -0.01  # inches
+    panels = [ax.get_window_extent().width / picture.dpi for ax in picture.axes if ax.get_label() != "<colorbar>"]
+    assert min(panels) > 1.5  # inches
 
 
 def test_heatmap_holds_the_last_step_in_the_tables_order() -> None:

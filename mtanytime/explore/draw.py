@@ -26,6 +26,7 @@ Table = pd.DataFrame | str | PathLike[str]
 Step = int | np.integer | None
 
 NUMBERS_UP_TO = 12  # layers a side; beyond, numbers in the cells would be too small to read
+LETTER = 0.075  # inches that a letter of 9 points takes
 LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
 LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
 NOISY_FROM = 200  # values in a curve before its running mean is drawn over it
@@ -91,13 +92,13 @@ def heatmap(
 
     what = "share of λ" if relative else "λ"
     alt = f"Heat map of {what}, {len(sources)} source × {len(targets)} target layers, at step {last}"
-    longest = max(map(len, targets))
-    wide = 0.19  # inches a cell
-    if numbers:  # a small grid makes room for its layers' names
-        wide = np.clip(0.085 * longest + 0.1, 0.62, 1.3) if len(targets) <= 6 else 0.62
-    high = 0.42 if numbers else 0.16
-    width = 2.4 + 0.075 * max(map(len, sources)) + wide * len(targets)
-    height = 1.6 + 0.05 * longest + high * len(sources)
+    longest = LETTER * max(map(len, targets)) + 0.1
+    wide, high, size = (0.62, 0.42, 9) if numbers else (0.19, 0.16, 7)  # inches a cell, points a letter
+    if numbers and len(targets) <= 6:  # a small grid makes room for its layers' names
+        wide = np.clip(longest, wide, 1.3)
+    upright = longest > wide
+    width = 2.4 + LETTER * max(map(len, sources)) + wide * len(targets)
+    height = (1.4 + longest if upright else 1.5) + high * len(sources)
     picture = Picture(alt, np.clip(width, 4.2, 15), np.clip(height, 2.8, 13))
     ax = picture.subplots()
     ax.set_facecolor("0.92")
@@ -123,7 +124,8 @@ def heatmap(
         ax.text(column + 0.5, row + 0.5, "nan", ha="center", va="center", fontsize=9 if numbers else 6)
     ax.set(xlabel="target layer", ylabel="source layer")
     ax.set_title(f"{what} at step {last}" + ("" if matched.to_numpy().all() else "\nblank: not matched"), fontsize=11)
-    _turn_long_labels(ax, targets, wide)
+    ax.tick_params(axis="x", labelrotation=90 if upright else 0, labelsize=size)
+    ax.tick_params(axis="y", labelrotation=0, labelsize=size)
     return picture
 
 
@@ -146,8 +148,9 @@ def weights_over_time(trace: Table) -> Picture:
     )
     columns = min(len(targets), 3 if len(targets) <= 12 else 6) if split else 1
     rows = math.ceil(len(targets) / columns) if split else 1
-    panel = 2.6 if columns <= 3 else 1.9  # inches
-    picture = Picture(alt, *((panel * columns + 2.4, 0.7 * panel * rows + 1) if split else (7.5, 3.8)))
+    panel = 4.5 if columns == 1 else 2.6 if columns <= 3 else 1.9  # inches
+    beside = 1.0 + LETTER * max(map(len, colours))  # the legend
+    picture = Picture(alt, beside + panel * columns, 1 + 0.65 * panel * rows)
     panels = list(picture.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     used = panels[: len(targets) if split else 1]
     for ax in panels[len(used) :]:
@@ -166,11 +169,11 @@ def weights_over_time(trace: Table) -> Picture:
     for ax, target in zip(used, targets, strict=False):
         _steps(ax)
         if split:
-            ax.set_title(target, fontsize=10)
+            ax.set_title(target, fontsize=np.clip(9 * panel / (LETTER * len(target)), 5, 10))
     picture.supxlabel("training step", fontsize=10)
     picture.supylabel("mean λ (pair weight)", fontsize=10)
     band = "\nband: ± 1 standard deviation over the images" if "weight_std" in table else ""
-    picture.suptitle(f"λ during training{', by target layer' if split else ''}{band}", fontsize=11)
+    picture.suptitle(f"λ during training{', by target layer' if split else ''}{band}", x=0.01, ha="left", fontsize=11)
     used[0].set_ylim(bottom=0)
     _legend(picture, used, colours, "source layer" if split else "source → target")
     return picture
@@ -204,7 +207,8 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
     before = moved[first].reindex(shown.index)
 
     alt = f"Channel weights of {source} → {target} at step {last}, {len(shown)} of {count} channels, largest first"
-    picture = Picture(alt, np.clip(0.16 * len(shown) + 2.5, 5, 11), 3.8)
+    title = f"{source} → {target} at step {last}"
+    picture = Picture(alt, np.clip(0.16 * len(shown) + 2.5, max(5, 1.2 * LETTER * len(title) + 1), 11), 3.8)
     ax = picture.subplots()
     few = len(shown) <= 50
     place = np.arange(1, len(shown) + 1)
@@ -223,7 +227,7 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
         if len(shown) < count
         else f"{count} channels, sum {now.sum():.3g}"
     )
-    ax.set_title(f"{source} → {target} at step {last}\n{part}", fontsize=11)
+    ax.set_title(f"{title}\n{part}", fontsize=11)
     ax.grid(axis="y", alpha=0.3)
     picture.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return picture
@@ -253,7 +257,7 @@ def accuracy_by_method(results: Table) -> Picture:
     )
 
     alt = f"Accuracy of {len(methods)} methods with {count} each: {', '.join(methods)}"
-    picture = Picture(alt, 6.6 + 0.07 * max(map(len, methods)), 1.9 + 0.42 * len(methods))
+    picture = Picture(alt, 6.4 + 1.1 * LETTER * max(map(len, methods)), 1.9 + 0.42 * len(methods))
     ax = picture.subplots()
     common = {"data": table, "x": "percent", "y": "method", "order": methods, "ax": ax, "legend": False}
     if several := seeds.max() > 1:
@@ -381,13 +385,6 @@ def _steps(ax: Axes) -> None:
     """Whole numbers on the step axis, a light grid."""
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
-
-
-def _turn_long_labels(ax: Axes, names: Sequence[str], inches: float) -> None:
-    """Write the names below the columns upright when they do not fit side by side."""
-    long = max(map(len, names)) * 0.085 > inches
-    ax.tick_params(axis="x", labelrotation=90 if long else 0, labelsize=9 if inches > 0.3 else 7)
-    ax.tick_params(axis="y", labelrotation=0, labelsize=9 if inches > 0.3 else 7)
 
 
 def _legend(picture: Picture, panels: list[Axes], colours: dict[str, Any], title: str) -> None:
