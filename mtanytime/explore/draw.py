@@ -30,6 +30,7 @@ LETTER = 0.075  # inches that a letter of 9 points takes
 LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
 LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
 NOISY_FROM = 200  # values in a curve before its running mean is drawn over it
+BATCH_ACCURACY = "accuracy of the training batch"
 TEXT_COLUMNS = ("source", "target", "method")  # a layer may be called "0": never a number
 
 
@@ -307,13 +308,13 @@ def learning_curves(log: Table) -> Picture:
             if len(line) > NOISY_FROM:
                 ax.plot(line["step"], values, color=colour, lw=0.6, alpha=0.25)
                 values = values.rolling(len(line) // 50, center=True, min_periods=1).mean()
-            label = name.replace("_", " ")
+            label = BATCH_ACCURACY if name == "accuracy" else name.replace("_", " ")
             ax.plot(line["step"], values, color=colour, ls=style, lw=1.6, marker=_marker(line), label=label)
         numbers = table[names].to_numpy(float)
         numbers = numbers[np.isfinite(numbers)]
         if kind == "loss" and 0 < 50 * numbers.min(initial=math.inf) < numbers.max(initial=0):
             ax.set_yscale("log")
-        ax.set(xlabel="training step", ylabel="accuracy (%)" if kind == "accuracy" else "loss (cross-entropy in nats)")
+        ax.set(xlabel="training step", ylabel="accuracy (%)" if kind == "accuracy" else "loss")
         _steps(ax)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9)
     return picture
