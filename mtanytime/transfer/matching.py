@@ -11,6 +11,7 @@ outputs and their source maps one stacked tensor, which is the same arithmetic i
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +42,9 @@ class FeatureMatching(nn.Module):
         for source, target in pairs:
             self.sources.setdefault(target, []).append(source)
         self.source_channels = dict(source_channels)
+        convolution = partial(nn.utils.skip_init, nn.Conv2d)  # itself, it would draw from torch's global generator
         self.regressors = nn.ModuleList(
-            nn.Conv2d(target_channels[target], sum(source_channels[s] for s in sources), 1)
+            convolution(target_channels[target], sum(source_channels[s] for s in sources), 1)
             for target, sources in self.sources.items()
         )
         for regressor in self.regressors:

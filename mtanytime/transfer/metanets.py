@@ -11,6 +11,7 @@ with f and g linear. f starts at zero, so all channels count alike; the bias of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -66,8 +67,9 @@ class MetaNetworks(nn.Module):
             raise ValueError(f"where is one of {', '.join(get_args(Where))}; got {where!r}")
         self.pairs, self.where_kind = list(pairs), where
         channels = [source_channels[source] for source, _ in self.pairs]
-        self.what = nn.ModuleList([nn.Linear(c, c) for c in channels] if what else [])
-        self.where = nn.ModuleList([nn.Linear(c, 1) for c in channels] if where in ("relu6", "relu") else [])
+        linear = partial(nn.utils.skip_init, nn.Linear)  # nn.Linear itself would draw from torch's global generator
+        self.what = nn.ModuleList([linear(c, c) for c in channels] if what else [])
+        self.where = nn.ModuleList([linear(c, 1) for c in channels] if where in ("relu6", "relu") else [])
         for layer in self.what:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -79,7 +81,7 @@ class MetaNetworks(nn.Module):
 
     def forward(self, source_features: Mapping[str, Float[Tensor, "batch _ _ _"]]) -> PairWeights:
         """Weights for a batch from its source features, by source layer."""
-        pooled = {source: source_features[source].mean(dim=(2, 3)) for source, _ in self.pairs}
+        pooled = {source: source_features[source].mean(dim=(2, 3)) for source in dict(self.pairs)}
         channels, pairs = {}, {}
         for i, pair in enumerate(self.pairs):
             feature = pooled[pair[0]]
