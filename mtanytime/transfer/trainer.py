@@ -1,7 +1,10 @@
 """Learn what and where to transfer: the trainer of L2T-ww (arXiv:1905.05901, Algorithm 1)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Unpack
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any, ClassVar, Unpack, get_args
 
 import pandas as pd
 import torch
@@ -94,7 +97,7 @@ class TransferTrainer(Trainer):
             (described in the paper; the details are our reconstruction).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
-            lookahead; default: the task's loss on the same batch.
+            lookahead, in train mode; default: the task's loss on the same batch. It is tried once before training.
         mode, first_order: how the meta-gradient is worked out (see `bilevel.meta_gradient`).
         trace_every: steps between rows of the trace, default a hundredth of the run; channel weights are kept at
             every fifth of them.
@@ -131,12 +134,23 @@ class TransferTrainer(Trainer):
         trace_every: int | None = None,
         **options: Unpack[TrainerOptions],
     ) -> None:
-        require(inner_steps >= 1, "inner_steps (T) >= 1: with T = 0 the meta-networks get no gradient", inner_steps)
+        whole = isinstance(inner_steps, Integral) and inner_steps >= 1
+        require(whole, "inner_steps (T) a whole number >= 1: with T = 0 the meta-networks get no gradient", inner_steps)
         require(stages in (2, 3), "stages 2 or 3", stages)
-        require(beta > 0, "beta > 0", beta)
-        require(trace_every is None or trace_every >= 1, "trace_every >= 1", trace_every)
+        require(0 < beta < math.inf, "beta > 0", beta)
+        require(0 < meta_lr < math.inf, "meta_lr > 0", meta_lr)
+        require(0 <= meta_weight_decay < math.inf, "meta_weight_decay >= 0", meta_weight_decay)
+        require(mode in get_args(Mode), f"mode one of {get_args(Mode)}", mode)
+        require(mode != "unroll" or not first_order, "mode 'keep' or 'recompute' with first_order", mode)
+        whole = trace_every is None or (isinstance(trace_every, Integral) and trace_every >= 1)
+        require(whole, "trace_every a whole number >= 1", trace_every)
         self.networks = dict(source) if isinstance(source, Mapping) else {"": source}
-        require(len(self.networks) > 0, "at least one source network", source)
+        networks = self.networks and all(isinstance(network, nn.Module) for network in self.networks.values())
+        require(bool(networks), "source as a network, or as one or more networks by name", source)
+        names = list(source) if isinstance(source, Mapping) else []
+        require(all(name and "/" not in name for name in names), "sources with names, without a '/'", names)
+        listed = pairs is None or (len(pairs) > 0 and all(len(pair) == 2 for pair in pairs))
+        require(listed, "one or more pairs (source layer, target layer)", pairs)
         self._layers = (source_layers, target_layers, pairs)
         self.what, self.where, self.beta, self.inner_steps, self.stages = what, where, beta, inner_steps, stages
         self.meta_lr, self.meta_weight_decay = meta_lr, meta_weight_decay
@@ -144,21 +158,32 @@ class TransferTrainer(Trainer):
         super().__init__(target, data, test, **options)
 
     def _build(self) -> None:
-        self._try_model()
-        images, _ = self._probe_batch()
+        images, labels = self._probe_batch()
+        with _about("target"):
+            self._try_model()
         for name, network in self.networks.items():
-            self._put_right(f"source {name!r}" if name else "source", network)
+            if {*network.modules(), *network.parameters()} & {*self.model.modules(), *self.model.parameters()}:
+                raise ValueError(f"{_source(name)} and the target share layers or parameters; wanted two networks")
         source_layers, target_layers, pairs = self._layers
         by_source = self._source_layers(source_layers, pairs)
+        self.sources = {}
+        for name, layers in by_source.items():
+            with _about(_source(name)):
+                self.sources[name] = tap(self.networks[name], layers)
         target_layers = _target_layers(self.model, target_layers, pairs)
-        self.sources = {name: tap(self.networks[name], layers) for name, layers in by_source.items()}
-        target = tap(self.model, target_layers)
-        names = [_join(name, layer) for name, layers in by_source.items() for layer in layers]
-        self.pairs = _pairs(pairs, names, target_layers)
+        with _about("target"):
+            target = tap(self.model, target_layers)
+        names = [_join(name, layer) for name, tapped in self.sources.items() for layer in tapped.layers]
+        self.pairs = _pairs(pairs, names, target.layers)
 
-        source_features = self._source_features(images)
-        source_channels = {layer: value.shape[1] for layer, value in source_features.items()}
-        target_channels = self._target_channels(target, images)
+        source_channels = {}
+        for name, tapped in self.sources.items():
+            self._put_right(_source(name), tapped.model)
+            found = self._try_tapped(_source(name), tapped, images, training=False)
+            source_channels |= {_join(name, layer): value.shape[1] for layer, value in found.items()}
+        features = self._try_tapped("target", target, images, training=True)
+        self._check_reached(features)
+        target_channels = {layer: value.shape[1] for layer, value in features.items()}
         dtype = next(self.model.parameters()).dtype
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _REGRESSORS))
         matching = FeatureMatching(self.pairs, source_channels, target_channels, generator)
@@ -175,6 +200,7 @@ class TransferTrainer(Trainer):
             self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)
             self.optimizers["meta_optimizer"] = self.meta_optimizer
             check_double_backward(self.model, images)
+            self._try_outer(images, labels)
 
         self.trace_every = self.trace_every or max(1, self.steps // 100)
         self.tables |= {"trace": [], "channels": []}
@@ -197,13 +223,12 @@ class TransferTrainer(Trainer):
         }
 
     def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        source_features = self._source_features(images)
+        weights = self.meta(source_features)  # without autocast: in bfloat16 λ would move in steps of a hundredth
+        stacked = weights.by_target()
+        # The lookahead differentiates down to λ·w of this batch, and φ is behind it for all its steps at once.
+        hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
         with autocast(self.device, self.precision):
-            source_features = self._source_features(images)
-            weights = self.meta(source_features)
-            stacked = weights.by_target()
-            # The lookahead differentiates down to λ·w of this batch, and φ is behind it for all its steps at once.
-            hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
-
             output, features = self.student.target(images)
             aligned = self.student.matching.align(source_features, {n: f.shape[2:] for n, f in features.items()})
             task_loss = self.loss(output, labels)
@@ -277,7 +302,8 @@ class TransferTrainer(Trainer):
         features = {}
         for name, source in self.sources.items():
             source.eval()
-            _, found = source(images.to(next(source.parameters()).dtype))
+            with autocast(self.device, self.precision):
+                _, found = source(images.to(_dtype(source, images)))
             features |= {_join(name, layer): value.to(images.dtype) for layer, value in found.items()}
         return features
 
@@ -319,13 +345,12 @@ class TransferTrainer(Trainer):
 
     def _put_right(self, what: str, network: nn.Module) -> None:
         """A source as it must be: on the run's device, in eval mode, not trained; says what it changed."""
-        if {id(p) for p in network.parameters()} & {id(p) for p in self.model.parameters()}:
-            raise ValueError(f"{what} and the target share parameters; wanted two networks")
         devices = {str(p.device) for p in network.parameters() if p.device.type != self.device.type}
         if devices:
             self.notes.append(f"{what}: moved from {', '.join(sorted(devices))} to {self.device}")
-        network.to(self.device)
-        if network.training:
+        with _about(what):
+            network.to(self.device)
+        if any(module.training for module in network.modules()):
             self.notes.append(f"{what}: was in train mode, switched to eval mode")
         network.eval()
         if any(p.requires_grad for p in network.parameters()):
@@ -333,16 +358,16 @@ class TransferTrainer(Trainer):
 
     def _source_layers(
         self, layers: Layers | Mapping[str, Layers] | None, pairs: Sequence[Pair] | None
-    ) -> dict[str, list[str]]:
+    ) -> dict[str, Layers]:
         """The layers to tap of each source: those given, else those that the pairs name, else its own."""
-        if layers is not None and not isinstance(layers, Mapping):
-            require(set(self.networks) == {""}, "source_layers by name of the source, as a dict", layers)
-            layers = {"": layers}
         if layers is not None:
-            require(set(layers) == set(self.networks), f"source_layers for {list(self.networks)}", list(layers))
-            return {name: list(layers[name]) for name in self.networks}
+            given = layers if isinstance(layers, Mapping) else {"": layers}
+            names = list(self.networks)
+            wanted = "source_layers as a list" if "" in names else f"source_layers as a dict with the layers of {names}"
+            require(set(given) == set(names), wanted, layers)
+            return {name: given[name] for name in names}
         if pairs is None:
-            return {name: _own_layers(network, "source_layers") for name, network in self.networks.items()}
+            return {name: _own_layers(_source(name), network) for name, network in self.networks.items()}
         found: dict[str, list[str]] = {name: [] for name in self.networks}
         for joined in dict.fromkeys(source for source, _ in pairs):
             name, layer = ("", joined) if "" in found else joined.split("/", 1) if "/" in joined else (joined, "")
@@ -352,22 +377,37 @@ class TransferTrainer(Trainer):
             raise ValueError(f"source {unused[0]!r} is in no pair; wanted a pair for each of {list(found)}")
         return found
 
-    def _target_channels(self, target: Tapped, images: Tensor) -> dict[str, int]:
-        """D_n by layer; refuses a matched layer that no trained parameter reaches."""
+    def _try_tapped(self, what: str, tapped: Tapped, images: Tensor, training: bool) -> Tensors:
+        """The maps of a network's layers for a few images, leaving it unchanged; ValueError that says which network."""
+        with (
+            torch.set_grad_enabled(training),
+            undisturbed(tapped, self.device, training) as buffers,
+            _about(f"{what}, given images of shape {tuple(images.shape[1:])}"),
+        ):
+            return call_at(tapped, buffers, images.to(_dtype(tapped, images)))[1]
+
+    def _check_reached(self, features: Tensors) -> None:
+        """Refuse a matched target layer that no trained parameter reaches."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        with undisturbed(self.model, self.device, training=True) as buffers, torch.enable_grad():
-            _, features = call_at(target, {f"model.{name}": value for name, value in buffers.items()}, images)
-            for layer, value in features.items():
-                reached = value.requires_grad and any(
-                    g is not None
-                    for g in torch.autograd.grad(value.sum(), trained, retain_graph=True, allow_unused=True)
+        for layer, value in features.items():
+            found = [None]
+            if value.requires_grad:
+                found = torch.autograd.grad(value.sum(), trained, retain_graph=True, allow_unused=True)
+            if all(gradient is None for gradient in found):
+                raise ValueError(
+                    f"target layer {layer!r} gets no gradient: no trained parameter comes before it in the forward "
+                    f"pass (frozen, or run under no_grad?); wanted a layer that the matching loss can train"
                 )
-                if not reached:
-                    raise ValueError(
-                        f"target layer {layer!r} gets no gradient: no trained parameter comes before it in the forward "
-                        f"pass (frozen, or run under no_grad?); wanted a layer that the matching loss can train"
-                    )
-        return {layer: value.shape[1] for layer, value in features.items()}
+
+    def _try_outer(self, images: Tensor, labels: Tensor) -> None:
+        """Call an outer objective of the user's on a few images, leaving the target unchanged."""
+        if self.outer is None:
+            return
+        with undisturbed(self.model, self.device, training=True) as buffers, _about(f"outer {name_of(self.outer)}"):
+            with autocast(self.device, self.precision):
+                value = self.outer(lambda x: call_at(self.model, buffers, x), images, labels)
+            fit = isinstance(value, Tensor) and value.shape == () and value.requires_grad
+            require(fit, "a scalar tensor that depends on the target", value)
 
 
 class _Mean:
@@ -395,22 +435,41 @@ def _join(name: str, layer: str) -> str:
     return f"{name}/{layer}" if name else layer
 
 
-def _own_layers(network: nn.Module, argument: str) -> list[str]:
-    layers = getattr(unwrapped(network), "feature_layers", None)
+def _source(name: str) -> str:
+    return f"source {name!r}" if name else "source"
+
+
+def _dtype(network: nn.Module, images: Tensor) -> torch.dtype:
+    """What a network computes in; that of the images where it has no parameters."""
+    return next(network.parameters(), images).dtype
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Turn errors into a ValueError that says what they are about."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _own_layers(what: str, network: nn.Module) -> Layers:
+    network = unwrapped(network)
+    layers = getattr(network, "feature_layers", None)
     if layers is None:
-        kind = type(unwrapped(network)).__name__
-        raise ValueError(
-            f"{kind} has no feature_layers of its own; wanted {argument} (features.image_layers lists some)"
-        )
-    return list(layers)
+        wanted = f"{what.split()[0]}_layers (features.image_layers lists some)"
+        raise ValueError(f"{what}: {type(network).__name__} has no feature_layers of its own; wanted {wanted}")
+    return layers
 
 
-def _target_layers(model: nn.Module, layers: Layers | None, pairs: Sequence[Pair] | None) -> list[str]:
+def _target_layers(model: nn.Module, layers: Layers | None, pairs: Sequence[Pair] | None) -> Layers:
     if layers is not None:
-        return list(layers)
+        return layers
     if pairs is not None:
         return list(dict.fromkeys(target for _, target in pairs))
-    return _own_layers(model, "target_layers")
+    return _own_layers("target", model)
 
 
 def _pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_layers: Layers) -> list[Pair]:
@@ -418,7 +477,6 @@ def _pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_layers: L
     if pairs is None:
         return [(source, target) for source in source_layers for target in target_layers]
     pairs = [tuple(pair) for pair in pairs]
-    require(len(pairs) > 0, "at least one pair of layers", pairs)
     for pair in pairs:
         require(pairs.count(pair) == 1, "each pair once", pair)
         if pair[0] not in source_layers or pair[1] not in target_layers:
