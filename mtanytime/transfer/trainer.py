@@ -83,7 +83,8 @@ class TransferTrainer(Trainer):
     channels, the lookahead leaves no trace in batch-norm statistics, and the source runs once a batch.
 
     Args:
-        source: the trained network, or several by name; their layers are then called "name/layer".
+        source: the trained network, or several by name; their layers are then called "name/layer". It is moved to the
+            device and put in eval mode, which `notes` tells, and never trained.
         target: the network to train, or a function that makes it (see `Trainer`).
         data, test: the target task (see `Trainer`).
         source_layers, target_layers: module paths whose maps are matched, all-to-all; default: the networks' own
@@ -105,7 +106,7 @@ class TransferTrainer(Trainer):
 
     Raises:
         ValueError: as `Trainer`; also for unknown or unfit layers, pairs outside them, a source that no pair uses, a
-            matched target layer that gets no gradient, or inner_steps < 1.
+            matched target layer that gets no gradient, or an outer objective that does not work.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
