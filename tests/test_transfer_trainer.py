@@ -550,8 +550,11 @@ def test_bfloat16() -> None:
     runs = {}
     for precision in ("float32", "bfloat16"):
         runs[precision] = trainer = stirred(transfer(precision=precision))
-        spy = Spy(trainer)
+        spy, kinds = Spy(trainer), set()
+        for module in (trainer.model.second[0], trainer.student.matching.regressors[0], trainer.networks[""].first[0]):
+            module.register_forward_hook(lambda module, inputs, value, kinds=kinds: kinds.add(value.dtype))
         log = trainer.train().log
+        assert kinds == {getattr(torch, precision)}  # in the lookahead as in the real step
         assert {p.dtype for p in [*trainer.student.parameters(), *trainer.meta.parameters()]} == {torch.float32}
         for weights in spy.seen:
             fine = torch.cat([*weights.pairs.values(), *weights.channels.values()], dim=1)
