@@ -40,6 +40,7 @@ def transfer_iteration(name: str, batch: int, inner_steps: int) -> Callable[[], 
         data,
         epochs=1,
         batch_size=batch,
+        lr=1e-3,  # random images and labels soon diverge at the paper's rate
         inner_steps=inner_steps,
         progress=False,
         **settings,
