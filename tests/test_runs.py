@@ -50,6 +50,15 @@ def processes() -> ForkServerContext:
     return context
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes begun here: sums over more threads differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def begin(processes: ForkServerContext) -> Iterator[Begin]:
     """`begin(function, *arguments)` starts a process; it does not outlive the test."""
