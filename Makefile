@@ -46,7 +46,7 @@ test: $(STAMP)
 	$(PY) -m ruff format --check . || failed="$$failed ruff-format"; \
 	$(PY) -m pytest $(ARGS) || failed="$$failed pytest"; \
 	if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		$(PY) -m pytest --nbval --nbval-current-env notebooks || failed="$$failed nbval"; \
+		rm -rf build/runs; $(PY) -m pytest --nbval --nbval-current-env notebooks || failed="$$failed nbval"; \
 	else echo "nbval: there are no notebooks yet"; fi; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi; echo "all checks passed"
 

@@ -186,7 +186,8 @@ def digits(size: int = 32, per_class: int = 10, test_per_class: int = 200, seed:
 
     Half of scikit-learn's 1,797 digits are for training, the other half for testing, whatever the seed: no test image
     is a training digit warped anew. A class has 87 digits or more on each side; where more images are asked for, its
-    digits come again, each in a new warp, colour and clutter. Image i shows class i mod 10.
+    digits come again, each in a new warp, colour and clutter (so a part that `split` holds back then shares digits with
+    the rest). Image i shows class i mod 10.
     """
     atlas, _ = characters.handwritten()
 

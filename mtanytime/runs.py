@@ -88,7 +88,9 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise RuntimeError(f"another process is training in {self.path}; wanted the folder to ourselves") from error
+            raise RuntimeError(
+                f"another process or loop is training in {self.path}; wanted the folder to ourselves"
+            ) from error
         try:
             self._check()  # another run may have begun here meanwhile
             if not (self.path / "config.json").exists():

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -146,8 +146,9 @@ class Trainer:
     off within a step goes back to its last checkpoint.
 
     Args:
-        model: the network, `logits = model(images)`; trained in place and moved to `device`. A function is called
-            without arguments under the run's seed to make it.
+        model: the network, `logits = model(images)`; trained in place, moved to `device` and put in train mode, all of
+            it, for every step. A function is called without arguments under the run's seed to make it. (A run that
+            is resumed takes its weights from the checkpoint, whatever weights a ready-made network comes with.)
         data: a `Task` (its test set is used), an `ImageSet`, or a `DataLoader` that gives (images in [0, 1], labels).
         test: the test set, where `data` is no `Task`.
         validation: a fraction of an `ImageSet` to hold back, balanced by class, or a set of its own; the test accuracy
@@ -216,6 +217,7 @@ class Trainer:
         self.precision, self.seed, self.epochs, self.loss = precision, seed, epochs, loss
         self.progress, self.checkpoint_seconds = progress, checkpoint_seconds
         self.notes: list[str] = []
+        self._outputs: int | None = None  # classes that the network tells apart, once it was tried
 
         if isinstance(data, Task):
             data, test = data.train, data.test if test is None else test
@@ -223,6 +225,12 @@ class Trainer:
         if isinstance(validation, int | float):
             require(isinstance(data, ImageSet), "validation as a set of its own beside a DataLoader", validation)
             data, validation = data.split(validation, seed)
+        if isinstance(data, ImageSet):
+            missing = sorted(set(range(len(data.classes))) - set(data.labels.tolist()))
+            if missing:
+                raise ValueError(
+                    f"wanted training images of every class; there are none of {data.classes[missing[0]]!r}"
+                )
         self.batches = _batches(data, batch_size, seed=seed, augment=augment)
         self.validation = None if validation is None else self._placed("validation", validation)
         self.test = None if test is None else self._placed("test", test)
@@ -411,6 +419,8 @@ class Trainer:
                     self._save()
 
     def _advance(self, epoch: int, images: Tensor, labels: Tensor, started: float) -> StepReport:
+        if isinstance(self.batches.data, DataLoader):  # an ImageSet's labels were checked as a whole
+            self._check_labels("training", labels)
         self._torn = True
         lr = self.rates[epoch]
         for group in self.optimizer.param_groups:
@@ -475,10 +485,16 @@ class Trainer:
             except Exception as error:
                 what = f"a batch of {len(images)} {name} images of shape {tuple(images.shape[1:])}"
                 raise ValueError(f"{type(self.model).__name__} does not take {what}: {error}") from error
-        highest = int(labels.max())
-        if isinstance(output, Tensor) and output.ndim == 2 and highest >= output.shape[1]:
-            raise ValueError(f"{name} label {highest} is out of range: the network has {output.shape[1]} outputs")
+        if isinstance(output, Tensor) and output.ndim == 2:
+            self._outputs = output.shape[1]
+            self._check_labels(name, labels)
         return output
+
+    def _check_labels(self, name: str, labels: Tensor) -> None:
+        """Refuse labels that the network has no output for, before a loss fails on them or, on a GPU, the process."""
+        if self._outputs is not None and len(wrong := labels[(labels < 0) | (labels >= self._outputs)]):
+            label = int(wrong[0])
+            raise ValueError(f"{name} label {label} is out of range: the network has {self._outputs} outputs")
 
     def _probe_batch(self) -> tuple[Tensor, Tensor]:
         """A few training images, as many as the smallest batch has (batch norm may not take a single one)."""
@@ -553,7 +569,7 @@ class Trainer:
         self._torn, self._saved_step = False, self.step
 
 
-_INITIAL, _STEP = 1, 2  # what a derived seed is for
+_INITIAL, _STEP = -1, -2  # what a derived seed is for; those of epochs and batches begin with an epoch, 0 or more
 
 
 def batch_accuracy(output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> float:
@@ -574,9 +590,20 @@ def name_of(value: object) -> object:
     if isinstance(value, partial):
         return f"{name_of(value.func)} {value.args} {value.keywords}"
     plain_function = inspect.isfunction(function := inspect.unwrap(value))
-    held = inspect.getclosurevars(function).nonlocals if plain_function else getattr(value, "__dict__", {})
-    plain = {k: v for k, v in sorted(held.items()) if k[0] != "_" and isinstance(v, bool | int | float | str)}
+    held = _closure(function) if plain_function else getattr(value, "__dict__", {})
+    held = {k: fingerprint({k: v}) if isinstance(v, Tensor) else v for k, v in sorted(held.items())}
+    plain = {k: v for k, v in held.items() if k[0] != "_" and isinstance(v, bool | int | float | str)}
     return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else "")
+
+
+def _closure(function: Callable[..., Any]) -> Row:
+    """The variables that a function holds; without those that have no value yet."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found = {}
+    for name, cell in cells:
+        with suppress(ValueError):  # an empty cell
+            found[name] = cell.cell_contents
+    return found
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
@@ -593,7 +620,10 @@ def _described(model: nn.Module) -> str:
 def _described_data(data: ImageSet | DataLoader | None) -> str | None:
     if isinstance(data, ImageSet):
         return f"{data.name}: {len(data)} images {fingerprint({'images': data.images, 'labels': data.labels})}"
-    return None if data is None else f"{type(data).__name__}: {len(data)} batches"
+    if data is None:
+        return None
+    images, labels = next(Batches(data, None, seed=0).epoch(0))  # its first batch stands for the whole
+    return f"{type(data).__name__}: {len(data)} batches {fingerprint({'images': images, 'labels': labels})}"
 
 
 def _batches(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> Batches:

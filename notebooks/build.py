@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import html
 import re
+import shutil
 import signal
 import sys
 import time
@@ -220,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"There are no notebooks in {HERE}.", file=sys.stderr)
         return 1
 
+    if not options.notebooks:  # all of them: runs that earlier notebooks left in build/ are not gone on with
+        shutil.rmtree(HERE.parent / "build" / "runs", ignore_errors=True)
     exporter = HTMLExporter()
     pages = []
     for number, path in enumerate(paths, start=1):

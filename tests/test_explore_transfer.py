@@ -1,5 +1,7 @@
 """The explorer's state and the pictures behind it, without a browser."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -40,3 +42,11 @@ def test_bad_table() -> None:
     """A table that is no trace is refused by the name of the column it lacks."""
     with pytest.raises(ValueError, match="weight"):
         TransferExplorer(trace([1]).drop(columns="weight"))
+
+
+def test_layer_names_of_a_file_stay_text(tmp_path: Path) -> None:
+    """Layers "1.1" and "1.10" are two layers, though the same number."""
+    rows = [{"step": 1, "source": m, "target": "0", "weight": 1.0} for m in ("1.1", "1.10")]
+    pd.DataFrame(rows).to_csv(tmp_path / "trace.csv", index=False)
+    data, _ = TransferExplorer(tmp_path / "trace.csv")._repr_mimebundle_()
+    assert data["text/plain"].startswith("TransferExplorer: 2 pairs")

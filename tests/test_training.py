@@ -581,3 +581,38 @@ def test_names_in_the_record() -> None:
         assert name_of(value) == name
     assert "'label_smoothing': 0.2" in str(name_of(nn.CrossEntropyLoss(label_smoothing=0.2)))
     assert name_of(crop_flip(2)) == name_of(crop_flip(2)) != name_of(crop_flip(3))
+
+
+def test_a_class_without_images(tmp_path: Path) -> None:
+    """A class that is never seen is a mistake in the data, found before training."""
+    data = coloured()
+    with pytest.raises(ValueError, match=r"wanted training images of every class; there are none of 'c'"):
+        Trainer(network(), data.subset((data.labels != 2).nonzero()[:, 0]), folder=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_in_a_later_batch(label: int) -> None:
+    """What a DataLoader gives later can't be seen before training, but is named before the loss fails on it."""
+    labels = torch.tensor([0, 1, 2, 0, 1, label])
+    batches = DataLoader([(image / 255, int(y)) for image, y in zip(coloured().images, labels, strict=False)], 3)
+    with pytest.raises(ValueError, match=rf"training label {label} is out of range: the network has 3 outputs"):
+        Trainer(network(), batches, epochs=1, device="cpu", progress=False).train()
+
+
+def test_other_data_or_loss_is_another_run(tmp_path: Path) -> None:
+    """Same sizes, other contents: a folder must not hand out the result of other images or another loss."""
+
+    def weighted(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda output, labels: F.cross_entropy(output, labels, weight=weight)
+
+    def run(seed: int, weight: float) -> Trainer:
+        data, settings = loader(coloured(seed=seed)), {"epochs": 1, "device": "cpu", "progress": False}
+        return Trainer(network(), data, loss=weighted(torch.full((3,), weight)), folder=tmp_path / "run", **settings)
+
+    run(0, 1.0).train()
+    run(0, 1.0)
+    with pytest.raises(ValueError, match=r"another run \(train: "):
+        run(1, 1.0)
+    with pytest.raises(ValueError, match=r"another run \(loss: "):
+        run(0, 2.0)

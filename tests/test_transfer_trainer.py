@@ -1069,3 +1069,18 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"already holds another run \({name}: there "):
             transfer(folder, **options)
     assert transfer(folder, mode="recompute").step == 1  # the same numbers, worked out in another way
+
+
+ACCELERATORS = [
+    name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
+]
+
+
+@pytest.mark.parametrize("mode", ["keep", "recompute"])
+@pytest.mark.parametrize("device", ACCELERATORS)
+def test_on_an_accelerator(device: str, mode: str) -> None:
+    """Where there is a GPU, a run on it is near the one on the CPU; without dropout, whose masks differ."""
+    there = steps(transfer(device=device, mode=mode), 3)
+    here = steps(transfer(mode=mode), 3)
+    for a, b in zip(there, here, strict=True):
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-3)

@@ -193,7 +193,7 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
     Raises:
         ValueError: a column is missing, the table is empty, or the pair or the step is not in it.
     """
-    table = _read(channels, "channels table", "step", "source", "target", "channel", "weight")
+    table = read_table(channels, "channels table", "step", "source", "target", "channel", "weight")
     pair = table[(table["source"] == source) & (table["target"] == target)]
     if pair.empty:
         has = [" → ".join(row) for row in table[["source", "target"]].drop_duplicates().itertuples(index=False)]
@@ -243,7 +243,7 @@ def accuracy_by_method(results: Table) -> Picture:
     Raises:
         ValueError: a column is missing, the table is empty, or an accuracy is no fraction of 1.
     """
-    table = _read(results, "results table", "method", "seed", "accuracy")
+    table = read_table(results, "results table", "method", "seed", "accuracy")
     if not table["accuracy"].dropna().between(0, 1).all():
         raise ValueError(
             f"accuracy must be a fraction of 1, got {table['accuracy'].min():g} to {table['accuracy'].max():g}"
@@ -293,7 +293,7 @@ def learning_curves(log: Table) -> Picture:
     Raises:
         ValueError: there is no column to draw, `step` is missing, or the table is empty.
     """
-    table = _read(log, "log", "step")
+    table = read_table(log, "log", "step")
     kinds = {kind: [c for c in table if c.endswith(kind) and table[c].notna().any()] for kind in ("loss", "accuracy")}
     kinds = {kind: names for kind, names in kinds.items() if names}
     if not kinds:
@@ -320,7 +320,7 @@ def learning_curves(log: Table) -> Picture:
     return picture
 
 
-def _read(table: Table, name: str, *columns: str) -> pd.DataFrame:
+def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
     """The table with at least these columns and one row; names of layers and methods as text."""
     if not isinstance(table, pd.DataFrame):
         try:
@@ -340,7 +340,7 @@ def _read(table: Table, name: str, *columns: str) -> pd.DataFrame:
 
 def _trace(trace: Table) -> pd.DataFrame:
     """A trace in which a slice, if there is one, is part of the target layer's name."""
-    table = _read(trace, "trace", "step", "source", "target", "weight")
+    table = read_table(trace, "trace", "step", "source", "target", "weight")
     if "slice" in table:
         table = table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
     return table

@@ -4,7 +4,6 @@ from functools import cached_property
 from typing import Any
 
 import ipywidgets as widgets
-import pandas as pd
 
 from mtanytime.explore import draw
 
@@ -29,7 +28,7 @@ class TransferExplorer(widgets.VBox):
 
     def __init__(self, trace: draw.Table, relative: bool = False) -> None:
         last = draw.heatmap(trace, relative=relative)  # refuses a table that cannot be drawn
-        self._trace = trace if isinstance(trace, pd.DataFrame) else pd.read_csv(trace)
+        self._trace = draw.read_table(trace, "trace", "step", "source", "target", "weight")
         self._relative = relative
         self._frames: dict[int, bytes] = {}
         steps = sorted(int(step) for step in self._trace["step"].unique())

@@ -34,7 +34,7 @@ Layers = Sequence[str]
 Forward = Callable[[Tensor], Any]
 OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
 
-_REGRESSORS, _META = 3, 4  # what a derived seed is for
+_REGRESSORS, _META = -3, -4  # what a derived seed is for
 
 
 class TransferResult(TrainingResult):
@@ -346,11 +346,11 @@ class TransferTrainer(Trainer):
 
     def _put_right(self, what: str, network: nn.Module) -> None:
         """A source as it must be: on the run's device, in eval mode, not trained; says what it changed."""
-        devices = {str(p.device) for p in network.parameters() if p.device.type != self.device.type}
-        if devices:
-            self.notes.append(f"{what}: moved from {', '.join(sorted(devices))} to {self.device}")
+        devices = {str(p.device) for p in network.parameters()}
         with _about(what):
             network.to(self.device)
+        if devices != {str(p.device) for p in network.parameters()}:
+            self.notes.append(f"{what}: moved from {', '.join(sorted(devices))} to {self.device}")
         if any(module.training for module in network.modules()):
             self.notes.append(f"{what}: was in train mode, switched to eval mode")
         network.eval()
