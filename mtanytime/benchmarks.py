@@ -32,7 +32,7 @@ def transfer_iteration(name: str, batch: int, inner_steps: int) -> Callable[[], 
     settings = {"what": False, "where": "off"} if name == "matching" else TRANSFER_MODES[name]
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, 32, 32), generator=generator)
-    data = ImageSet(pixels.to(torch.uint8), torch.arange(batch) % 10, tuple("0123456789"))
+    data = ImageSet(pixels.to(torch.uint8), torch.arange(batch) % 10, tuple("0123456789"[:batch]))
     torch.manual_seed(0)
     trainer = TransferTrainer(
         resnet(32, 200).eval(),
