@@ -15,12 +15,14 @@ the state it starts from: parameters, velocity, buffers and random state are the
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mtanytime.quick_layers import quick_layers
 from mtanytime.randomness import get_rng_state, set_rng_state
 
 Tensors = dict[str, Tensor]
@@ -145,7 +147,7 @@ def _step_by_step(
     for step, (by_hyper, by_theta) in zip(steps, twice, strict=True):
         before = (theta, running, get_rng_state(device))
         graph = keep and (by_hyper or by_theta)
-        leaves, gradients, running = _gradient(step.loss, theta, running, create_graph=graph)
+        leaves, gradients, running = _gradient(step.loss, theta, running, create_graph=graph, by_theta=by_theta)
         visited.append((leaves, gradients) if graph else before)
         theta, v = _sgd_step(theta, v, {n: g.detach() for n, g in gradients.items()}, rules)
         if not graph:
@@ -155,7 +157,7 @@ def _step_by_step(
     outer_loss = outer({**leaves, **_clones(running)})
     found = torch.autograd.grad(outer_loss, [*leaves.values(), *hyper], allow_unused=True, materialize_grads=True)
     adjoint_theta = dict(zip(leaves, found[: len(leaves)], strict=True))
-    adjoint_v = {name: torch.zeros_like(value) for name, value in adjoint_theta.items()}
+    adjoint_v: dict[str, Tensor | None] = dict.fromkeys(adjoint_theta)
     totals = list(found[len(leaves) :])
     del leaves, found
 
@@ -169,7 +171,7 @@ def _step_by_step(
         else:
             theta, running, rng = record
             set_rng_state(rng, device)
-            leaves, gradients, _ = _gradient(step.loss, theta, running, create_graph=True)
+            leaves, gradients, _ = _gradient(step.loss, theta, running, create_graph=True, by_theta=by_theta)
         reached = [name for name, gradient in gradients.items() if gradient.requires_grad]
         inputs = [*(hyper if by_hyper else ()), *(leaves.values() if by_theta else ())]
         if not reached:  # the gradient is a constant: nothing to differentiate again
@@ -182,7 +184,7 @@ def _step_by_step(
         if by_theta:
             for name, f in zip(leaves, found[len(found) - len(leaves) :], strict=True):
                 if f is not None:
-                    adjoint_theta[name] = adjoint_theta[name] + f
+                    adjoint_theta[name] += f
         del leaves, gradients, found, record
     return MetaGradient(outer_loss.detach(), totals)
 
@@ -213,14 +215,17 @@ def _unrolled(
 
 
 def _gradient(
-    loss: Loss, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], create_graph: bool
+    loss: Loss, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], create_graph: bool, by_theta: bool
 ) -> tuple[Tensors, Tensors, Tensors]:
     """The loss's gradient at detached leaves: the leaves, the gradients (zero, not none, where the loss does not
-    reach: momentum and weight decay still move such a parameter), and the buffers after it."""
+    reach: momentum and weight decay still move such a parameter), and the buffers after it. `by_theta` says whether
+    the graph that `create_graph` makes is to be differentiated for the leaves, too."""
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     state = {**leaves, **_clones(buffers)}
+    with quick_layers(for_parameters=by_theta) if create_graph else nullcontext():
+        value = loss(state)
     found = torch.autograd.grad(
-        loss(state), list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        value, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
     return leaves, dict(zip(leaves, found, strict=True)), {name: state[name].detach() for name in buffers}
 
@@ -238,18 +243,19 @@ def _sgd_step(
     """One differentiable SGD step, out of place: new parameters and new velocities."""
     theta, v = {}, {}
     for name, value in parameters.items():
-        rule = rules[name]
-        direction = gradients[name] + rule.weight_decay * value if rule.weight_decay else gradients[name]
-        v[name] = rule.momentum * velocity[name] + direction if rule.momentum else direction
-        step = direction + rule.momentum * v[name] if rule.nesterov else v[name]
-        theta[name] = value - rule.lr * step
+        rule, direction = rules[name], gradients[name]
+        if rule.weight_decay:
+            direction = torch.add(direction, value, alpha=rule.weight_decay)
+        v[name] = torch.add(direction, velocity[name], alpha=rule.momentum) if rule.momentum else direction
+        step = torch.add(direction, v[name], alpha=rule.momentum) if rule.nesterov else v[name]
+        theta[name] = torch.add(value, step, alpha=-rule.lr)
     return theta, v
 
 
 def _adjoint(
-    adjoint_theta: Mapping[str, Tensor], adjoint_v: Mapping[str, Tensor], rules: Mapping[str, SGDRule]
+    adjoint_theta: Mapping[str, Tensor], adjoint_v: Mapping[str, Tensor | None], rules: Mapping[str, SGDRule]
 ) -> tuple[Tensors, Tensors, Tensors]:
-    """Pull the adjoints back over one SGD step, up to the term (∂g/∂θ)ᵀs, which the caller adds.
+    """Pull the adjoints back over one SGD step, up to the term (∂g/∂θ)ᵀs, which the caller adds; None is zero.
 
     Returns s = ∂L/∂g, ∂L/∂θ without that term, and ∂L/∂v. With Nesterov momentum θ' reads d twice, once through v':
     c' = c̄ - lr·μ·ā is what reaches v', s = c' - lr·ā, ∂L/∂v = μ·c'.
@@ -257,9 +263,10 @@ def _adjoint(
     signal, theta, v = {}, {}, {}
     for name, a in adjoint_theta.items():
         rule, c = rules[name], adjoint_v[name]
-        reaching_v = c - rule.lr * (rule.momentum if rule.nesterov else 1.0) * a
-        s = reaching_v - rule.lr * a if rule.nesterov else reaching_v
+        factor = -rule.lr * (rule.momentum if rule.nesterov else 1.0)
+        reaching_v = factor * a if c is None else torch.add(c, a, alpha=factor)
+        s = torch.add(reaching_v, a, alpha=-rule.lr) if rule.nesterov else reaching_v
         signal[name] = s
-        theta[name] = a + rule.weight_decay * s if rule.weight_decay else a
+        theta[name] = torch.add(a, s, alpha=rule.weight_decay)  # a new tensor, which the caller adds to
         v[name] = rule.momentum * reaching_v
     return signal, theta, v

@@ -8,6 +8,15 @@ Where the sizes of the maps differ, the source map is resized to the target map'
 
 All pairs that end in one target layer are worked out together: their regressors are one convolution with Σ_m C_m
 outputs and their source maps one stacked tensor, which is the same arithmetic in fewer and larger operations.
+
+The loss is written with its first and second derivative, which need the error e = r(T^n) - S^m once and else only
+products of e with the target map, summed over space: matrices of channels by channels for each image. With α = 2gw/P for
+P places and an incoming gradient g,
+
+    ∂/∂t = (α∘R)ᵀe,   ∂/∂R = Σ_b α∘(e tᵀ),   ∂/∂bias = Σ_b α·Σ_p e,   ∂/∂w = g·mean_p e²
+
+and what multiplies (a, A, z) into the first three is Σ α·(e·δ) summed over channels and places, where
+δ = R a + A t + z is how e moves in that direction. Autograd's way is a dozen passes over maps of Σ_m C_m channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mtanytime.transfer.metanets import Pair
 
@@ -81,9 +91,88 @@ class FeatureMatching(nn.Module):
         """L_wfm of each image, from `align`'s source maps and `PairWeights.by_target`'s weights λ·w."""
         total = 0.0
         for target, regressor in zip(self.sources, self.regressors, strict=True):
-            difference = regressor(target_features[target]) - aligned[target]
-            total = total + (difference.square().mean(dim=(2, 3)) * weights[target]).sum(dim=1)
+            maps, weight = target_features[target], regressor.weight
+            with torch.autocast(maps.device.type, enabled=False):  # matched in the precision of the parameters
+                total = total + _WeightedError.apply(
+                    maps.to(weight.dtype).flatten(2),
+                    weight.flatten(1),
+                    regressor.bias,
+                    aligned[target].to(weight.dtype).flatten(2),
+                    weights[target].to(weight.dtype),
+                )
         return total
+
+
+Maps = Float[Tensor, "batch channel place"]
+Matrix = Float[Tensor, "source target_channels"]
+
+
+class _WeightedError(torch.autograd.Function):
+    """Σ_c w_c · mean_p (R t + bias - s)²_c of each image; differentiable twice, not with respect to s."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, t: Tensor, r: Tensor, bias: Tensor, s: Tensor, w: Tensor
+    ) -> Float[Tensor, " batch"]:
+        error = torch.matmul(r, t).sub_(s).add_(bias[:, None])
+        squares = torch.linalg.vector_norm(error, dim=2).square_() / t.shape[2]
+        ctx.save_for_backward(t, r, bias, w, error, squares)
+        return torch.linalg.vecdot(squares, w)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Float[Tensor, " batch"]) -> tuple[Tensor | None, ...]:
+        t, r, bias, w, error, squares = ctx.saved_tensors
+        for_t, for_r, for_bias, for_w = _WeightedErrorBackward.apply(g, t, r, bias, w, error, squares)
+        return for_t, for_r, for_bias, None, for_w
+
+
+class _WeightedErrorBackward(torch.autograd.Function):
+    """The first derivative. `error` and `squares` follow from the other inputs, so the second one leaves them out."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, g: Tensor, t: Tensor, r: Tensor, bias: Tensor, w: Tensor, error: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        share = w / t.shape[2]
+        alpha = 2 * g[:, None] * share
+        correlation, total = error @ t.mT, error.sum(dim=2)
+        ctx.save_for_backward(g, t, r, w, error, squares, correlation, total)
+        ctx.set_materialize_grads(False)
+        for_t = (alpha[:, :, None] * r).mT @ error
+        return for_t, (alpha[:, :, None] * correlation).sum(0), (alpha * total).sum(0), g[:, None] * squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, a: Tensor | None, big_a: Tensor | None, z: Tensor | None, y: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        g, t, r, w, error, squares, correlation, total = ctx.saved_tensors
+        places = t.shape[2]
+        a = torch.zeros_like(t) if a is None else a
+        big_a = torch.zeros_like(r) if big_a is None else big_a
+        z = torch.zeros_like(total[0]) if z is None else z
+        y = torch.zeros_like(w) if y is None else y  # multiplies ∂/∂w, so e moves it by 2g·mean_p e
+        along = error @ a.mT  # e aᵀ
+        slope = ((r * along).sum(2) + (big_a * correlation).sum(2) + z * total) / places  # mean_p e·δ
+        for_w = 2 * g[:, None] * slope
+        for_g = (2 * w * slope + y * squares).sum(1)
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return for_g, None, None, None, for_w, None, None
+        alpha = (2 / places) * g[:, None] * w
+        beta = ((2 / places) * g[:, None] * y)[:, :, None]
+        delta = torch.matmul(r, a) + torch.matmul(big_a, t) + z[:, None]
+        alpha_r, alpha_a = alpha[:, :, None] * r, alpha[:, :, None] * big_a
+        for_t = alpha_r.mT @ delta + (alpha_a + beta * r).mT @ error
+        by_image = alpha[:, :, None] * (delta @ t.mT + along) + beta * correlation
+        return (
+            for_g,
+            for_t,
+            by_image.sum(0),
+            (alpha * delta.sum(2) + beta[:, :, 0] * total).sum(0),
+            for_w,
+            None,
+            None,
+        )
 
 
 def _resize(features: Float[Tensor, "batch channel _ _"], size: tuple[int, int]) -> Float[Tensor, "batch channel _ _"]:

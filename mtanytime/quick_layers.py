@@ -1,0 +1,248 @@
+"""Convolution and batch norm whose gradients are quick to differentiate again.
+
+torch's own second derivatives are general: batch norm's takes dozens of passes over the maps, and convolution's works
+the weight's part out as a convolution with batch and channels swapped, at half the speed of a weight's gradient. On a
+CPU that is a third of the time of an exact meta-gradient. These give the same numbers by torch's fused first
+derivatives alone (checked in the tests against torch's own second derivatives and finite differences).
+
+*Convolution.* With ḡ = ∂L/∂y, the first derivative is linear in ḡ: ∂L/∂x = W ⋆ᵀ ḡ, ∂L/∂W = x ⋆ ḡ and ∂L/∂bias = Σ ḡ. For a, A, z
+that multiply these three, what flows back is: for ḡ: conv(a, W) + conv(x, A) + z; for x: the first derivative at weight A; for
+W: the first derivative at maps a.
+
+*Batch norm.* With x̂ the normalised map, σ = 1/√(var + eps), means over batch and space, and the projection
+P(u) = u - mean(u) - x̂·mean(u·x̂), the first derivative is
+
+    ∂L/∂x = γσ·P(ḡ),   ∂L/∂γ = Σ x̂·ḡ,   ∂L/∂β = Σ ḡ
+
+and what flows back, for a, b, c that multiply these three and with f = Σ a·γσ·P(ḡ), is
+
+    for ḡ: γσ·P(a) + b·x̂ + c,   for γ: f/γ,   for x: σ·P(u) - σ·x̂·f/N,   u = b·ḡ - γσ·(a·mean(ḡ·x̂) + ḡ·mean(a·x̂))
+
+so each P is one call of torch's first derivative, and little else is left.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+Maps = Float[Tensor, "batch channel *space"]
+Channels = Float[Tensor, " channel"]
+Images = Float[Tensor, "batch _ _ _"]
+Kernels = Float[Tensor, "output input height width"]
+
+
+@contextmanager
+def quick_layers(for_parameters: bool = True) -> Iterator[None]:
+    """2-d convolutions, and batch norms in train mode, that are called in this block can be differentiated twice
+    quickly, but not thrice.
+
+    With `for_parameters` False the second derivative is only taken with respect to what the incoming gradient depends
+    on: a layer's maps and parameters get none. Layers of mixed precision, batch norms without γ and β, and
+    convolutions whose padding is a word stay torch's own.
+    """
+    with _Replaced(for_parameters):
+        yield
+
+
+class _Replaced(TorchFunctionMode):
+    def __init__(self, for_parameters: bool) -> None:
+        super().__init__()
+        self.for_parameters = for_parameters
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **(kwargs or {}))
+        if func is F.conv2d:
+            return self._conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        input: Maps,  # the names of F.batch_norm, which is called with keywords
+        running_mean: Channels | None,
+        running_var: Channels | None,
+        weight: Channels | None = None,
+        bias: Channels | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Maps:
+        affine = weight is not None and bias is not None
+        if not training or not affine or input.dtype != weight.dtype or input.numel() == input.shape[1]:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        settings = (momentum, eps, self.for_parameters)
+        return _BatchNorm.apply(input, weight, bias, running_mean, running_var, settings)
+
+
+    def _conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        mixed = input.dtype != weight.dtype or torch.is_autocast_enabled(input.device.type)
+        if isinstance(padding, str) or input.ndim != 4 or mixed:
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        geometry = (*(list(_pair(value)) for value in (stride, padding, dilation)), False, [0, 0], groups)
+        return _Convolution.apply(input, weight, bias, geometry, self.for_parameters)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Images,
+        weight: Kernels,
+        bias: Channels | None,
+        geometry: tuple[Any, ...],
+        for_parameters: bool,
+    ) -> Images:
+        ctx.geometry, ctx.for_parameters, ctx.with_bias = geometry, for_parameters, bias is not None
+        ctx.save_for_backward(x, weight)
+        return torch.convolution(x, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Images) -> tuple[Tensor | None, ...]:
+        needed = [*ctx.needs_input_grad[:2], ctx.with_bias and ctx.needs_input_grad[2]]
+        found = _ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.geometry, ctx.for_parameters, needed)
+        return *found, None, None
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        g: Images,
+        x: Images,
+        weight: Kernels,
+        geometry: tuple[Any, ...],
+        for_parameters: bool,
+        needed: list[bool],
+    ) -> tuple[Images | None, Kernels | None, Channels | None]:
+        ctx.geometry, ctx.for_parameters = geometry, for_parameters
+        ctx.save_for_backward(g, x, weight)
+        ctx.set_materialize_grads(False)
+        return _convolution_backward(g, x, weight, geometry, needed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, a: Images | None, big_a: Kernels | None, z: Channels | None
+    ) -> tuple[Images | None, Images | None, Kernels | None, None, None, None]:
+        g, x, weight = ctx.saved_tensors
+        geometry = ctx.geometry
+        for_g = for_x = for_weight = None
+        if big_a is not None:
+            for_g = torch.convolution(x, big_a, z, *geometry)
+        if a is not None:
+            along = torch.convolution(a, weight, None if big_a is not None else z, *geometry)
+            for_g = along if for_g is None else for_g.add_(along)
+        if for_g is None and z is not None:
+            for_g = z.view(1, -1, 1, 1).expand_as(g)
+        if ctx.for_parameters and big_a is not None and ctx.needs_input_grad[1]:
+            for_x = _convolution_backward(g, x, big_a, geometry, [True, False, False])[0]
+        if ctx.for_parameters and a is not None and ctx.needs_input_grad[2]:
+            for_weight = _convolution_backward(g, a, weight, geometry, [False, True, False])[1]
+        return for_g, for_x, for_weight, None, None, None
+
+
+def _convolution_backward(
+    g: Images, x: Images, weight: Kernels, geometry: tuple[Any, ...], needed: list[bool]
+) -> tuple[Images | None, Kernels | None, Channels | None]:
+    return torch.ops.aten.convolution_backward(g, x, weight, [weight.shape[0]], *geometry, needed)
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Maps,
+        gamma: Channels,
+        beta: Channels,
+        running_mean: Channels | None,
+        running_var: Channels | None,
+        settings: tuple[float, float, bool],
+    ) -> Maps:
+        momentum, ctx.eps, ctx.for_parameters = settings
+        y, mean, sigma = torch.native_batch_norm(x, gamma, beta, running_mean, running_var, True, momentum, ctx.eps)
+        ctx.save_for_backward(x, gamma, mean, sigma)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Maps) -> tuple[Tensor | None, ...]:
+        found = _BatchNormBackward.apply(g, *ctx.saved_tensors, ctx.eps, ctx.for_parameters)
+        return *found, None, None, None
+
+
+class _BatchNormBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        g: Maps,
+        x: Maps,
+        gamma: Channels,
+        mean: Channels,
+        sigma: Channels,
+        eps: float,
+        for_parameters: bool,
+    ) -> tuple[Maps, Channels, Channels]:
+        ctx.eps, ctx.for_parameters = eps, for_parameters
+        found = _first_derivative(g, x, gamma, mean, sigma, eps)
+        ctx.save_for_backward(g, x, gamma, mean, sigma, *found[1:])
+        ctx.set_materialize_grads(False)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, a: Maps | None, b: Channels | None, c: Channels | None
+    ) -> tuple[Maps | None, Maps | None, Channels | None, None, None, None, None]:
+        g, x, gamma, mean, sigma, g_xhat, g_sum = ctx.saved_tensors
+        b = torch.zeros_like(gamma) if b is None else b
+        c = torch.zeros_like(gamma) if c is None else c
+        for_g = F.batch_norm(x, mean, sigma.pow(-2) - ctx.eps, b, c, eps=ctx.eps)  # b·x̂ + c
+        if a is None:
+            f, a_xhat = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        else:
+            along, a_xhat, a_sum = _first_derivative(a, x, gamma, mean, sigma, ctx.eps)
+            for_g += along
+        if not ctx.for_parameters:
+            return for_g, None, None, None, None, None, None
+        n = x.numel() / x.shape[1]
+        per_channel = (1, -1) + (1,) * (x.ndim - 2)
+        if a is None:
+            u = g * b.view(per_channel)
+        else:
+            products = torch.einsum("nc...,nc...->c", a, g)
+            f_over_gamma = sigma * (products - (a_sum * g_sum + a_xhat * g_xhat) / n)
+            f = gamma * f_over_gamma
+            scale = gamma * sigma / n
+            u = g * (b - scale * a_xhat).view(per_channel)
+            u.addcmul_(a, (scale * g_xhat).view(per_channel), value=-1)
+        for_x = _first_derivative(u, x, torch.ones_like(gamma), mean, sigma, ctx.eps)[0]
+        slope = sigma * sigma * f / n  # of x in σ·x̂·f/N
+        for_x.addcmul_(x, slope.view(per_channel), value=-1).add_((slope * mean).view(per_channel))
+        return for_g, for_x, None if a is None else f_over_gamma, None, None, None, None
+
+
+def _first_derivative(
+    g: Maps, x: Maps, gamma: Channels, mean: Channels, sigma: Channels, eps: float
+) -> tuple[Maps, Channels, Channels]:
+    """γσ·P(g), Σ g·x̂ and Σ g."""
+    return torch.ops.aten.native_batch_norm_backward(
+        g, x, gamma, None, None, mean, sigma, True, eps, [True, True, True]
+    )
