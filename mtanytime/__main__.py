@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import platform
 import sys
 from pathlib import Path
 
-from mtanytime.benchmarks import TRANSFER_MODES, bench_transfer
-from mtanytime.recipes import RECIPES, run
+import pandas as pd
+import torch
+
+from mtanytime.benchmarks import TRANSFER_MODES, bench_transfer, processor
+from mtanytime.recipes import RECIPES, plan, run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,8 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     runs = commands.add_parser("run", help="run an experiment, or go on with it where it was stopped")
     runs.add_argument("name", help="see `list`")
     runs.add_argument("--out", type=Path, required=True, help="the experiment's folder")
-    runs.add_argument("--seed", type=int, default=0)
+    runs.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more; each is a run of its own")
     runs.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, see `list`")
+    runs.add_argument("--csv", type=Path, help="write the results to this file, which must not exist yet")
+    runs.add_argument("--dry-run", action="store_true", help="print the plan and what it would cost; train nothing")
     bench = commands.add_parser("bench", help="measure, side by side in one run")
     bench.add_argument("what", choices=["transfer"], help="one iteration of L2T-ww, ResNet-32 to VGG-9")
     bench.add_argument("--json", action="store_true", help="one JSON object on the last line, and no table")
@@ -29,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "list":
         return _list()
     if options.command == "run":
-        return _run(options.name, options.out, options.seed, options.set)
+        return _run(options)
     return _bench(options.batch, options.inner_steps, options.rounds, options.json)
 
 
@@ -40,19 +46,57 @@ def _list() -> int:
     return 0
 
 
-def _run(name: str, out: Path, seed: int, settings: list[str]) -> int:
+def _run(options: argparse.Namespace) -> int:
     try:
-        if wrong := [setting for setting in settings if "=" not in setting]:
+        if wrong := [setting for setting in options.set if "=" not in setting]:
             raise ValueError(f"--set takes KEY=VALUE, got {wrong[0]!r}")
-        results = run(name, out, seed, dict(setting.split("=", 1) for setting in settings))
+        settings = dict(setting.split("=", 1) for setting in options.set)
+        if options.dry_run:
+            return _plan(options, settings)
+        if options.csv is not None and options.csv.exists():
+            raise ValueError(f"{options.csv} is there already: delete or rename it to have it written anew")
+        results = run(options.name, options.out, options.seed, settings)
+        if options.csv is not None:
+            _write(results, options)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from the last checkpoint in {out}")
+        print(f"\nstopped; the same command goes on from the last checkpoint in {options.out}")
         return 130
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(results.to_string(index=False))
     return 0
+
+
+def _plan(options: argparse.Namespace, settings: dict[str, str]) -> int:
+    """Print a line a network and the total, as they are worked out."""
+    print(f"{'network':14} {'seed':>4} {'beta':>6} {'steps':>6} {'done':>6} {'GMACs':>9} {'time left':>10}")
+    seconds = macs = 0.0
+    for row in plan(options.name, options.out, options.seed, settings):
+        seconds, macs = seconds + row["seconds"], macs + row["macs"]
+        print(
+            f"{row['part']:14} {row['seed']:4} {row['beta']:6g} {row['steps']:6} {row['done']:6} "
+            f"{row['macs'] / 1e9:9.0f} {_duration(row['seconds']):>10}",
+            flush=True,
+        )
+    print(f"in all {macs / 1e9:.0f} GMACs; about {_duration(seconds)} left on this machine, tests not counted")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _write(results: pd.DataFrame, options: argparse.Namespace) -> None:
+    """The results as CSV below a comment line that says how they came about."""
+    seeds = " ".join(map(str, options.seed))
+    command = f"python -m mtanytime run {options.name} --out FOLDER --seed {seeds}"
+    command += f" --set {' '.join(options.set)}" * bool(options.set)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    where = f"{processor()}, {torch.get_num_threads()} threads"
+    options.csv.parent.mkdir(parents=True, exist_ok=True)
+    text = results.to_csv(index=False)
+    options.csv.write_text(f"# {command}; {where}; {versions}\n{text}")
 
 
 def _bench(batch: int, inner_steps: int, rounds: int, as_json: bool) -> int:

@@ -1,5 +1,7 @@
 """The timings behind `python -m mtanytime bench`: alternatives in turn in one process, so that their ratios hold."""
 
+import os
+import platform
 import re
 import resource
 import statistics
@@ -115,3 +117,13 @@ def peak_mebibytes() -> float:
         return round(int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def processor() -> str:
+    """What the machine computes with, as it calls itself."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    file = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
+    return f"{cores} cores of {named.group(1).strip() if named else platform.processor() or platform.machine()}"

@@ -33,6 +33,7 @@ LETTER_TREE: Tree = {
     "capital": {"straight": list("AEFHIKLMNTVWXYZ"), "round": list("BCDGJOPQRSU")},
     "small": {"with a loop": list("abdegq"), "without": list("fhnrt")},
 }
+DIGITS_A_CLASS = 87  # handwritten ones that training has of every class, and testing as well
 DIGIT_TREE: Tree = {"with a loop": list("0689"), "without": list("123457")}
 
 

@@ -5,9 +5,9 @@ the weight's part out as a convolution with batch and channels swapped, at half 
 CPU that is a third of the time of an exact meta-gradient. These give the same numbers by torch's fused first
 derivatives alone (checked in the tests against torch's own second derivatives and finite differences).
 
-*Convolution.* With ḡ = ∂L/∂y, the first derivative is linear in ḡ: ∂L/∂x = W ⋆ᵀ ḡ, ∂L/∂W = x ⋆ ḡ and ∂L/∂bias = Σ ḡ. For a, A, z
-that multiply these three, what flows back is: for ḡ: conv(a, W) + conv(x, A) + z; for x: the first derivative at weight A; for
-W: the first derivative at maps a.
+*Convolution.* With ḡ = ∂L/∂y, the first derivative is ∂L/∂x = W ⋆ᵀ ḡ, ∂L/∂W = x ⋆ ḡ and ∂L/∂bias = Σ ḡ, linear in ḡ.
+For a, A, z that multiply these three, what flows back is: for ḡ: conv(a, W) + conv(x, A) + z; for x: ∂L/∂x with A in
+place of W; for W: ∂L/∂W with a in place of x.
 
 *Batch norm.* With x̂ the normalised map, σ = 1/√(var + eps), means over batch and space, and the projection
 P(u) = u - mean(u) - x̂·mean(u·x̂), the first derivative is
@@ -82,7 +82,6 @@ class _Replaced(TorchFunctionMode):
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         settings = (momentum, eps, self.for_parameters)
         return _BatchNorm.apply(input, weight, bias, running_mean, running_var, settings)
-
 
     def _conv2d(
         self,

@@ -5,15 +5,19 @@ anywhere goes on where it was, and one that is finished only reads its results.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
-from mtanytime.datasets import Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
+from mtanytime.datasets import DIGITS_A_CLASS, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
 from mtanytime.training import Trainer
 from mtanytime.transfer import TransferTrainer
 
@@ -36,31 +40,63 @@ METHODS: dict[str, dict[str, object] | None] = {
 }
 
 
+Parts = Iterator[tuple[str, Trainer]]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """An experiment: `trainers(settings, seed, folder, progress)` gives its trainers by name, in order; a later one is
-    made when those before it are trained."""
+    made when those before it are trained. Without a folder they stay in memory."""
 
     reproduces: str
     duration: str
     expected: str
     settings: Settings
-    trainers: Callable[[Settings, int, Path, bool], Iterator[tuple[str, Trainer]]]
+    trainers: Callable[[Settings, int, Path | None, bool], Parts]
 
 
 def _targets(
-    settings: Settings, seed: int, folder: Path, source: nn.Module, make: Callable[[], nn.Module], task: Task, **options
-) -> Iterator[tuple[str, Trainer]]:
-    """The target network trained by each of the settings' methods."""
+    settings: Settings,
+    seed: int,
+    folder: Path | None,
+    source: nn.Module,
+    make: Callable[[], nn.Module],
+    task: Task,
+    **options: Any,
+) -> Parts:
+    """The target network trained by each of the settings' methods, with its own strength β or with each of `betas`."""
     shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay")} | options
     for method in _methods(settings):
-        place = folder / f"{method}-seed{seed}"
         if METHODS[method] is None:
-            yield method, Trainer(make, task, folder=place, seed=seed, **shared)
-        else:
-            beta = settings.get(f"beta_{method}", settings["beta"])
-            matching = {"beta": beta, "meta_lr": settings["meta_lr"], **METHODS[method]}
-            yield method, TransferTrainer(source, make, task, folder=place, seed=seed, **matching, **shared)
+            yield method, Trainer(make, task, folder=_place(folder, f"{method}-seed{seed}"), seed=seed, **shared)
+            continue
+        for beta in _betas(settings) or [settings.get(f"beta_{method}", settings["beta"])]:
+            among = f"-beta{beta:g}" if _betas(settings) else ""
+            yield (
+                method,
+                TransferTrainer(
+                    source,
+                    make,
+                    task,
+                    folder=_place(folder, f"{method}{among}-seed{seed}"),
+                    seed=seed,
+                    beta=beta,
+                    meta_lr=settings["meta_lr"],
+                    **METHODS[method],
+                    **shared,
+                ),
+            )
+
+
+def _place(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / name
+
+
+def _betas(settings: Settings) -> list[float]:
+    try:
+        return [float(beta) for beta in str(settings["betas"]).split(",") if beta]
+    except ValueError as error:
+        raise ValueError(f"betas takes numbers with commas between, like 0.5,2; got {settings['betas']!r}") from error
 
 
 def _methods(settings: Settings) -> list[str]:
@@ -70,28 +106,49 @@ def _methods(settings: Settings) -> list[str]:
     return methods
 
 
-def _built_in(settings: Settings, seed: int, folder: Path, progress: bool) -> Iterator[tuple[str, Trainer]]:
+def _check(settings: Settings) -> None:
+    """Refuse, before any work, what a recipe would only stumble over later."""
+    _methods(settings)
+    _betas(settings)
+    if settings.get("scored_on", "test") not in ("test", "validation"):
+        raise ValueError(f"scored_on is 'test' or 'validation'; got {settings['scored_on']!r}")
+
+
+def _built_in(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
     """The letter network, then the digit network by one method (or by several, separated by commas)."""
     augment = crop_flip(padding=3, flip=False)
     shared = {"augment": augment, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
-    _methods(settings)
+    _check(settings)
     source = Trainer(
         lambda: resnet(settings["source_depth"], num_classes=37),
         letters(train_per_class=settings["letters_per_class"]),
         epochs=settings["source_epochs"],
         batch_size=64,
-        folder=folder / "source",
+        folder=_place(folder, "source"),
         **shared,  # the same source for every seed
     )
     yield "source", source
-    task = digits(per_class=settings["digits_per_class"], seed=seed)
+    task = _digits(settings["digits_per_class"], seed, settings["scored_on"])
     make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
     yield from _targets(settings, seed, folder, source.model, make, task, **shared)
 
 
-def _cifar10_few(settings: Settings, seed: int, folder: Path, progress: bool) -> Iterator[tuple[str, Trainer]]:
+def _digits(per_class: int, seed: int, scored_on: str) -> Task:
+    """The digits with few labels, or the same with other digits of the training half in place of the test set."""
+    if scored_on == "test":
+        return digits(per_class=per_class, seed=seed)
+    if per_class >= DIGITS_A_CLASS:
+        raise ValueError(f"validation needs digits to hold back: digits_per_class < {DIGITS_A_CLASS}, got {per_class}")
+    whole, few = digits(per_class=DIGITS_A_CLASS, test_per_class=1, seed=seed).train, 10 * per_class
+    return Task(whole.subset(range(few)), whole.subset(range(few, len(whole))))
+
+
+def _cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
     """CIFAR-10 with few labels from the authors' TinyImageNet source, a tenth of the labels held back to validate."""
-    _methods(settings)
+    _check(settings)
+    for file in ("source", "images"):
+        if not Path(settings[file]).exists():
+            raise ValueError(f"there is no {settings[file]!r}: set {file}=…, {_WHERE[file]}")
     source = load_l2t_resnet32(settings["source"])
     images = Path(settings["images"])
     whole = cifar10_jpeg(images) if images.suffix == ".npz" else cifar10(images)
@@ -102,8 +159,15 @@ def _cifar10_few(settings: Settings, seed: int, folder: Path, progress: bool) ->
     yield from _targets(settings, seed, folder, source, make, task, **options)
 
 
+_WHERE = {
+    "source": "the L2T-ww authors' logs/tinyimagenet-200-resnet32/0/ checkpoint (their repository alinlab/L2T-ww)",
+    "images": "a folder with torchvision's CIFAR-10 (datasets.cifar10(folder, download=True) puts it there)",
+}
+
 BUILT_IN: Settings = {
     "methods": "l2t",
+    "betas": "",
+    "scored_on": "test",
     "source_depth": 14,
     "source_epochs": 2,
     "letters_per_class": 400,
@@ -148,6 +212,7 @@ RECIPES: dict[str, Recipe] = {
         expected="the paper's figure shows about 40 % from scratch and 65 % by L2T-ww",
         settings={
             "methods": "l2t",
+            "betas": "",
             "images": "data",
             "source": "data/tinyimagenet_resnet32.pth.tar",
             "per_class": 50,
@@ -186,24 +251,93 @@ def changed(settings: Settings, changes: Mapping[str, str]) -> dict[str, Setting
 
 
 def run(
-    name: str, folder: Path, seed: int = 0, changes: Mapping[str, str] | None = None, progress: bool = True
+    name: str,
+    folder: Path,
+    seeds: Sequence[int] = (0,),
+    changes: Mapping[str, str] | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Run a recipe to its end, or what is left of it; a row a trainer: method, seed, accuracy, last_accuracy,
-    train_seconds. Bad settings and a folder with another run raise ValueError before anything is written."""
+    """Run a recipe to its end, or what is left of it, seed after seed.
+
+    Returns a row a target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds. Bad settings and
+    a folder with another run raise ValueError before anything is written.
+    """
     chosen = recipe(name)
+    settings = changed(chosen.settings, changes or {})
     rows = []
-    for part, trainer in chosen.trainers(changed(chosen.settings, changes or {}), seed, folder, progress):
-        result = trainer.train()
-        rows.append(
-            {
-                "method": part,
-                "seed": seed,
-                "accuracy": result.accuracy,
-                "last_accuracy": result.last_accuracy,
-                "train_seconds": round(result.seconds, 1),
-            }
-        )
+    for seed in seeds:
+        for part, trainer in chosen.trainers(settings, seed, folder, progress):
+            if progress:
+                print(f"{part}, seed {seed}")
+            result = trainer.train()
+            if part in METHODS:
+                rows.append(
+                    {
+                        "method": part,
+                        "seed": seed,
+                        "beta": getattr(trainer, "beta", 0.0),
+                        "epochs": trainer.epochs,
+                        "accuracy": result.accuracy,
+                        "last_accuracy": result.last_accuracy,
+                        "train_seconds": round(result.seconds, 1),
+                    }
+                )
     return pd.DataFrame(rows)
+
+
+def plan(
+    name: str, folder: Path, seeds: Sequence[int] = (0,), changes: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """What `run` would do, without writing: for each network part, seed, steps, done, macs (multiply-adds of all the
+    steps), seconds (of the steps that are left; the final test comes on top).
+
+    Two steps of each network are run and timed here and their multiply-adds counted by torch's flop counter; a later
+    seed is taken to cost what the first does.
+    """
+    chosen = recipe(name)
+    settings = changed(chosen.settings, changes or {})
+    costs: dict[tuple[str, float], tuple[int, float]] = {}
+    for seed in seeds:
+        for part, trainer in chosen.trainers(settings, seed, folder, False):
+            if part not in METHODS and seed != seeds[0]:
+                continue  # a source is the same for every seed
+            beta = getattr(trainer, "beta", 0.0)
+            if (part, beta) not in costs:
+                costs[part, beta] = _cost(trainer)
+            macs, seconds = costs[part, beta]
+            left = trainer.steps - trainer.step
+            yield {
+                "part": part,
+                "seed": seed,
+                "beta": beta,
+                "steps": trainer.steps,
+                "done": trainer.step,
+                "macs": macs * trainer.steps,
+                "seconds": seconds * left,
+            }
+
+
+def _cost(trainer: Trainer) -> tuple[int, float]:
+    """Multiply-adds and seconds of one step on the first batch, a whole one; the trainer is of no use afterwards."""
+    images, labels = (part.to(trainer.device) for part in next(trainer.batches.epoch(0)))
+    trainer.model.train()
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoTracker()
+    with counter:
+        trainer._step(images, labels)  # and warms up
+    started = time.perf_counter()
+    trainer._step(images, labels)
+    return counter.get_total_flops() // 2, time.perf_counter() - started
+
+
+class _NoTracker(ModuleTracker):
+    """Of the total alone: torch's own tracker of modules hooks into backward passes in ways autograd.grad refuses."""
+
+    def __enter__(self) -> "_NoTracker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def _nearest(name: str, names: Mapping[str, object]) -> str:

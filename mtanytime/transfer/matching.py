@@ -10,8 +10,8 @@ All pairs that end in one target layer are worked out together: their regressors
 outputs and their source maps one stacked tensor, which is the same arithmetic in fewer and larger operations.
 
 The loss is written with its first and second derivative, which need the error e = r(T^n) - S^m once and else only
-products of e with the target map, summed over space: matrices of channels by channels for each image. With α = 2gw/P for
-P places and an incoming gradient g,
+products of e with the target map, summed over space: matrices of channels by channels for each image. With
+α = 2gw/P for P places and an incoming gradient g,
 
     ∂/∂t = (α∘R)ᵀe,   ∂/∂R = Σ_b α∘(e tᵀ),   ∂/∂bias = Σ_b α·Σ_p e,   ∂/∂w = g·mean_p e²
 
@@ -111,9 +111,7 @@ class _WeightedError(torch.autograd.Function):
     """Σ_c w_c · mean_p (R t + bias - s)²_c of each image; differentiable twice, not with respect to s."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, t: Tensor, r: Tensor, bias: Tensor, s: Tensor, w: Tensor
-    ) -> Float[Tensor, " batch"]:
+    def forward(ctx: FunctionCtx, t: Tensor, r: Tensor, bias: Tensor, s: Tensor, w: Tensor) -> Float[Tensor, " batch"]:
         error = torch.matmul(r, t).sub_(s).add_(bias[:, None])
         squares = torch.linalg.vector_norm(error, dim=2).square_() / t.shape[2]
         ctx.save_for_backward(t, r, bias, w, error, squares)
