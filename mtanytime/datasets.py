@@ -397,7 +397,10 @@ def image_folder(root: str | Path, size: int = 224) -> ImageSet:
     from PIL import Image, ImageOps
     from torchvision.datasets import ImageFolder
 
-    folder = ImageFolder(str(root))
+    try:
+        folder = ImageFolder(str(root))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"wanted a folder of images at {root}, in one sub-folder a class; {error}") from error
     images = torch.empty(len(folder), 3, size, size, dtype=torch.uint8)
 
     def read(i: int) -> None:

@@ -234,6 +234,9 @@ class Trainer:
         self.batches = _batches(data, batch_size, seed=seed, augment=augment)
         self.validation = None if validation is None else self._placed("validation", validation)
         self.test = None if test is None else self._placed("test", test)
+        for name, other in (("validation", self.validation), ("test", self.test)):
+            if isinstance(data, ImageSet) and isinstance(other, ImageSet) and other.classes != data.classes:
+                raise ValueError(f"wanted a {name} set of classes {data.classes}; got {other.classes}")
         self.steps = epochs * len(self.batches)
 
         with seeded(derive_seed(seed, _INITIAL), self.device):

@@ -411,3 +411,9 @@ def test_authors_splits(shared: Callable[[str], Path]):
     assert not set(split["train"].tolist()) & set(split["val"].tolist())
     with pytest.raises(ValueError, match=r"no split 'cub' in .* \(has: cifar100, cub200, dog, stl10\)"):
         datasets.l2t_split(path, "cub")
+
+
+def test_image_folder_that_is_not_there(tmp_path):
+    """A misspelt folder is answered with the layout that was wanted."""
+    with pytest.raises(ValueError, match="in one sub-folder a class"):
+        datasets.image_folder(tmp_path / "flowres")

@@ -616,3 +616,12 @@ def test_other_data_or_loss_is_another_run(tmp_path: Path) -> None:
         run(1, 1.0)
     with pytest.raises(ValueError, match=r"another run \(loss: "):
         run(0, 2.0)
+
+
+def test_a_test_set_of_other_classes(tmp_path: Path) -> None:
+    """Label 1 of one set may be label 0 of another: an accuracy over different classes says nothing."""
+    data = coloured()
+    other = ImageSet(data.images, data.labels, ("a", "c", "b"))
+    with pytest.raises(ValueError, match=r"wanted a test set of classes \('a', 'b', 'c'\); got \('a', 'c', 'b'\)"):
+        Trainer(network(), data, other, folder=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()

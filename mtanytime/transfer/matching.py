@@ -112,7 +112,7 @@ class _WeightedError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, t: Tensor, r: Tensor, bias: Tensor, s: Tensor, w: Tensor) -> Float[Tensor, " batch"]:
-        error = torch.matmul(r, t).sub_(s).add_(bias[:, None])
+        error = torch.baddbmm(s, r.expand(len(t), -1, -1), t, beta=-1).add_(bias[:, None])
         squares = torch.linalg.vector_norm(error, dim=2).square_() / t.shape[2]
         ctx.save_for_backward(t, r, bias, w, error, squares)
         return torch.linalg.vecdot(squares, w)
@@ -158,9 +158,9 @@ class _WeightedErrorBackward(torch.autograd.Function):
             return for_g, None, None, None, for_w, None, None
         alpha = (2 / places) * g[:, None] * w
         beta = ((2 / places) * g[:, None] * y)[:, :, None]
-        delta = torch.matmul(r, a) + torch.matmul(big_a, t) + z[:, None]
+        delta = (r.expand(len(t), -1, -1) @ a).baddbmm_(big_a.expand(len(t), -1, -1), t).add_(z[:, None])
         alpha_r, alpha_a = alpha[:, :, None] * r, alpha[:, :, None] * big_a
-        for_t = alpha_r.mT @ delta + (alpha_a + beta * r).mT @ error
+        for_t = (alpha_r.mT @ delta).baddbmm_((alpha_a + beta * r).mT, error)
         by_image = alpha[:, :, None] * (delta @ t.mT + along) + beta * correlation
         return (
             for_g,
