@@ -6,11 +6,10 @@ import platform
 import sys
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from mtanytime.benchmarks import TRANSFER_MODES, bench_transfer, processor
-from mtanytime.recipes import RECIPES, plan, run
+from mtanytime.recipes import RECIPES, Results, plan, run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     runs.add_argument("--out", type=Path, required=True, help="the experiment's folder")
     runs.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more; each is a run of its own")
     runs.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, see `list`")
-    runs.add_argument("--csv", type=Path, help="write the results to this file, which must not exist yet")
+    runs.add_argument("--csv", type=Path, help="a new file for the results; the learned maps go to NAME_maps.csv")
     runs.add_argument("--dry-run", action="store_true", help="print the plan and what it would cost; train nothing")
     bench = commands.add_parser("bench", help="measure, side by side in one run")
     bench.add_argument("what", choices=["transfer"], help="one iteration of L2T-ww, ResNet-32 to VGG-9")
@@ -53,8 +52,9 @@ def _run(options: argparse.Namespace) -> int:
         settings = dict(setting.split("=", 1) for setting in options.set)
         if options.dry_run:
             return _plan(options, settings)
-        if options.csv is not None and options.csv.exists():
-            raise ValueError(f"{options.csv} is there already: delete or rename it to have it written anew")
+        files = [] if options.csv is None else [options.csv, _maps_file(options.csv)]
+        if there := [file for file in files if file.exists()]:
+            raise ValueError(f"{there[0]} is there already: delete or rename it to have it written anew")
         results = run(options.name, options.out, options.seed, settings)
         if options.csv is not None:
             _write(results, options)
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(results.to_string(index=False))
+    print(results.table.to_string(index=False))
     return 0
 
 
@@ -87,16 +87,21 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def _write(results: pd.DataFrame, options: argparse.Namespace) -> None:
-    """The results as CSV below a comment line that says how they came about."""
+def _maps_file(csv: Path) -> Path:
+    return csv.with_name(f"{csv.stem}_maps{csv.suffix}")
+
+
+def _write(results: Results, options: argparse.Namespace) -> None:
+    """The results, and the learned maps beside them, as CSV below a comment line that says how they came about."""
     seeds = " ".join(map(str, options.seed))
     command = f"python -m mtanytime run {options.name} --out FOLDER --seed {seeds}"
     command += f" --set {' '.join(options.set)}" * bool(options.set)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     where = f"{processor()}, {torch.get_num_threads()} threads"
     options.csv.parent.mkdir(parents=True, exist_ok=True)
-    text = results.to_csv(index=False)
-    options.csv.write_text(f"# {command}; {where}; {versions}\n{text}")
+    for file, table in ((options.csv, results.table), (_maps_file(options.csv), results.maps)):
+        if table is not None:
+            file.write_text(f"# {command}; {where}; {versions}\n{table.to_csv(index=False)}")
 
 
 def _bench(batch: int, inner_steps: int, rounds: int, as_json: bool) -> int:
@@ -109,7 +114,9 @@ def _bench(batch: int, inner_steps: int, rounds: int, as_json: bool) -> int:
         seconds = result[f"{name}_s"]
         print(f"{name:12} {seconds:8.3f} {seconds / result['ours_s']:6.2f} {result[f'{name}_mb']:9.0f}")
     for part, seconds in result["parts"].items():
-        print(f"of ours: {part} {seconds}")
+        print(f"of ours: {part.removesuffix('_s'):14} {seconds:.3f} s")
+    error = result["first_order_error"]
+    print(f"first order against exact: relative error {error['relative_error']}, cosine {error['cosine']}")
     print(", ".join(f"{key} {value}" for key, value in result["config"].items()))
     return 0
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.datasets import ImageSet
+from mtanytime.training import Trainer
 from mtanytime.transfer import TransferTrainer
 
+WARM_UP = 3  # rounds that do not count: until then memory is still being fetched from the system
 # Each way to work out the meta-gradient, as the settings of a trainer.
 TRANSFER_MODES: dict[str, dict[str, Any]] = {
     "ours": {"mode": "keep"},
@@ -28,30 +31,17 @@ TRANSFER_MODES: dict[str, dict[str, Any]] = {
 }
 
 
+# What one iteration is made of, each beside those before it: the source's forward pass, the target's step on the
+# task alone, the step with the matching loss, and all of it with the meta-gradient.
+PARTS = ("source", "step", "matching")
+
+
 def transfer_iteration(name: str, batch: int, inner_steps: int) -> Callable[[], Any]:
-    """One iteration of L2T-ww on the fixed work, ResNet-32 to VGG-9, 15 pairs, random images; "matching" has no
-    lookahead: the real step alone."""
-    settings = {"what": False, "where": "off"} if name == "matching" else TRANSFER_MODES[name]
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (batch, 3, 32, 32), generator=generator)
-    data = ImageSet(pixels.to(torch.uint8), torch.arange(batch) % 10, tuple("0123456789"[:batch]))
-    torch.manual_seed(0)
-    trainer = TransferTrainer(
-        resnet(32, 200).eval(),
-        vgg9(10),
-        data,
-        epochs=1,
-        batch_size=batch,
-        lr=1e-3,  # random images and labels soon diverge at the paper's rate
-        inner_steps=inner_steps,
-        progress=False,
-        **settings,
-    )
-    images = data.images.to(trainer.device).float() / 255
-    labels = data.labels.to(trainer.device)
-    trainer.model.train()
-    if name == "matching":
-        return lambda: trainer._step(images, labels)
+    """One iteration of L2T-ww on the fixed work, ResNet-32 to VGG-9, 15 pairs, random images, in a mode of
+    `TRANSFER_MODES`, or one of its `PARTS`."""
+    trainer, images, labels = _transfer_work(name, batch, inner_steps)
+    if name == "source":
+        return lambda: trainer._source_features(images)
 
     def iteration() -> None:
         trainer._step(images, labels)
@@ -61,29 +51,70 @@ def transfer_iteration(name: str, batch: int, inner_steps: int) -> Callable[[], 
     return iteration
 
 
+def first_order_error(batch: int, inner_steps: int) -> dict[str, float]:
+    """How the first-order meta-gradient of the fixed work differs from the exact one at the same place, after a few
+    iterations: the relative error in the Euclidean norm, and the cosine between the two."""
+    trainer, images, labels = _transfer_work("ours", batch, inner_steps)
+    for _ in range(3):
+        trainer._step(images, labels)
+    found = []
+    for first_order in (False, True):
+        trainer.first_order = first_order
+        found.append(torch.cat([gradient.flatten() for gradient in trainer.meta_gradient(images, labels)]))
+    exact, approximate = (gradient.double() for gradient in found)
+    return {
+        "relative_error": round(((approximate - exact).norm() / exact.norm()).item(), 4),
+        "cosine": round(torch.cosine_similarity(approximate, exact, dim=0).item(), 4),
+    }
+
+
+def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Tensor, Tensor]:
+    """A trainer in train mode, and the images and labels of its one batch."""
+    settings = TRANSFER_MODES.get(name, {} if name == "source" else {"what": False, "where": "off"})
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 3, 32, 32), generator=generator)
+    data = ImageSet(pixels.to(torch.uint8), torch.arange(batch) % 10, tuple("0123456789"[:batch]))
+    torch.manual_seed(0)
+    source, target = resnet(32, 200).eval(), vgg9(10)
+    common = {"epochs": 1, "batch_size": batch, "progress": False}
+    common["lr"] = 1e-3  # random images and labels soon diverge at the paper's rate
+    if name == "step":
+        trainer = Trainer(target, data, **common)
+    else:
+        trainer = TransferTrainer(source, target, data, inner_steps=inner_steps, **settings, **common)
+    images = data.images.to(trainer.device).float() / 255
+    labels = data.labels.to(trainer.device)
+    trainer.model.train()
+    return trainer, images, labels
+
+
 def bench_transfer(batch: int = 64, inner_steps: int = 2, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     """Median seconds of one iteration in each mode, taken in turn, and each mode's peak memory in its own process.
 
     Seconds are under "NAME_s", mebibytes of a whole process under "NAME_mb"; "parts" splits "ours" into the source's
-    forward pass with the real step, and the meta-gradient with the step of the meta-networks.
+    forward pass, the target's own step, the matching loss in it, and the meta-gradient with the step of the
+    meta-networks; "first_order_error" is `first_order_error`'s.
     """
-    names = [*TRANSFER_MODES, "matching"]
+    names = [*TRANSFER_MODES, *PARTS]
     iterations = {name: transfer_iteration(name, batch, inner_steps) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in tqdm(range(rounds + 1), unit="round", file=sys.stderr, disable=not progress):
+    for i in tqdm(range(rounds + WARM_UP), unit="round", file=sys.stderr, disable=not progress):
         for name in names:
             started = time.perf_counter()
             iterations[name]()
-            if i > 0:  # the first round warms up
+            if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in TRANSFER_MODES}
     for name in TRANSFER_MODES:
         result[f"{name}_mb"] = _peak_memory(name, batch, inner_steps)
     result["parts"] = {
-        "source_and_real_step_s": round(medians["matching"], 4),
+        "source_s": round(medians["source"], 4),
+        "step_s": round(medians["step"], 4),
+        "matching_s": round(medians["matching"] - medians["step"] - medians["source"], 4),
         "meta_gradient_s": round(medians["ours"] - medians["matching"], 4),
     }
+    result["first_order_error"] = first_order_error(batch, inner_steps)
     result["config"] = {
         "source": "ResNet-32",
         "target": "VGG-9",

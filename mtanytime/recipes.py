@@ -5,11 +5,12 @@ anywhere goes on where it was, and one that is finished only reads its results.
 """
 
 import difflib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import nn
@@ -41,6 +42,18 @@ METHODS: dict[str, dict[str, object] | None] = {
 
 
 Parts = Iterator[tuple[str, Trainer]]
+
+
+class Results(NamedTuple):
+    """What a recipe came to.
+
+    `table`: a row a target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds. `maps`:
+    method, seed, beta and the last rows of each learned run's trace (step, source, target, weight, weight_std); None
+    where nothing was learned.
+    """
+
+    table: pd.DataFrame
+    maps: pd.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,11 @@ def _check(settings: Settings) -> None:
     _betas(settings)
     if settings.get("scored_on", "test") not in ("test", "validation"):
         raise ValueError(f"scored_on is 'test' or 'validation'; got {settings['scored_on']!r}")
+    if settings.get("scored_on") == "validation" and settings["digits_per_class"] >= DIGITS_A_CLASS:
+        raise ValueError(
+            f"validation needs digits to hold back: digits_per_class < {DIGITS_A_CLASS}, "
+            f"got {settings['digits_per_class']}"
+        )
 
 
 def _built_in(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -137,8 +155,6 @@ def _digits(per_class: int, seed: int, scored_on: str) -> Task:
     """The digits with few labels, or the same with other digits of the training half in place of the test set."""
     if scored_on == "test":
         return digits(per_class=per_class, seed=seed)
-    if per_class >= DIGITS_A_CLASS:
-        raise ValueError(f"validation needs digits to hold back: digits_per_class < {DIGITS_A_CLASS}, got {per_class}")
     whole, few = digits(per_class=DIGITS_A_CLASS, test_per_class=1, seed=seed).train, 10 * per_class
     return Task(whole.subset(range(few)), whole.subset(range(few, len(whole))))
 
@@ -256,33 +272,38 @@ def run(
     seeds: Sequence[int] = (0,),
     changes: Mapping[str, str] | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Results:
     """Run a recipe to its end, or what is left of it, seed after seed.
 
-    Returns a row a target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds. Bad settings and
-    a folder with another run raise ValueError before anything is written.
+    A run that diverges ends the recipe with FloatingPointError; where several strengths are tried (`betas`), its row
+    has no accuracy and the others go on. Bad settings and a folder with another run raise ValueError before anything
+    is written.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
-    rows = []
+    rows, maps = [], []
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, progress):
+            beta = getattr(trainer, "beta", 0.0)
             if progress:
-                print(f"{part}, seed {seed}")
-            result = trainer.train()
-            if part in METHODS:
-                rows.append(
-                    {
-                        "method": part,
-                        "seed": seed,
-                        "beta": getattr(trainer, "beta", 0.0),
-                        "epochs": trainer.epochs,
-                        "accuracy": result.accuracy,
-                        "last_accuracy": result.last_accuracy,
-                        "train_seconds": round(result.seconds, 1),
-                    }
-                )
-    return pd.DataFrame(rows)
+                print(f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0))
+            accuracy = last_accuracy = math.nan
+            try:
+                result = trainer.train()
+                accuracy, last_accuracy = result.accuracy, result.last_accuracy
+            except FloatingPointError as error:
+                if not _betas(settings):
+                    raise
+                print(f"diverged: {error}")
+            if part not in METHODS:
+                continue
+            which = {"method": part, "seed": seed, "beta": beta}
+            scores = {"epochs": trainer.epochs, "accuracy": accuracy, "last_accuracy": last_accuracy}
+            rows.append({**which, **scores, "train_seconds": round(trainer.seconds, 1)})
+            if getattr(trainer, "meta_optimizer", None) is not None and trainer.step == trainer.steps:
+                trace = result.trace
+                maps.append(trace[trace["step"] == trace["step"].max()].assign(**which)[[*which, *trace.columns]])
+    return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
 
 
 def plan(

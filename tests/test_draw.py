@@ -40,6 +40,12 @@ def make_results(seeds: int = 4) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", "accuracy"])
 
 
+def make_maps(seeds: int = 5) -> pd.DataFrame:
+    """The last map of several runs, as `recipes.Results` has them."""
+    trace = make_trace(steps=(200,))
+    return pd.concat(trace.assign(method="l2t", seed=s, weight=trace["weight"] + s) for s in range(seeds))
+
+
 def cells(picture: Figure) -> np.ndarray:
     """The values behind a heat-map's colours; blank cells are nan."""
     return np.ma.filled(picture.axes[0].collections[0].get_array().astype(float), np.nan)
@@ -62,6 +68,8 @@ ALL = {
     "weights_over_time": lambda: draw.weights_over_time(make_trace()),
     "channel_weights": lambda: draw.channel_weights(make_channels(8), "layer1", "features.2"),
     "accuracy_by_method": lambda: draw.accuracy_by_method(make_results()),
+    "accuracy_by_seconds": lambda: draw.accuracy_by_seconds(make_results().assign(train_seconds=range(1, 13))),
+    "heatmaps": lambda: draw.heatmaps(make_maps()),
     "learning_curves": lambda: draw.learning_curves(pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})),
 }
 
@@ -330,3 +338,32 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "trace.csv").touch()
     with pytest.raises(ValueError, match=r"the trace .*trace\.csv is an empty file"):
         draw.heatmap(tmp_path / "trace.csv")
+
+
+def test_heatmaps_of_several_runs() -> None:
+    """Each run has its own map, by name, and all share one scale of colour, so that they compare."""
+    picture = draw.heatmaps(make_maps())
+    shown = [ax for ax in picture.axes if ax.get_visible() and ax.get_title()]
+    assert [ax.get_title() for ax in shown] == [f"l2t, seed {seed}" for seed in range(5)]
+    meshes = [ax.collections[0] for ax in shown]
+    assert {mesh.get_clim() for mesh in meshes} == {(0, make_maps()["weight"].max())}
+    for seed, mesh in enumerate(meshes):
+        np.testing.assert_allclose(mesh.get_array(), cells(draw.heatmap(make_trace(steps=(200,)))) + seed)
+
+
+def test_accuracy_by_seconds() -> None:
+    """A method's large mark stands at the means of its runs; a run that diverged is left out."""
+    table = make_results().assign(train_seconds=[1.0, 2, 3, 4, 10, 10, 10, 10, 5, 5, 5, 5])
+    table.loc[3, "accuracy"] = np.nan
+    picture = draw.accuracy_by_seconds(table)
+    marks = {container.get_label(): container.lines[0].get_xydata()[0] for container in picture.axes[0].containers}
+    np.testing.assert_allclose(marks["scratch"], (2, 31))
+    np.testing.assert_allclose(marks["L2T-ww"], (10, 51.5))
+    assert "(s, log scale)" in picture.axes[0].get_xlabel()
+
+
+def test_comment_lines_of_a_file(tmp_path: Path) -> None:
+    """Result files say in their first lines how they came about."""
+    file = tmp_path / "results.csv"
+    file.write_text("# python -m mtanytime run; 2 cores\n# seeds 0-3\n" + make_results().to_csv(index=False))
+    assert draw.accuracy_by_method(file).alt == draw.accuracy_by_method(make_results()).alt

@@ -7,6 +7,7 @@ by itself; `picture.savefig("x.png")` stores it. Colours are safe for colour-bli
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -20,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 Table = pd.DataFrame | str | PathLike[str]
 Step = int | np.integer | None
@@ -28,6 +29,7 @@ Step = int | np.integer | None
 NUMBERS_UP_TO = 12  # layers a side; beyond, numbers in the cells would be too small to read
 LETTER = 0.075  # inches that a letter of 9 points takes
 LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
+MAPS_A_ROW = 4
 LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
 NOISY_FROM = 200  # values in a curve before its running mean is drawn over it
 BATCH_ACCURACY = "accuracy of the training batch"
@@ -127,6 +129,57 @@ def heatmap(
     ax.set_title(f"{what} at step {last}" + ("" if matched.to_numpy().all() else "\nblank: not matched"), fontsize=11)
     ax.tick_params(axis="x", labelrotation=90 if upright else 0, labelsize=size)
     ax.tick_params(axis="y", labelrotation=0, labelsize=size)
+    return picture
+
+
+def heatmaps(maps: Table) -> Picture:
+    """The last λ of several runs side by side, one map a run, in the table's order and with one scale of colour.
+
+    Args:
+        maps: method, seed, source, target, weight[, beta]; see `recipes.Results`.
+
+    Raises:
+        ValueError: a column is missing or the table is empty.
+    """
+    table = read_table(maps, "table of maps", "method", "seed", "source", "target", "weight")
+    sources, targets = _order(table["source"]), _order(table["target"])
+    runs = [(method, seed, run) for (method, seed), run in table.groupby(["method", "seed"], sort=False)]
+    columns = min(len(runs), MAPS_A_ROW)
+    rows = -(-len(runs) // columns)
+    names = LETTER * max(map(len, sources)), LETTER * max(map(len, targets))
+    cell = 0.44 if max(len(sources), len(targets)) <= NUMBERS_UP_TO else 0.14
+    width = columns * max(cell * len(targets), 1.7) + names[0] + 1.2
+    height = rows * (cell * 0.75 * len(sources) + 0.35) + names[1] + 0.5
+    alt = f"Heat maps of λ of {len(runs)} runs, {len(sources)} source × {len(targets)} target layers each"
+    picture = Picture(alt, np.clip(width, 4.2, 15), np.clip(height, 2.2, 13))
+    axes = picture.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    vmax = table["weight"].max() if table["weight"].max() > 0 else 1.0
+    for ax, (method, seed, run) in zip(axes.flat, runs, strict=False):
+        values = run.pivot_table(index="source", columns="target", values="weight").reindex(sources, columns=targets)
+        sns.heatmap(
+            values,
+            ax=ax,
+            vmin=0,
+            vmax=vmax,
+            cmap="viridis",
+            cbar=False,
+            annot=cell > 0.2,
+            fmt=".1f",
+            annot_kws={"size": 8},
+            xticklabels=True,
+            yticklabels=True,
+        )
+        ax.set_title(f"{method}, seed {seed}", fontsize=9)
+        ax.set(xlabel="", ylabel="", facecolor="0.92")
+        ax.tick_params(axis="x", labelrotation=90, labelsize=8)
+        ax.tick_params(axis="y", labelrotation=0, labelsize=8)
+    for ax in axes.flat[len(runs) :]:
+        ax.set_visible(False)
+    picture.supxlabel("target layer", fontsize=9)
+    picture.supylabel("source layer", fontsize=9)
+    scale = ScalarMappable(cmap="viridis")
+    scale.set_clim(0, vmax)
+    picture.colorbar(scale, ax=axes, label="mean λ (pair weight)", fraction=0.03)
     return picture
 
 
@@ -281,6 +334,43 @@ def accuracy_by_method(results: Table) -> Picture:
     return picture
 
 
+def accuracy_by_seconds(results: Table) -> Picture:
+    """Accuracy against training time: a dot a run, and each method's mean, large, with the spread of its runs (one
+    standard deviation either way).
+
+    Args:
+        results: method, seed, accuracy (a fraction of 1), train_seconds.
+
+    Raises:
+        ValueError: a column is missing or the table is empty.
+    """
+    table = read_table(results, "results table", "method", "seed", "accuracy", "train_seconds")
+    table = table.assign(percent=100 * table["accuracy"]).dropna(subset=["percent", "train_seconds"])
+    methods = _order(table["method"])
+    alt = f"Test accuracy against training seconds of {len(methods)} methods: {', '.join(methods)}"
+    picture = Picture(alt, 6.8 + LETTER * max(map(len, methods)), 3.8)
+    ax = picture.subplots()
+    colours = _colours(methods)
+    marks = dict(zip(methods, "osD^vPX*<>" * len(methods), strict=False))
+    for method in methods:
+        runs = table[table["method"] == method]
+        look = {"color": colours[method], "marker": marks[method]}
+        ax.scatter(runs["train_seconds"], runs["percent"], s=18, alpha=0.5, linewidths=0, **look)
+        spread = [[runs[name].std(ddof=1) if len(runs) > 1 else 0.0] for name in ("train_seconds", "percent")]
+        centre = runs["train_seconds"].mean(), runs["percent"].mean()
+        ax.errorbar(*centre, xerr=spread[0], yerr=spread[1], markersize=9, ls="", capsize=3, label=method, **look)
+    ax.set(xscale="log", xlabel="training time (s, log scale)", ylabel="test accuracy (%)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_title("Accuracy against training time", fontsize=11, loc="left")
+    ax.grid(alpha=0.3)
+    picture.legend(
+        title="method: mean ± spread", loc="outside right upper", frameon=False, fontsize=9, title_fontsize=9
+    )
+    return picture
+
+
 def learning_curves(log: Table) -> Picture:
     """Every loss of a log against the training step, and every accuracy in a panel beside it.
 
@@ -321,10 +411,13 @@ def learning_curves(log: Table) -> Picture:
 
 
 def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
-    """The table with at least these columns and one row; names of layers and methods as text."""
+    """The table with at least these columns and one row; names of layers and methods as text. A file may begin with
+    comment lines (`#`)."""
     if not isinstance(table, pd.DataFrame):
+        with open(table, encoding="utf-8") as file:
+            comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), file))
         try:
-            table = pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True)
+            table = pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True, skiprows=comments)
         except pd.errors.EmptyDataError:
             raise ValueError(f"the {name} {table} is an empty file") from None
     for column in columns:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Unpack, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -259,6 +259,23 @@ class TransferTrainer(Trainer):
             self.meta_optimizer.step()
         self._note(weights)
         return figures
+
+    def meta_gradient(
+        self, images: Float[Tensor, "batch channel height width"], labels: Int[Tensor, " batch"]
+    ) -> list[Tensor]:
+        """The gradient of the outer objective, after the lookahead from where the run stands, with respect to each
+        parameter of the meta-networks `meta`, for one batch; to look at: nothing is changed, and there is no real step
+        before it as in training. RuntimeError where nothing is learned (`what` and `where` off)."""
+        if self.meta_optimizer is None:
+            raise RuntimeError("what and where are off, so there are no meta-networks; wanted one of them on")
+        source_features = self._source_features(images)
+        stacked = self.meta(source_features).by_target()
+        hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
+        with torch.no_grad(), undisturbed(self.student, self.device, training=True) as buffers:
+            sizes = {n: f.shape[2:] for n, f in call_at(self.student.target, buffers, images)[1].items()}
+        aligned = self.student.matching.align(source_features, sizes)
+        found = self._look_ahead(images, labels, aligned, hyper)
+        return list(torch.autograd.grad(list(stacked.values()), list(self.meta.parameters()), found.gradients))
 
     def _look_ahead(self, images: Tensor, labels: Tensor, aligned: Tensors, hyper: Tensors) -> MetaGradient:
         """The outer objective after the lookahead from the present parameters, and its gradient for `hyper`."""

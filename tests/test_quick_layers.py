@@ -1,0 +1,116 @@
+"""Convolution and batch norm differentiated twice, against torch's own second derivatives and finite differences."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtanytime.quick_layers import quick_layers
+
+CONVOLUTIONS = {
+    "plain": ((4, 2, 3, 3), {"padding": 1}),
+    "no bias": ((4, 2, 3, 3), {"padding": (0, 1), "bias": False}),
+    "strided": ((4, 2, 3, 2), {"stride": (2, 1), "padding": 1}),
+    "dilated": ((4, 2, 2, 2), {"dilation": 2}),
+    "groups": ((4, 1, 3, 3), {"padding": 1, "groups": 2}),
+    "padding by a word": ((4, 2, 3, 3), {"padding": "same"}),
+}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """A random leaf in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def layer(name: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """A layer as a function of its maps and parameters, and values for them."""
+    if name == "batch norm":
+        return lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (drawn(3, 2, 4, 5), drawn(2), drawn(2, seed=1))
+    if name == "batch norm of vectors":
+        return lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (drawn(5, 3), drawn(3), drawn(3, seed=1))
+    shape, options = CONVOLUTIONS[name]
+    options = dict(options)
+    maps, weight = drawn(2, 2, 5, 5), drawn(*shape, seed=1)
+    if not options.pop("bias", True):
+        return lambda x, w: F.conv2d(x, w, **options), (maps, weight)
+    return lambda x, w, b: F.conv2d(x, w, b, **options), (maps, weight, drawn(shape[0], seed=2))
+
+
+LAYERS = ["batch norm", "batch norm of vectors", *CONVOLUTIONS]
+
+
+def twice(function: Callable[..., Tensor], values: tuple[Tensor, ...]) -> list[Tensor]:
+    """Output, first and second derivatives, each of a scalar that bends every part of the one before it."""
+    output = function(*values)
+    first = torch.autograd.grad(output.sin().sum(), values, create_graph=True)
+    return [output, *first, *torch.autograd.grad(sum(g.sin().sum() for g in first), values)]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_torchs_own(name: str) -> None:
+    """Only the time of a second derivative may differ from torch's."""
+    function, values = layer(name)
+    expected = twice(function, values)
+    with quick_layers():
+        found = twice(function, values)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_finite_differences(name: str) -> None:
+    """The formulas by themselves, without torch's second derivative to agree with."""
+    function, values = layer(name)
+
+    def quick(*inputs: Tensor) -> Tensor:
+        with quick_layers():
+            return function(*inputs)
+
+    assert torch.autograd.gradgradcheck(quick, values)
+
+
+@pytest.mark.parametrize("name", ["batch norm", "plain", "groups"])
+def test_what_the_incoming_gradient_depends_on(name: str) -> None:
+    """Without the parameters, the second derivative still reaches what the layer's incoming gradient depends on."""
+    function, values = layer(name)
+    scale = drawn(1, seed=3)
+    wanted = []
+    for mode in (lambda: quick_layers(False), lambda: quick_layers(True)):
+        with mode():
+            output = function(*values)
+        first = torch.autograd.grad((scale * output.square()).sum(), values, create_graph=True)
+        wanted.append(torch.autograd.grad(sum(g.sin().sum() for g in first), scale)[0])
+    torch.testing.assert_close(*wanted)
+
+
+def test_running_statistics() -> None:
+    """A batch norm in the block updates its buffers as ever, in train mode alone."""
+    ours, theirs = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        with quick_layers():
+            output = ours.train(training)(images)
+        torch.testing.assert_close(output, theirs.train(training)(images))
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+
+
+def test_a_third_time_is_refused() -> None:
+    """A third derivative, which the closed forms do not have, is an error and not a wrong number."""
+    function, values = layer("plain")
+    with quick_layers():
+        output = function(*values)
+    first = torch.autograd.grad(output.sin().sum(), values, create_graph=True)
+    second = torch.autograd.grad(first[0].sin().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second[0].sum().backward()
+
+
+def test_torchs_own_outside_the_block() -> None:
+    """What was called before or after the block is torch's."""
+    function, values = layer("plain")
+    with quick_layers():
+        assert "_Convolution" in function(*values).grad_fn.name()
+    assert function(*values).grad_fn.name() == "ConvolutionBackward0"
