@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mtanytime.benchmarks import TRANSFER_MODES, bench_transfer, processor
+from mtanytime.benchmarks import bench_transfer, processor
 from mtanytime.recipes import RECIPES, Results, plan, run
 
 
@@ -30,12 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--batch", type=_count, default=64, help="images a batch (default 64)")
     bench.add_argument("--inner-steps", type=_count, default=2, help="T, matching steps of the lookahead (default 2)")
     bench.add_argument("--rounds", type=_count, default=5, help="counted iterations of each mode (default 5)")
+    help = "a clone of alinlab/L2T-ww, to time the authors' code, too: it is run, so pass a folder that you trust"
+    bench.add_argument("--authors", type=Path, metavar="FOLDER", help=help)
     options = parser.parse_args(arguments)
     if options.command == "list":
         return _list()
     if options.command == "run":
         return _run(options)
-    return _bench(options.batch, options.inner_steps, options.rounds, options.json)
+    return _bench(options)
 
 
 def _list() -> int:
@@ -104,13 +106,19 @@ def _write(results: Results, options: argparse.Namespace) -> None:
             file.write_text(f"# {command}; {where}; {versions}\n{table.to_csv(index=False)}")
 
 
-def _bench(batch: int, inner_steps: int, rounds: int, as_json: bool) -> int:
-    result = bench_transfer(batch, inner_steps, rounds, progress=not as_json)
-    if as_json:
+def _bench(options: argparse.Namespace) -> int:
+    try:
+        result = bench_transfer(
+            options.batch, options.inner_steps, options.rounds, progress=not options.json, authors=options.authors
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
         print(json.dumps(result))
         return 0
     print(f"{'mode':12} {'s':>8} {'ratio':>6} {'peak MiB':>9}")
-    for name in TRANSFER_MODES:
+    for name in [key.removesuffix("_s") for key in result if key.endswith("_s")]:
         seconds = result[f"{name}_s"]
         print(f"{name:12} {seconds:8.3f} {seconds / result['ours_s']:6.2f} {result[f'{name}_mb']:9.0f}")
     for part, seconds in result["parts"].items():

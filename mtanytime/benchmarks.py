@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mtanytime.authors_code import authors_iteration
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.datasets import ImageSet
 from mtanytime.training import Trainer
@@ -36,9 +37,11 @@ TRANSFER_MODES: dict[str, dict[str, Any]] = {
 PARTS = ("source", "step", "matching")
 
 
-def transfer_iteration(name: str, batch: int, inner_steps: int) -> Callable[[], Any]:
+def transfer_iteration(name: str, batch: int, inner_steps: int, authors: Path | None = None) -> Callable[[], Any]:
     """One iteration of L2T-ww on the fixed work, ResNet-32 to VGG-9, 15 pairs, random images, in a mode of
-    `TRANSFER_MODES`, or one of its `PARTS`."""
+    `TRANSFER_MODES`, or one of its `PARTS`, or "authors": by the code in that folder."""
+    if name == "authors":
+        return authors_iteration(authors, batch, inner_steps)
     trainer, images, labels = _transfer_work(name, batch, inner_steps)
     if name == "source":
         return lambda: trainer._source_features(images)
@@ -88,15 +91,19 @@ def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Te
     return trainer, images, labels
 
 
-def bench_transfer(batch: int = 64, inner_steps: int = 2, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
+def bench_transfer(
+    batch: int = 64, inner_steps: int = 2, rounds: int = 5, progress: bool = True, authors: Path | None = None
+) -> dict[str, Any]:
     """Median seconds of one iteration in each mode, taken in turn, and each mode's peak memory in its own process.
 
     Seconds are under "NAME_s", mebibytes of a whole process under "NAME_mb"; "parts" splits "ours" into the source's
     forward pass, the target's own step, the matching loss in it, and the meta-gradient with the step of the
-    meta-networks; "first_order_error" is `first_order_error`'s.
+    meta-networks; "first_order_error" is `first_order_error`'s. `authors`, a clone of the L2T-ww authors' repository,
+    adds "authors_s" and "authors_mb" (float32 on the CPU).
     """
-    names = [*TRANSFER_MODES, *PARTS]
-    iterations = {name: transfer_iteration(name, batch, inner_steps) for name in names}
+    modes = [*TRANSFER_MODES, *(["authors"] if authors is not None else [])]
+    names = [*modes, *PARTS]
+    iterations = {name: transfer_iteration(name, batch, inner_steps, authors) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in tqdm(range(rounds + WARM_UP), unit="round", file=sys.stderr, disable=not progress):
         for name in names:
@@ -105,9 +112,9 @@ def bench_transfer(batch: int = 64, inner_steps: int = 2, rounds: int = 5, progr
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in TRANSFER_MODES}
-    for name in TRANSFER_MODES:
-        result[f"{name}_mb"] = _peak_memory(name, batch, inner_steps)
+    result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in modes}
+    for name in modes:
+        result[f"{name}_mb"] = _peak_memory(name, batch, inner_steps, authors)
     result["parts"] = {
         "source_s": round(medians["source"], 4),
         "step_s": round(medians["step"], 4),
@@ -129,11 +136,13 @@ def bench_transfer(batch: int = 64, inner_steps: int = 2, rounds: int = 5, progr
     return result
 
 
-def _peak_memory(name: str, batch: int, inner_steps: int) -> float:
+def _peak_memory(name: str, batch: int, inner_steps: int, authors: Path | None) -> float:
     """Peak resident memory, in mebibytes, of a process that runs three iterations of a mode."""
     code = (
+        "from pathlib import Path\n"
         "from mtanytime import benchmarks\n"
-        f"iteration = benchmarks.transfer_iteration({name!r}, {batch}, {inner_steps})\n"
+        f"authors = {None if authors is None else str(authors)!r}\n"
+        f"iteration = benchmarks.transfer_iteration({name!r}, {batch}, {inner_steps}, authors and Path(authors))\n"
         "for _ in range(3): iteration()\n"
         "print(benchmarks.peak_mebibytes())"
     )

@@ -167,3 +167,9 @@ def test_bad_count(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "transfer", "--rounds", "0"])
     assert "wanted a whole number >= 1, got '0'" in capsys.readouterr().err
+
+
+def test_bench_of_a_folder_that_is_no_clone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped folder is refused before anything is timed."""
+    assert main(["bench", "transfer", "--authors", str(tmp_path)]) == 1
+    assert "wanted a clone of alinlab/L2T-ww" in capsys.readouterr().err
