@@ -190,11 +190,12 @@ BUILT_IN: Settings = {
     "digits_per_class": 10,
     "target_width": 16,
     "epochs": 60,
-    "batch_size": 50,
+    "batch_size": 25,
     "lr": 0.05,
     "weight_decay": 5e-4,
-    "beta": 0.5,
-    "meta_lr": 1e-3,
+    "beta": 4.0,  # strengths chosen on validation digits, see data/results/transfer_builtin_search.csv
+    "beta_matching_one": 16.0,
+    "meta_lr": 1e-4,
     "checkpoint_seconds": 30.0,
 }
 
