@@ -226,7 +226,7 @@ class _BatchNormBackward(torch.autograd.Function):
         if a is None:
             u = g * b.view(per_channel)
         else:
-            products = torch.einsum("nc...,nc...->c", a, g)
+            products = torch.linalg.vecdot(a.flatten(2), g.flatten(2)).sum(0) if a.ndim > 2 else (a * g).sum(0)
             f_over_gamma = sigma * (products - (a_sum * g_sum + a_xhat * g_xhat) / n)
             f = gamma * f_over_gamma
             scale = gamma * sigma / n

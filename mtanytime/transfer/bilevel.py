@@ -15,7 +15,6 @@ the state it starts from: parameters, velocity, buffers and random state are the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -154,7 +153,8 @@ def _step_by_step(
             del leaves, gradients
 
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    outer_loss = outer({**leaves, **_clones(running)})
+    with quick_layers():
+        outer_loss = outer({**leaves, **_clones(running)})
     found = torch.autograd.grad(outer_loss, [*leaves.values(), *hyper], allow_unused=True, materialize_grads=True)
     adjoint_theta = dict(zip(leaves, found[: len(leaves)], strict=True))
     adjoint_v: dict[str, Tensor | None] = dict.fromkeys(adjoint_theta)
@@ -222,7 +222,7 @@ def _gradient(
     the graph that `create_graph` makes is to be differentiated for the leaves, too."""
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     state = {**leaves, **_clones(buffers)}
-    with quick_layers(for_parameters=by_theta) if create_graph else nullcontext():
+    with quick_layers(for_parameters=by_theta):
         value = loss(state)
     found = torch.autograd.grad(
         value, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
