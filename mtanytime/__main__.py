@@ -54,10 +54,13 @@ def _run(options: argparse.Namespace) -> int:
         settings = dict(setting.split("=", 1) for setting in options.set)
         if options.dry_run:
             return _plan(options, settings)
-        files = [] if options.csv is None else [options.csv, _maps_file(options.csv)]
-        if there := [file for file in files if file.exists()]:
-            raise ValueError(f"{there[0]} is there already: delete or rename it to have it written anew")
+        if options.csv is not None and options.csv.exists():
+            raise ValueError(f"{options.csv} is there already: delete or rename it to have it written anew")
+        if options.csv is not None:
+            options.csv.parent.mkdir(parents=True, exist_ok=True)
+            _temporary(options.csv).touch()  # an error now, not after hours
         results = run(options.name, options.out, options.seed, settings)
+        print(results.table.to_string(index=False))
         if options.csv is not None:
             _write(results, options)
     except KeyboardInterrupt:
@@ -66,8 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(results.table.to_string(index=False))
-    return 0
+    return int(results.table["accuracy"].isna().any())
 
 
 def _plan(options: argparse.Namespace, settings: dict[str, str]) -> int:
@@ -89,6 +91,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
+def _temporary(file: Path) -> Path:
+    return file.with_name(f"{file.name}.tmp")
+
+
 def _maps_file(csv: Path) -> Path:
     return csv.with_name(f"{csv.stem}_maps{csv.suffix}")
 
@@ -100,10 +106,11 @@ def _write(results: Results, options: argparse.Namespace) -> None:
     command += f" --set {' '.join(options.set)}" * bool(options.set)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     where = f"{processor()}, {torch.get_num_threads()} threads"
-    options.csv.parent.mkdir(parents=True, exist_ok=True)
-    for file, table in ((options.csv, results.table), (_maps_file(options.csv), results.maps)):
+    for file, table in ((_maps_file(options.csv), results.maps), (options.csv, results.table)):
         if table is not None:
-            file.write_text(f"# {command}; {where}; {versions}\n{table.to_csv(index=False)}")
+            text = f"# {command}; {where}; {versions}\n{table.to_csv(index=False)}"
+            _temporary(file).write_text(text, encoding="utf-8")
+            _temporary(file).replace(file)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -111,7 +118,7 @@ def _bench(options: argparse.Namespace) -> int:
         result = bench_transfer(
             options.batch, options.inner_steps, options.rounds, progress=not options.json, authors=options.authors
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:

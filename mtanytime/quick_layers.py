@@ -23,16 +23,18 @@ so each P is one call of torch's first derivative, and little else is left.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+_for_parameters: ContextVar[bool] = ContextVar("for_parameters", default=True)
 Maps = Float[Tensor, "batch channel *space"]
 Channels = Float[Tensor, " channel"]
 Images = Float[Tensor, "batch _ _ _"]
@@ -45,11 +47,31 @@ def quick_layers(for_parameters: bool = True) -> Iterator[None]:
     quickly, but not thrice.
 
     With `for_parameters` False the second derivative is only taken with respect to what the incoming gradient depends
-    on: a layer's maps and parameters get none. Layers of mixed precision, batch norms without γ and β, and
-    convolutions whose padding is a word stay torch's own.
+    on: a layer's maps and parameters get none. Layers of mixed precision, batch norms without γ and β, convolutions
+    whose padding is a word, and calls that torch refuses stay torch's own.
+
+    Raises:
+        RuntimeError: where a third derivative is asked for.
     """
-    with _Replaced(for_parameters):
-        yield
+    before = _for_parameters.set(for_parameters)
+    try:
+        with _Replaced(for_parameters):
+            yield
+    finally:
+        _for_parameters.reset(before)
+
+
+def for_parameters() -> bool:
+    """What the block around this call says; True where there is none."""
+    return _for_parameters.get()
+
+
+def refuse_a_third_derivative() -> None:
+    """To be called in the backward of a first derivative: RuntimeError where that is to be differentiated again."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a third derivative was asked for; these layers have two (outside of the block, torch's more)"
+        )
 
 
 class _Replaced(TorchFunctionMode):
@@ -68,17 +90,24 @@ class _Replaced(TorchFunctionMode):
 
     def _batch_norm(
         self,
-        input: Maps,  # the names of F.batch_norm, which is called with keywords
-        running_mean: Channels | None,
-        running_var: Channels | None,
-        weight: Channels | None = None,
-        bias: Channels | None = None,
+        input: Tensor,  # the names of F.batch_norm, which is called with keywords
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
         training: bool = False,
         momentum: float = 0.1,
         eps: float = 1e-5,
-    ) -> Maps:
-        affine = weight is not None and bias is not None
-        if not training or not affine or input.dtype != weight.dtype or input.numel() == input.shape[1]:
+    ) -> Tensor:
+        own = (
+            not training
+            or input.ndim < 2
+            or input.numel() <= input.shape[1]
+            or any(value is None or value.shape != input.shape[1:2] for value in (weight, bias))
+            or any(value is not None and value.shape != input.shape[1:2] for value in (running_mean, running_var))
+            or input.dtype != weight.dtype
+        )
+        if own:
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         settings = (momentum, eps, self.for_parameters)
         return _BatchNorm.apply(input, weight, bias, running_mean, running_var, settings)
@@ -132,16 +161,16 @@ class _ConvolutionBackward(torch.autograd.Function):
         for_parameters: bool,
         needed: list[bool],
     ) -> tuple[Images | None, Kernels | None, Channels | None]:
-        ctx.geometry, ctx.for_parameters = geometry, for_parameters
-        ctx.save_for_backward(g, x, weight)
+        ctx.geometry, ctx.for_parameters, ctx.shape = geometry, for_parameters, g.shape
+        ctx.save_for_backward(g if for_parameters else None, x, weight)
         ctx.set_materialize_grads(False)
         return _convolution_backward(g, x, weight, geometry, needed)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, a: Images | None, big_a: Kernels | None, z: Channels | None
     ) -> tuple[Images | None, Images | None, Kernels | None, None, None, None]:
+        refuse_a_third_derivative()
         g, x, weight = ctx.saved_tensors
         geometry = ctx.geometry
         for_g = for_x = for_weight = None
@@ -151,7 +180,7 @@ class _ConvolutionBackward(torch.autograd.Function):
             along = torch.convolution(a, weight, None if big_a is not None else z, *geometry)
             for_g = along if for_g is None else for_g.add_(along)
         if for_g is None and z is not None:
-            for_g = z.view(1, -1, 1, 1).expand_as(g)
+            for_g = z.view(1, -1, 1, 1).expand(ctx.shape)
         if ctx.for_parameters and big_a is not None and ctx.needs_input_grad[1]:
             for_x = _convolution_backward(g, x, big_a, geometry, [True, False, False])[0]
         if ctx.for_parameters and a is not None and ctx.needs_input_grad[2]:
@@ -201,15 +230,15 @@ class _BatchNormBackward(torch.autograd.Function):
     ) -> tuple[Maps, Channels, Channels]:
         ctx.eps, ctx.for_parameters = eps, for_parameters
         found = _first_derivative(g, x, gamma, mean, sigma, eps)
-        ctx.save_for_backward(g, x, gamma, mean, sigma, *found[1:])
+        ctx.save_for_backward(g if for_parameters else None, x, gamma, mean, sigma, *found[1:])
         ctx.set_materialize_grads(False)
         return found
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, a: Maps | None, b: Channels | None, c: Channels | None
     ) -> tuple[Maps | None, Maps | None, Channels | None, None, None, None, None]:
+        refuse_a_third_derivative()
         g, x, gamma, mean, sigma, g_xhat, g_sum = ctx.saved_tensors
         b = torch.zeros_like(gamma) if b is None else b
         c = torch.zeros_like(gamma) if c is None else c

@@ -107,15 +107,20 @@ def _place(folder: Path | None, name: str) -> Path | None:
 
 def _betas(settings: Settings) -> list[float]:
     try:
-        return [float(beta) for beta in str(settings["betas"]).split(",") if beta]
+        betas = [float(beta) for beta in str(settings["betas"]).split(",") if beta]
     except ValueError as error:
         raise ValueError(f"betas takes numbers with commas between, like 0.5,2; got {settings['betas']!r}") from error
+    if len({f"{beta:g}" for beta in betas}) < len(betas):
+        raise ValueError(f"wanted betas that differ, got {settings['betas']!r}")
+    return betas
 
 
 def _methods(settings: Settings) -> list[str]:
     methods = str(settings["methods"]).split(",")
     if unknown := [method for method in methods if method not in METHODS]:
         raise ValueError(f"method {unknown[0]!r} is not known (has: {', '.join(METHODS)})")
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"wanted each method once, got {settings['methods']!r}")
     return methods
 
 
@@ -152,7 +157,7 @@ def _built_in(settings: Settings, seed: int, folder: Path | None, progress: bool
 
 
 def _digits(per_class: int, seed: int, scored_on: str) -> Task:
-    """The digits with few labels, or the same with other digits of the training half in place of the test set."""
+    """The digits with few labels, or the like with other digits of the training half in place of the test set."""
     if scored_on == "test":
         return digits(per_class=per_class, seed=seed)
     whole, few = digits(per_class=DIGITS_A_CLASS, test_per_class=1, seed=seed).train, 10 * per_class
@@ -276,32 +281,36 @@ def run(
 ) -> Results:
     """Run a recipe to its end, or what is left of it, seed after seed.
 
-    A run that diverges ends the recipe with FloatingPointError; where several strengths are tried (`betas`), its row
-    has no accuracy and the others go on. Bad settings and a folder with another run raise ValueError before anything
-    is written.
+    A run that diverges has a row without accuracy, and the others go on. Bad settings raise ValueError before anything
+    is written, a folder with another run when its turn comes.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"wanted different seeds, got {list(seeds)}")
+    for _ in chosen.trainers(settings, seeds[0], None, False):
+        pass  # each checks its settings when it is made
     rows, maps = [], []
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, progress):
             beta = getattr(trainer, "beta", 0.0)
             if progress:
                 print(f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0))
-            accuracy = last_accuracy = math.nan
+            result = None
             try:
                 result = trainer.train()
-                accuracy, last_accuracy = result.accuracy, result.last_accuracy
             except FloatingPointError as error:
-                if not _betas(settings):
+                if part not in METHODS:  # without a source there is nothing to transfer
                     raise
-                print(f"diverged: {error}")
+                print(f"{part}, seed {seed}, β {beta:g} diverged: {error}")
             if part not in METHODS:
                 continue
+            accuracy = math.nan if result is None else result.accuracy
+            last_accuracy = math.nan if result is None else result.last_accuracy
             which = {"method": part, "seed": seed, "beta": beta}
             scores = {"epochs": trainer.epochs, "accuracy": accuracy, "last_accuracy": last_accuracy}
             rows.append({**which, **scores, "train_seconds": round(trainer.seconds, 1)})
-            if getattr(trainer, "meta_optimizer", None) is not None and trainer.step == trainer.steps:
+            if result is not None and getattr(trainer, "meta_optimizer", None) is not None:
                 trace = result.trace
                 maps.append(trace[trace["step"] == trace["step"].max()].assign(**which)[[*which, *trace.columns]])
     return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
@@ -318,15 +327,15 @@ def plan(
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
-    costs: dict[tuple[str, float], tuple[int, float]] = {}
+    costs: dict[str, tuple[int, float]] = {}
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, False):
             if part not in METHODS and seed != seeds[0]:
                 continue  # a source is the same for every seed
             beta = getattr(trainer, "beta", 0.0)
-            if (part, beta) not in costs:
-                costs[part, beta] = _cost(trainer)
-            macs, seconds = costs[part, beta]
+            if part not in costs:
+                costs[part] = _cost(trainer)
+            macs, seconds = costs[part]
             left = trainer.steps - trainer.step
             yield {
                 "part": part,
@@ -340,7 +349,11 @@ def plan(
 
 
 def _cost(trainer: Trainer) -> tuple[int, float]:
-    """Multiply-adds and seconds of one step on the first batch, a whole one; the trainer is of no use afterwards."""
+    """Multiply-adds and seconds of one step on the first batch, a whole one. The network is afterwards as before, the
+    trainer is of no more use."""
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    if isinstance(trainer, TransferTrainer):
+        trainer.beta = min(trainer.beta, 0.5)  # which costs the same, and does not diverge
     images, labels = (part.to(trainer.device) for part in next(trainer.batches.epoch(0)))
     trainer.model.train()
     counter = FlopCounterMode(display=False)
@@ -349,7 +362,9 @@ def _cost(trainer: Trainer) -> tuple[int, float]:
         trainer._step(images, labels)  # and warms up
     started = time.perf_counter()
     trainer._step(images, labels)
-    return counter.get_total_flops() // 2, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    trainer.model.load_state_dict(before)
+    return counter.get_total_flops() // 2, seconds
 
 
 class _NoTracker(ModuleTracker):

@@ -14,6 +14,7 @@ from typechecker import unchecked
 from mtanytime import backbones
 from mtanytime.datasets import Batches, ImageSet
 from mtanytime.randomness import get_rng_state, seeded
+from mtanytime.stateless import call_at
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.bilevel import (
     InnerStep,
@@ -369,3 +370,25 @@ def test_refusals() -> None:
         meta_gradient([step], lambda state: state["p"].sum(), *arguments)
     with pytest.raises(ValueError, match="mode is one of"):
         unchecked(meta_gradient)([step], lambda state: state["p"].sum(), *arguments, mode="kept")
+
+
+@pytest.mark.parametrize("mode", ["keep", "recompute"])
+def test_what_is_learned_may_come_first(mode: str) -> None:
+    """A mask on the images lies before every layer: its gradient goes through them, in the first step, too."""
+    network = tiny.made(4, seed=1).double()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels, mask = torch.arange(6) % 3, torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
+
+    def loss(state: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(call_at(network, state, images * mask), labels)
+
+    def outer(state: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(call_at(network, state, images), labels)
+
+    parameters = dict(network.named_parameters())
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    rules = dict.fromkeys(parameters, SGDRule(0.1, 0.9))
+    where = parameters, velocity, dict(network.named_buffers()), rules, [mask]
+    found = [meta_gradient([InnerStep(loss)] * 2, outer, *where, mode=m).gradients[0] for m in (mode, "unroll")]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-14)

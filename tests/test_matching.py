@@ -63,3 +63,28 @@ def test_initial_regressors_are_torchs() -> None:
     for ours, other in ((weight, theirs.weight), (bias, theirs.bias)):
         assert ours.abs().max() <= 0.2
         assert ours.std().item() == pytest.approx(other.std().item(), rel=0.2)
+
+
+def test_first_and_second_derivative() -> None:
+    """The closed forms, all of them, against finite differences."""
+    generator = torch.Generator().manual_seed(0)
+    matching = FeatureMatching([("a", "t"), ("b", "t")], {"a": 2, "b": 3}, {"t": 4}, generator).double()
+    shapes = [(3, 4, 2, 2), (5, 4, 1, 1), (5,), (3, 5)]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    aligned = {"t": torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)}
+
+    def loss(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        state = {"regressors.0.weight": weight, "regressors.0.bias": bias}
+        return torch.func.functional_call(matching, state, ({"t": features}, aligned, {"t": w}))
+
+    assert torch.autograd.gradcheck(loss, values)
+    assert torch.autograd.gradgradcheck(loss, values)
+
+
+def test_source_maps_are_not_trained() -> None:
+    """Source maps that require grad would get none, so they are refused."""
+    matching, meta = built([("s1", "t1")])
+    source, target = maps(SOURCE, 1), maps(TARGET, 2)
+    aligned = {"t1": source["s1"].clone().requires_grad_()}
+    with pytest.raises(ValueError, match="the source maps for 't1' require grad"):
+        matching(target, aligned, meta(source).by_target())

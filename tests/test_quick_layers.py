@@ -1,6 +1,7 @@
 """Convolution and batch norm differentiated twice, against torch's own second derivatives and finite differences."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -97,15 +98,15 @@ def test_running_statistics() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
 
 
-def test_a_third_time_is_refused() -> None:
+@pytest.mark.parametrize("name", ["batch norm", "plain"])
+def test_a_third_time_is_refused(name: str) -> None:
     """A third derivative, which the closed forms do not have, is an error and not a wrong number."""
-    function, values = layer("plain")
+    function, values = layer(name)
     with quick_layers():
         output = function(*values)
     first = torch.autograd.grad(output.sin().sum(), values, create_graph=True)
-    second = torch.autograd.grad(first[0].sin().sum(), values, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        second[0].sum().backward()
+    with pytest.raises(RuntimeError, match="a third derivative was asked for"):
+        torch.autograd.grad(first[1].sin().sum(), values[0], create_graph=True)
 
 
 def test_torchs_own_outside_the_block() -> None:
@@ -114,3 +115,25 @@ def test_torchs_own_outside_the_block() -> None:
     with quick_layers():
         assert "_Convolution" in function(*values).grad_fn.name()
     assert function(*values).grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_what_torch_refuses() -> None:
+    """A batch norm of the wrong size is torch's error, in the block as outside, and no read out of bounds."""
+    with quick_layers(), pytest.raises(RuntimeError, match="running_mean should contain 5 elements not 3"):
+        torch.nn.BatchNorm2d(3)(torch.randn(4, 5, 2, 2))
+
+
+def test_frozen_parameters() -> None:
+    """Parts that are not trained get no gradient, and the others the same as ever."""
+    for name in ("batch norm", "plain"):
+        function, (maps, weight, bias) = layer(name)
+        values = (maps, weight.detach(), bias)
+        leaves = (maps, bias)
+        found = []
+        for block in (quick_layers, nullcontext):
+            with block():
+                output = function(*values)
+            first = torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)
+            found.append([*first, *torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs)

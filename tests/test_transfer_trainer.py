@@ -16,6 +16,7 @@ import torchvision
 from tiny import TinyNet
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from typechecker import unchecked
 
@@ -1084,3 +1085,59 @@ def test_on_an_accelerator(device: str, mode: str) -> None:
     here = steps(transfer(mode=mode), 3)
     for a, b in zip(there, here, strict=True):
         assert a == pytest.approx(b, rel=1e-2, abs=1e-3)
+
+
+def test_meta_gradient_to_look_at() -> None:
+    """It is the gradient of the step that follows the real one, and leaves no trace on the run."""
+    trainer = stirred(double())
+    images, labels = next(trainer.batches.epoch(0))
+    meta = copied(trainer.meta)
+    trainer.model.train()
+    trainer._step(images.double(), labels)
+    expected = [parameter.grad for parameter in trainer.meta.parameters()]
+    trainer.meta.load_state_dict(meta)  # as it was for the real step
+    trainer.model.eval()
+    student = copied(trainer.student)
+    found = trainer.meta_gradient(images, labels)
+    assert_close(found, expected)
+    assert same(student, copied(trainer.student))
+    assert same(meta, copied(trainer.meta))
+    assert not trainer.model.training
+    with pytest.raises(RuntimeError, match="what and where are off"):
+        transfer(what=False, where="off").meta_gradient(images, labels)
+
+
+class Again(TinyNet):
+    """Runs its second part anew in the backward pass, to save memory."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, classes)."""
+        maps = checkpoint(self.second, self.first(images), use_reentrant=False)
+        return self.classifier(maps.mean(dim=(2, 3)))
+
+
+class Energy(TinyNet):
+    """Sees its own slope on the images, so training it takes a gradient of a gradient already."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, classes)."""
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            slope = torch.autograd.grad(self.first[0](images).tanh().sum(), images, create_graph=True)[0]
+        return super().forward(images + 0.1 * slope)
+
+
+@pytest.mark.parametrize("kind", [Again, Energy])
+def test_targets_that_take_a_gradient_themselves(kind: type[TinyNet]) -> None:
+    """What does not go with the quick layers is trained with torch's own, and the run says so."""
+    made = {}
+    for mode in ("keep", "unroll"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            target = kind(4, activation=nn.Softplus).double()
+        layers = {"target_layers": ["first"] if kind is Again else ["second"]}
+        trainer = stirred(transfer(target=target, mode=mode, **layers, source=tiny.made(5, seed=2).double().eval()))
+        assert any("torch's own layers" in note for note in trainer.notes)
+        steps(trainer, 1)
+        made[mode] = [parameter.grad for parameter in trainer.meta.parameters()]
+    assert_close(made["keep"], made["unroll"])

@@ -7,7 +7,6 @@ by itself; `picture.savefig("x.png")` stores it. Colours are safe for colour-bli
 
 import base64
 import io
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from os import PathLike
@@ -143,18 +142,21 @@ def heatmaps(maps: Table) -> Picture:
     """
     table = read_table(maps, "table of maps", "method", "seed", "source", "target", "weight")
     sources, targets = _order(table["source"]), _order(table["target"])
-    runs = [(method, seed, run) for (method, seed), run in table.groupby(["method", "seed"], sort=False)]
+    several = ["method", "seed"]
+    if "beta" in table and table.groupby("method")["beta"].nunique().max() > 1:
+        several.append("beta")
+    runs = list(table.groupby(several, sort=False))
     columns = min(len(runs), MAPS_A_ROW)
     rows = -(-len(runs) // columns)
-    names = LETTER * max(map(len, sources)), LETTER * max(map(len, targets))
+    longest = LETTER * max(map(len, sources)), LETTER * max(map(len, targets))
     cell = 0.44 if max(len(sources), len(targets)) <= NUMBERS_UP_TO else 0.14
-    width = columns * max(cell * len(targets), 1.7) + names[0] + 1.2
-    height = rows * (cell * 0.75 * len(sources) + 0.35) + names[1] + 0.5
+    width = columns * max(cell * len(targets), 1.7) + longest[0] + 1.2
+    height = rows * (cell * 0.75 * len(sources) + 0.35) + longest[1] + 0.5
     alt = f"Heat maps of λ of {len(runs)} runs, {len(sources)} source × {len(targets)} target layers each"
     picture = Picture(alt, np.clip(width, 4.2, 15), np.clip(height, 2.2, 13))
     axes = picture.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     vmax = table["weight"].max() if table["weight"].max() > 0 else 1.0
-    for ax, (method, seed, run) in zip(axes.flat, runs, strict=False):
+    for ax, (names, run) in zip(axes.flat, runs, strict=False):
         values = run.pivot_table(index="source", columns="target", values="weight").reindex(sources, columns=targets)
         sns.heatmap(
             values,
@@ -169,7 +171,8 @@ def heatmaps(maps: Table) -> Picture:
             xticklabels=True,
             yticklabels=True,
         )
-        ax.set_title(f"{method}, seed {seed}", fontsize=9)
+        words = [f"{name} {value:g}" for name, value in zip(several[1:], names[1:], strict=True)]
+        ax.set_title(", ".join([names[0], *words]), fontsize=9)
         ax.set(xlabel="", ylabel="", facecolor="0.92")
         ax.tick_params(axis="x", labelrotation=90, labelsize=8)
         ax.tick_params(axis="y", labelrotation=0, labelsize=8)
@@ -346,6 +349,8 @@ def accuracy_by_seconds(results: Table) -> Picture:
     """
     table = read_table(results, "results table", "method", "seed", "accuracy", "train_seconds")
     table = table.assign(percent=100 * table["accuracy"]).dropna(subset=["percent", "train_seconds"])
+    if table.empty:
+        raise ValueError("the results table has no row with an accuracy and train_seconds")
     methods = _order(table["method"])
     alt = f"Test accuracy against training seconds of {len(methods)} methods: {', '.join(methods)}"
     picture = Picture(alt, 6.8 + LETTER * max(map(len, methods)), 3.8)
@@ -414,9 +419,10 @@ def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
     """The table with at least these columns and one row; names of layers and methods as text. A file may begin with
     comment lines (`#`)."""
     if not isinstance(table, pd.DataFrame):
-        with open(table, encoding="utf-8") as file:
-            comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), file))
         try:
+            comments = 0
+            while str(pd.read_csv(table, nrows=0, skiprows=comments).columns[0]).startswith("#"):
+                comments += 1
             table = pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True, skiprows=comments)
         except pd.errors.EmptyDataError:
             raise ValueError(f"the {name} {table} is an empty file") from None

@@ -15,6 +15,7 @@ the state it starts from: parameters, velocity, buffers and random state are the
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,11 +45,14 @@ class InnerStep:
     """One SGD step of the lookahead.
 
     `loss` maps a dict of all parameters and buffers by name to a scalar, and may write the buffers of that dict (batch
-    norm does); `uses_hyper` is False when the loss cannot depend on what is being learned, which saves work.
+    norm does); `uses_hyper` is False when the loss cannot depend on what is being learned, which saves work, as does
+    `hyper_comes_last`: no convolution, batch norm or matching error comes after what is being learned, other than as
+    the matching error's weights.
     """
 
     loss: Loss
     uses_hyper: bool = True
+    hyper_comes_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def meta_gradient(
     *,
     mode: Mode = "keep",
     first_order: bool = False,
+    quick: bool = True,
 ) -> MetaGradient:
     """Differentiate `outer` after the SGD `steps` with respect to the leaf tensors `hyper`.
 
@@ -107,6 +112,8 @@ def meta_gradient(
         mode: "keep" holds every step's graph until it is used (fastest); "recompute" runs each step again in reverse,
             with the same dropout masks and buffers, so that the memory of activations does not grow with the number of
             steps; "unroll" leaves all to autograd through one long graph (the plain reference for tests).
+        quick: convolutions and batch norms by `quick_layers`, which a loss that itself takes a gradient, or runs a part
+            again (`torch.utils.checkpoint`), does not go with; "unroll" never does.
         first_order: drop ∂g/∂θ, the Hessian terms, and keep ∂g/∂φ (a reconstruction: the paper has no such variant).
     """
     if mode not in ("keep", "recompute", "unroll"):
@@ -120,7 +127,9 @@ def meta_gradient(
     try:
         if mode == "unroll":
             return _unrolled(steps, outer, parameters, velocity, buffers, rules, hyper)
-        return _step_by_step(steps, outer, parameters, velocity, buffers, rules, hyper, mode == "keep", first_order)
+        return _step_by_step(
+            steps, outer, parameters, velocity, buffers, rules, hyper, mode == "keep", first_order, quick
+        )
     finally:
         set_rng_state(rng_at_start, device)
 
@@ -135,6 +144,7 @@ def _step_by_step(
     hyper: Sequence[Tensor],
     keep: bool,
     first_order: bool,
+    quick: bool,
 ) -> MetaGradient:
     """Run the steps forward one by one, each from detached leaves, then go back through them with the adjoint."""
     device = next(iter(parameters.values())).device
@@ -142,19 +152,22 @@ def _step_by_step(
     twice = [  # what of step i is differentiated again: the first step's parameters do not depend on hyper
         (step.uses_hyper, i > 0 and not first_order) for i, step in enumerate(steps)
     ]
+
+    def layers(step: InnerStep, by_theta: bool) -> AbstractContextManager[None]:
+        return quick_layers(by_theta or not step.hyper_comes_last) if quick else nullcontext()
+
     visited = []
     for step, (by_hyper, by_theta) in zip(steps, twice, strict=True):
         before = (theta, running, get_rng_state(device))
         graph = keep and (by_hyper or by_theta)
-        leaves, gradients, running = _gradient(step.loss, theta, running, create_graph=graph, by_theta=by_theta)
+        leaves, gradients, running = _gradient(step.loss, theta, running, graph, layers(step, by_theta))
         visited.append((leaves, gradients) if graph else before)
         theta, v = _sgd_step(theta, v, {n: g.detach() for n, g in gradients.items()}, rules)
         if not graph:
             del leaves, gradients
 
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    with quick_layers():
-        outer_loss = outer({**leaves, **_clones(running)})
+    outer_loss = outer({**leaves, **_clones(running)})
     found = torch.autograd.grad(outer_loss, [*leaves.values(), *hyper], allow_unused=True, materialize_grads=True)
     adjoint_theta = dict(zip(leaves, found[: len(leaves)], strict=True))
     adjoint_v: dict[str, Tensor | None] = dict.fromkeys(adjoint_theta)
@@ -171,7 +184,7 @@ def _step_by_step(
         else:
             theta, running, rng = record
             set_rng_state(rng, device)
-            leaves, gradients, _ = _gradient(step.loss, theta, running, create_graph=True, by_theta=by_theta)
+            leaves, gradients, _ = _gradient(step.loss, theta, running, True, layers(step, by_theta))
         reached = [name for name, gradient in gradients.items() if gradient.requires_grad]
         inputs = [*(hyper if by_hyper else ()), *(leaves.values() if by_theta else ())]
         if not reached:  # the gradient is a constant: nothing to differentiate again
@@ -215,14 +228,18 @@ def _unrolled(
 
 
 def _gradient(
-    loss: Loss, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], create_graph: bool, by_theta: bool
+    loss: Loss,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    create_graph: bool,
+    layers: AbstractContextManager[None],
 ) -> tuple[Tensors, Tensors, Tensors]:
     """The loss's gradient at detached leaves: the leaves, the gradients (zero, not none, where the loss does not
-    reach: momentum and weight decay still move such a parameter), and the buffers after it. `by_theta` says whether
-    the graph that `create_graph` makes is to be differentiated for the leaves, too."""
+    reach: momentum and weight decay still move such a parameter), and the buffers after it. The loss runs within
+    `layers`."""
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     state = {**leaves, **_clones(buffers)}
-    with quick_layers(for_parameters=by_theta):
+    with layers:
         value = loss(state)
     found = torch.autograd.grad(
         value, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True

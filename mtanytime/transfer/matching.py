@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
+from mtanytime.quick_layers import for_parameters, refuse_a_third_derivative
 from mtanytime.transfer.metanets import Pair
 
 
@@ -92,6 +93,10 @@ class FeatureMatching(nn.Module):
         total = 0.0
         for target, regressor in zip(self.sources, self.regressors, strict=True):
             maps, weight = target_features[target], regressor.weight
+            if aligned[target].requires_grad:
+                raise ValueError(
+                    f"the source maps for {target!r} require grad; wanted them detached: they are not trained"
+                )
             with torch.autocast(maps.device.type, enabled=False):  # matched in the precision of the parameters
                 total = total + _WeightedError.apply(
                     maps.to(weight.dtype).flatten(2),
@@ -115,12 +120,15 @@ class _WeightedError(torch.autograd.Function):
         error = torch.baddbmm(s, r.expand(len(t), -1, -1), t, beta=-1).add_(bias[:, None])
         squares = torch.linalg.vector_norm(error, dim=2).square_() / t.shape[2]
         ctx.save_for_backward(t, r, bias, w, error, squares)
+        ctx.for_parameters = for_parameters()
         return torch.linalg.vecdot(squares, w)
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Float[Tensor, " batch"]) -> tuple[Tensor | None, ...]:
         t, r, bias, w, error, squares = ctx.saved_tensors
-        for_t, for_r, for_bias, for_w = _WeightedErrorBackward.apply(g, t, r, bias, w, error, squares)
+        for_t, for_r, for_bias, for_w = _WeightedErrorBackward.apply(
+            g, t, r, bias, w, error, squares, ctx.for_parameters
+        )
         return for_t, for_r, for_bias, None, for_w
 
 
@@ -129,8 +137,17 @@ class _WeightedErrorBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, g: Tensor, t: Tensor, r: Tensor, bias: Tensor, w: Tensor, error: Tensor, squares: Tensor
+        ctx: FunctionCtx,
+        g: Tensor,
+        t: Tensor,
+        r: Tensor,
+        bias: Tensor,
+        w: Tensor,
+        error: Tensor,
+        squares: Tensor,
+        for_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.for_parameters = for_parameters
         share = w / t.shape[2]
         alpha = 2 * g[:, None] * share
         correlation, total = error @ t.mT, error.sum(dim=2)
@@ -140,10 +157,10 @@ class _WeightedErrorBackward(torch.autograd.Function):
         return for_t, (alpha[:, :, None] * correlation).sum(0), (alpha * total).sum(0), g[:, None] * squares
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, a: Tensor | None, big_a: Tensor | None, z: Tensor | None, y: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        refuse_a_third_derivative()
         g, t, r, w, error, squares, correlation, total = ctx.saved_tensors
         places = t.shape[2]
         a = torch.zeros_like(t) if a is None else a
@@ -154,8 +171,8 @@ class _WeightedErrorBackward(torch.autograd.Function):
         slope = ((r * along).sum(2) + (big_a * correlation).sum(2) + z * total) / places  # mean_p e·δ
         for_w = 2 * g[:, None] * slope
         for_g = (2 * w * slope + y * squares).sum(1)
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return for_g, None, None, None, for_w, None, None
+        if not ctx.for_parameters:
+            return for_g, None, None, None, for_w, None, None, None
         alpha = (2 / places) * g[:, None] * w
         beta = ((2 / places) * g[:, None] * y)[:, :, None]
         delta = (r.expand(len(t), -1, -1) @ a).baddbmm_(big_a.expand(len(t), -1, -1), t).add_(z[:, None])
@@ -168,6 +185,7 @@ class _WeightedErrorBackward(torch.autograd.Function):
             by_image.sum(0),
             (alpha * delta.sum(2) + beta[:, :, 0] * total).sum(0),
             for_w,
+            None,
             None,
             None,
         )

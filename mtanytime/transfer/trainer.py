@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from mtanytime.datasets import ImageSet, Task, derive_seed
 from mtanytime.double_backward import check_double_backward
 from mtanytime.features import Tapped, tap, unwrapped
+from mtanytime.quick_layers import quick_layers
 from mtanytime.runs import Row, fingerprint
 from mtanytime.stateless import call_at, tensor_names, undisturbed
 from mtanytime.training import (
@@ -196,11 +197,19 @@ class TransferTrainer(Trainer):
         self.modules |= {"matching": matching, "meta": self.meta}
         self.parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.SGD(list(self.parameters.values()), **self._sgd)
-        self.meta_optimizer = None
+        self.meta_optimizer, self._quick = None, True
         if learned := list(self.meta.parameters()):
             self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)
             self.optimizers["meta_optimizer"] = self.meta_optimizer
             check_double_backward(self.model, images)
+            try:
+                with quick_layers():
+                    check_double_backward(self.model, images)
+            except RuntimeError:
+                self._quick = False
+                self.notes.append(
+                    "target: it takes a gradient itself, so torch's own layers are used, which are slower"
+                )
             self._try_outer(images, labels)
 
         self.trace_every = self.trace_every or max(1, self.steps // 100)
@@ -268,13 +277,15 @@ class TransferTrainer(Trainer):
         before it as in training. RuntimeError where nothing is learned (`what` and `where` off)."""
         if self.meta_optimizer is None:
             raise RuntimeError("what and where are off, so there are no meta-networks; wanted one of them on")
+        images = images.to(self.device, next(self.model.parameters()).dtype)
         source_features = self._source_features(images)
         stacked = self.meta(source_features).by_target()
         hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
-        with torch.no_grad(), undisturbed(self.student, self.device, training=True) as buffers:
-            sizes = {n: f.shape[2:] for n, f in call_at(self.student.target, buffers, images)[1].items()}
-        aligned = self.student.matching.align(source_features, sizes)
-        found = self._look_ahead(images, labels, aligned, hyper)
+        with undisturbed(self.student.target, self.device, training=True) as buffers:
+            with torch.no_grad():
+                features = call_at(self.student.target, buffers, images)[1]
+            aligned = self.student.matching.align(source_features, {n: f.shape[2:] for n, f in features.items()})
+            found = self._look_ahead(images, labels.to(self.device), aligned, hyper)
         return list(torch.autograd.grad(list(stacked.values()), list(self.meta.parameters()), found.gradients))
 
     def _look_ahead(self, images: Tensor, labels: Tensor, aligned: Tensors, hyper: Tensors) -> MetaGradient:
@@ -302,9 +313,10 @@ class TransferTrainer(Trainer):
             with autocast(self.device, self.precision):
                 return self.outer(lambda x: student_at(state, x)[0], images, labels)
 
-        steps = [InnerStep(matching)] * self.inner_steps + [InnerStep(task, uses_hyper=False)]
+        step = InnerStep(matching, hyper_comes_last=True)
+        steps = [step] * self.inner_steps + [InnerStep(task, uses_hyper=False)]
         return meta_gradient(
-            steps if self.stages == 3 else [InnerStep(total)] * self.inner_steps,
+            steps if self.stages == 3 else [InnerStep(total, hyper_comes_last=True)] * self.inner_steps,
             outer,
             self.parameters,
             sgd_velocity(self.optimizer, self.parameters),
@@ -313,6 +325,7 @@ class TransferTrainer(Trainer):
             list(hyper.values()),
             mode=self.mode,
             first_order=self.first_order,
+            quick=self._quick,
         )
 
     @torch.no_grad()
