@@ -466,8 +466,8 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
     [
         ({"model": network(2)}, "training label 2 is out of range: the network has 2 outputs"),
         ({"data": images(label=3)}, "training label 3 is out of range: the network has 3 outputs"),
-        ({"test": coloured(2, classes=5)}, "test label 4 is out of range: the network has 3 outputs"),
-        ({"validation": coloured(2, classes=4)}, "validation label 3 is out of range: the network has 3 outputs"),
+        ({"test": coloured(2, classes=5)}, "wanted a test set of classes"),
+        ({"validation": coloured(2, classes=4)}, "wanted a validation set of classes"),
         ({"test": images(label=7)}, "test label 7 is out of range: the network has 3 outputs"),
         (
             {"model": nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))},
