@@ -56,9 +56,10 @@ def _run(options: argparse.Namespace) -> int:
             return _plan(options, settings)
         if options.csv is not None and options.csv.exists():
             raise ValueError(f"{options.csv} is there already: delete or rename it to have it written anew")
-        if options.csv is not None:
+        if options.csv is not None:  # an error now, not after hours
             options.csv.parent.mkdir(parents=True, exist_ok=True)
-            _temporary(options.csv).touch()  # an error now, not after hours
+            _temporary(options.csv).touch()
+            _temporary(options.csv).unlink()
         results = run(options.name, options.out, options.seed, settings)
         print(results.table.to_string(index=False))
         if options.csv is not None:

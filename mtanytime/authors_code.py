@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def authors_iteration(folder: Path, batch: int, inner_steps: int) -> Callable[[], None]:
+def authors_iteration(folder: Path, batch: int, inner_steps: int, device: torch.device) -> Callable[[], None]:
     """The fixed work of `benchmarks.transfer_iteration`, by their training loop's calls: a step on both losses, the
     matching steps, the task step, and the meta-gradient by their optimiser. ValueError where the folder is no clone."""
     script = folder / "train_l2t_ww.py"
@@ -30,12 +30,14 @@ def authors_iteration(folder: Path, batch: int, inner_steps: int) -> Callable[[]
     )
     theirs = _definitions(script)
     torch.manual_seed(0)
-    source = resnets.CResNet(4, lambda channels: resnets.BasicBlock(channels, channels), num_classes=200).eval()
-    target = vggs.vgg9_bn(num_classes=10).train()
+    source = (
+        resnets.CResNet(4, lambda channels: resnets.BasicBlock(channels, channels), num_classes=200).to(device).eval()
+    )
+    target = vggs.vgg9_bn(num_classes=10).to(device).train()
     pairs = [(m, n) for m in (4, 9, 14) for n in range(5)]  # the last block of each stage, by its number
-    what = theirs["WeightNetwork"]("resnet32", pairs)
-    where = theirs["LossWeightNetwork"]("resnet32", pairs, "relu6", 1.0)
-    regressors = theirs["FeatureMatching"]("resnet32", "vgg9_bn", pairs)
+    what = theirs["WeightNetwork"]("resnet32", pairs).to(device)
+    where = theirs["LossWeightNetwork"]("resnet32", pairs, "relu6", 1.0).to(device)
+    regressors = theirs["FeatureMatching"]("resnet32", "vgg9_bn", pairs).to(device)
     meta = torch.optim.Adam([*what.parameters(), *where.parameters()], lr=1e-4, weight_decay=1e-4)
     optimizer = optimizers.MetaSGD(
         [*target.parameters(), *regressors.parameters()],
@@ -54,7 +56,7 @@ def authors_iteration(folder: Path, batch: int, inner_steps: int) -> Callable[[]
 
     optimizers.MetaSGD.zero_grad = zero
     images = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    data = images, torch.arange(batch) % 10
+    data = images.to(device), torch.arange(batch, device=device) % 10
 
     def inner(data: tuple[Tensor, Tensor], matching_only: bool = False) -> Tensor:
         output, features = target.forward_with_features(data[0])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from mtanytime.authors_code import authors_iteration
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.datasets import ImageSet
-from mtanytime.training import Trainer
+from mtanytime.training import Trainer, best_device
 from mtanytime.transfer import TransferTrainer
 
 WARM_UP = 3  # rounds that do not count: until then memory is still being fetched from the system
@@ -30,8 +31,6 @@ TRANSFER_MODES: dict[str, dict[str, Any]] = {
     "unroll": {"mode": "unroll"},
     "first_order": {"first_order": True},
 }
-
-
 # What one iteration is made of, each beside those before it: the source's forward pass, the target's step on the
 # task alone, the step with the matching loss, and all of it with the meta-gradient.
 PARTS = ("source", "step", "matching")
@@ -41,14 +40,14 @@ def transfer_iteration(name: str, batch: int, inner_steps: int, authors: Path | 
     """One iteration of L2T-ww on the fixed work, ResNet-32 to VGG-9, 15 pairs, random images, in a mode of
     `TRANSFER_MODES`, or one of its `PARTS`, or "authors": by the code in that folder."""
     if name == "authors":
-        return authors_iteration(authors, batch, inner_steps)
-    trainer, images, labels = _transfer_work(name, batch, inner_steps)
-    if name == "source":
-        return lambda: trainer._source_features(images)
+        work = authors_iteration(authors, batch, inner_steps, best_device())
+    else:
+        trainer, images, labels = _transfer_work(name, batch, inner_steps)
+        work = partial(trainer._source_features, images) if name == "source" else partial(trainer._step, images, labels)
 
     def iteration() -> None:
-        trainer._step(images, labels)
-        if trainer.device.type == "cuda":
+        work()
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     return iteration
@@ -99,7 +98,7 @@ def bench_transfer(
     Seconds are under "NAME_s", mebibytes of a whole process under "NAME_mb"; "parts" splits "ours" into the source's
     forward pass, the target's own step, the matching loss in it, and the meta-gradient with the step of the
     meta-networks; "first_order_error" is `first_order_error`'s. `authors`, a clone of the L2T-ww authors' repository,
-    adds "authors_s" and "authors_mb" (float32 on the CPU).
+    adds "authors_s" and "authors_mb".
     """
     modes = [*TRANSFER_MODES, *(["authors"] if authors is not None else [])]
     names = [*modes, *PARTS]

@@ -55,7 +55,7 @@ def quick_layers(for_parameters: bool = True) -> Iterator[None]:
     """
     before = _for_parameters.set(for_parameters)
     try:
-        with _Replaced(for_parameters):
+        with _Replaced():
             yield
     finally:
         _for_parameters.reset(before)
@@ -75,10 +75,6 @@ def refuse_a_third_derivative() -> None:
 
 
 class _Replaced(TorchFunctionMode):
-    def __init__(self, for_parameters: bool) -> None:
-        super().__init__()
-        self.for_parameters = for_parameters
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -109,7 +105,7 @@ class _Replaced(TorchFunctionMode):
         )
         if own:
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        settings = (momentum, eps, self.for_parameters)
+        settings = (momentum, eps, for_parameters())
         return _BatchNorm.apply(input, weight, bias, running_mean, running_var, settings)
 
     def _conv2d(
@@ -126,7 +122,7 @@ class _Replaced(TorchFunctionMode):
         if isinstance(padding, str) or input.ndim != 4 or mixed:
             return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         geometry = (*(list(_pair(value)) for value in (stride, padding, dilation)), False, [0, 0], groups)
-        return _Convolution.apply(input, weight, bias, geometry, self.for_parameters)
+        return _Convolution.apply(input, weight, bias, geometry, for_parameters())
 
 
 class _Convolution(torch.autograd.Function):

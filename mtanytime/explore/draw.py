@@ -104,19 +104,15 @@ def heatmap(
     picture = Picture(alt, np.clip(width, 4.2, 15), np.clip(height, 2.8, 13))
     ax = picture.subplots()
     ax.set_facecolor("0.92")
-    sns.heatmap(
+    _coloured(
+        ax,
         values,
-        ax=ax,
-        vmin=0,
-        vmax=vmax,
-        cmap="viridis",
+        vmax,
         annot=numbers,
         fmt=".0%" if relative else ".2f",
         annot_kws={"size": 9},
         linewidths=0.5 if numbers else 0,
         linecolor="white",
-        xticklabels=True if len(targets) <= 90 else "auto",
-        yticklabels=True if len(sources) <= 90 else "auto",
         cbar_kws={"label": "share of the target layer's λ" if relative else "mean λ (pair weight)"},
     )
     if relative:
@@ -158,19 +154,7 @@ def heatmaps(maps: Table) -> Picture:
     vmax = table["weight"].max() if table["weight"].max() > 0 else 1.0
     for ax, (names, run) in zip(axes.flat, runs, strict=False):
         values = run.pivot_table(index="source", columns="target", values="weight").reindex(sources, columns=targets)
-        sns.heatmap(
-            values,
-            ax=ax,
-            vmin=0,
-            vmax=vmax,
-            cmap="viridis",
-            cbar=False,
-            annot=cell > 0.2,
-            fmt=".1f",
-            annot_kws={"size": 8},
-            xticklabels=True,
-            yticklabels=True,
-        )
+        _coloured(ax, values, vmax, annot=cell > 0.2, fmt=".1f", annot_kws={"size": 8}, cbar=False)
         words = [f"{name} {value:g}" for name, value in zip(several[1:], names[1:], strict=True)]
         ax.set_title(", ".join([names[0], *words]), fontsize=9)
         ax.set(xlabel="", ylabel="", facecolor="0.92")
@@ -461,6 +445,12 @@ def _step(table: pd.DataFrame, name: str, step: Step) -> int:
 def _order(names: Iterable[str]) -> list[str]:
     """Distinct names in order of first appearance."""
     return list(dict.fromkeys(names))
+
+
+def _coloured(ax: Axes, values: pd.DataFrame, vmax: float, **look: Any) -> None:
+    """A grid of colours from 0 to vmax, every row and column named while there is room."""
+    rows, columns = (True if count <= 90 else "auto" for count in values.shape)
+    sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap="viridis", xticklabels=columns, yticklabels=rows, **look)
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

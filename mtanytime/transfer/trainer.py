@@ -201,14 +201,15 @@ class TransferTrainer(Trainer):
         if learned := list(self.meta.parameters()):
             self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)
             self.optimizers["meta_optimizer"] = self.meta_optimizer
-            check_double_backward(self.model, images)
             try:
                 with quick_layers():
                     check_double_backward(self.model, images)
             except RuntimeError:
+                check_double_backward(self.model, images)  # names what torch's own layers do not allow, either
                 self._quick = False
                 self.notes.append(
-                    "target: it takes a gradient itself, so torch's own layers are used, which are slower"
+                    "target: it takes a gradient itself, or runs a part again, so torch's own layers are used, "
+                    "which are slower"
                 )
             self._try_outer(images, labels)
 
