@@ -1,0 +1,177 @@
+"""Pre-activation ResNeXt: the parts that the anytime networks share, and the ordinary network that they thin out."""
+
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Stem = Literal["32x32", "224x224"]
+STRIDES: dict[str, int] = {"32x32": 1, "224x224": 4}  # by which the stem shrinks an image
+
+
+class Block(nn.Module):
+    """norm–ReLU–1×1, norm–ReLU–3×3 in groups, norm–ReLU–1×1, added to the block's input (arXiv:1603.05027, 1611.05431).
+
+    A norm may be an `nn.Identity` where it has been folded into the convolution before it.
+    """
+
+    convolutions_with_norms = (("conv1", "bn2"), ("conv2", "bn3"))  # what `inference.fold_batch_norms` may join
+
+    def __init__(
+        self, bn1: nn.Module, conv1: nn.Module, bn2: nn.Module, conv2: nn.Conv2d, bn3: nn.Module, conv3: nn.Module
+    ) -> None:
+        super().__init__()
+        self.bn1, self.conv1, self.bn2, self.conv2, self.bn3, self.conv3 = bn1, conv1, bn2, conv2, bn3, conv3
+
+    def forward(
+        self, maps: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch channel height width"]:
+        """The maps with the block's own added."""
+        inner = self.conv1(F.relu(self.bn1(maps), inplace=True))
+        inner = self.conv2(F.relu(self.bn2(inner), inplace=True))
+        return maps + self.conv3(F.relu(self.bn3(inner), inplace=True))
+
+
+class Trunk(nn.Module):
+    """Stem, stages of blocks, norm–ReLU–mean: from images to one number a channel of the last stage.
+
+    Between stages a 2×2 mean and as many zero channels as there were, which follow each slice's own.
+
+    Args:
+        stem: the first convolution, with what belongs to it.
+        stages: the blocks of each stage.
+        norm: the last norm.
+        slice_widths: channels of each slice of the first stage; (width,) in a network of one piece.
+    """
+
+    def __init__(
+        self, stem: nn.Module, stages: Sequence[Sequence[Block]], norm: nn.Module, slice_widths: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        self.norm = norm
+        self.slice_widths = tuple(slice_widths)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Features of the last stage, averaged over the image."""
+        maps = self.stem(images)
+        for i, stage in enumerate(self.stages):
+            if i:
+                maps = widen(maps, [width << (i - 1) for width in self.slice_widths])
+            maps = stage(maps)
+        return self.pooled(maps, self.norm)
+
+    @staticmethod
+    def pooled(
+        maps: Float[Tensor, "batch channel height width"], norm: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "batch channel"]:
+        """What the heads see of the last stage's maps."""
+        return F.relu(norm(maps), inplace=True).mean(dim=(2, 3))
+
+
+def widen(
+    maps: Float[Tensor, "batch channel height width"], slice_widths: Sequence[int]
+) -> Float[Tensor, "batch channel2 height2 width2"]:
+    """The step between stages: a 2×2 mean; each slice's channels are followed by as many zeros."""
+    slices = F.avg_pool2d(maps, 2).split(list(slice_widths), dim=1)
+    return torch.cat([part for maps in slices for part in (maps, torch.zeros_like(maps))], dim=1)
+
+
+class ResNeXt(nn.Module):
+    """A trunk with one head; `resnext` builds the ordinary one."""
+
+    def __init__(self, trunk: Trunk, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Class scores. Raises ValueError for images without three channels or too small."""
+        check_images(images, self.trunk, "ResNeXt")
+        return self.head(self.trunk(images))
+
+
+def resnext(
+    num_classes: int,
+    width: int = 64,
+    bottleneck: int = 4,
+    branches: int = 8,
+    blocks: int | Sequence[int] = 7,
+    stem: Stem = "32x32",
+) -> ResNeXt:
+    """A pre-activation ResNeXt (Xie et al. 2017, arXiv:1611.05431), in the form that arXiv:1807.02609 makes thinner.
+
+    Args:
+        num_classes: outputs.
+        width: channels of the first stage; they double from stage to stage.
+        bottleneck: channels of each branch in the first stage; they double, too.
+        branches: groups of the 3×3 convolutions.
+        blocks: of each of three stages, or a number for each of several stages.
+        stem: "32x32", a 3×3 convolution, or "224x224", a 7×7 one of stride 2 and a 3×3 maximum of stride 2.
+
+    Raises:
+        ValueError: a size below 1, or another stem.
+    """
+    blocks = check_sizes(num_classes, width, bottleneck, branches, blocks, stem)
+
+    def block(stage: int) -> Block:
+        channels, inner = width << stage, (bottleneck << stage) * branches
+        return Block(
+            nn.BatchNorm2d(channels),
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.Conv2d(inner, inner, 3, padding=1, groups=branches, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.Conv2d(inner, channels, 1, bias=False),
+        )
+
+    stages = [[block(stage) for _ in range(count)] for stage, count in enumerate(blocks)]
+    last = width << (len(blocks) - 1)
+    network = ResNeXt(Trunk(make_stem(stem, width), stages, nn.BatchNorm2d(last), (width,)), nn.Linear(last, num_classes))
+    initialise(network)
+    return network
+
+
+def make_stem(stem: Stem, width: int) -> nn.Module:
+    """The first convolution of a network for images of this size."""
+    if stem == "32x32":
+        return nn.Conv2d(3, width, 3, padding=1, bias=False)
+    return nn.Sequential(nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, 2, 1))
+
+
+def initialise(network: nn.Module) -> None:
+    """He's normal distribution by fan-in for convolutions, zero biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def check_sizes(
+    num_classes: int, width: int, bottleneck: int, branches: int, blocks: int | Sequence[int], stem: str
+) -> tuple[int, ...]:
+    """The blocks of each stage; ValueError for a size that no network has."""
+    blocks = (blocks,) * 3 if isinstance(blocks, Integral) else tuple(blocks)
+    sizes = {"num_classes": num_classes, "width": width, "bottleneck": bottleneck, "branches": branches}
+    for name, size in [*sizes.items(), *(("blocks", count) for count in blocks)]:
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name} is {size!r}; wanted a whole number of at least 1")
+    if not blocks:
+        raise ValueError("blocks is empty; wanted a number for each stage")
+    if stem not in STRIDES:
+        raise ValueError(f"stem is {stem!r}; wanted one of {list(STRIDES)}")
+    return blocks
+
+
+def check_images(images: Tensor, trunk: Trunk, name: str) -> None:
+    """ValueError for images that the network cannot take."""
+    stride = 1 if isinstance(trunk.stem, nn.Conv2d) else STRIDES["224x224"]
+    least = stride * 2 ** (len(trunk.stages) - 1)
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < least:
+        wanted = f"wanted (batch, 3, height, width) with height and width of at least {least}"
+        raise ValueError(f"{name} got images of shape {tuple(images.shape)}; {wanted}")
