@@ -20,7 +20,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 Table = pd.DataFrame | str | PathLike[str]
 Step = int | np.integer | None
@@ -32,7 +39,14 @@ MAPS_A_ROW = 4
 LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
 NOISY_FROM = 200  # values in a curve before its running mean is drawn over it
 BATCH_ACCURACY = "accuracy of the training batch"
-TEXT_COLUMNS = ("source", "target", "method")  # a layer may be called "0": never a number
+TEXT_COLUMNS = ("source", "target", "method", "model")  # a layer may be called "0": never a number
+MARKERS = "osD^vPX*<>"
+COSTS = {  # of an exit: its column, the words for it on an axis, and its unit
+    "macs": ("FLOPs (multiply–adds)", "FLOPs"),
+    "latency_ms": ("latency (ms)", "ms"),
+    "params": ("parameters", "parameters"),
+}
+LEAST_RATIO = 2.6  # of the ends of a logarithmic axis: some 1, 2 or 5 times a power of ten lies between them
 
 
 class Picture(Figure):
@@ -79,16 +93,12 @@ def heatmap(
     Raises:
         ValueError: a column is missing, the table is empty, or the step is not in it (names the nearest).
     """
-    table = _trace(trace)
-    sources, targets = _order(table["source"]), _order(table["target"])
+    table = read_trace(trace)
     last = _step(table, "trace", step)
-
-    weights = table.groupby(["step", "source", "target"])["weight"].mean()
-    if relative:
-        weights = weights / weights.groupby(["step", "target"]).transform("sum").replace(0, 1)
-    values = weights.loc[last].unstack().reindex(index=sources, columns=targets)
+    values, largest = weights_at(table, last, relative)
+    sources, targets = list(values.index), list(values.columns)
     if vmax is None:
-        vmax = weights.max() if weights.max() > 0 else 1.0
+        vmax = largest
     if numbers is None:
         numbers = max(values.shape) <= NUMBERS_UP_TO
 
@@ -125,6 +135,16 @@ def heatmap(
     ax.tick_params(axis="x", labelrotation=90 if upright else 0, labelsize=size)
     ax.tick_params(axis="y", labelrotation=0, labelsize=size)
     return picture
+
+
+def weights_at(trace: pd.DataFrame, step: int, relative: bool = False) -> tuple[pd.DataFrame, float]:
+    """The numbers behind `heatmap`: λ of a table from `read_trace` at a step, source layers down and target layers
+    across, and the value of the brightest colour, which is the largest of all steps (1 where none is above 0)."""
+    weights = trace.groupby(["step", "source", "target"])["weight"].mean()
+    if relative:
+        weights = weights / weights.groupby(["step", "target"]).transform("sum").replace(0, 1)
+    values = weights.loc[step].unstack().reindex(index=_order(trace["source"]), columns=_order(trace["target"]))
+    return values, float(weights.max()) if weights.max() > 0 else 1.0
 
 
 def heatmaps(maps: Table) -> Picture:
@@ -179,11 +199,11 @@ def weights_over_time(trace: Table) -> Picture:
     Raises:
         ValueError: a column is missing or the table is empty.
     """
-    table = _trace(trace)
+    table = read_trace(trace)
     sources, targets = _order(table["source"]), _order(table["target"])
     pairs = table[["source", "target"]].drop_duplicates()
     split = len(pairs) > LINES_UP_TO
-    colours = _colours(sources if split else [" → ".join(pair) for pair in pairs.itertuples(index=False)])
+    colours = distinct_colours(sources if split else [" → ".join(pair) for pair in pairs.itertuples(index=False)])
     alt = (
         f"λ against the training step for {len(pairs)} pairs of {len(sources)} source and {len(targets)} target layers"
     )
@@ -237,7 +257,7 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
     pair = table[(table["source"] == source) & (table["target"] == target)]
     if pair.empty:
         has = [" → ".join(row) for row in table[["source", "target"]].drop_duplicates().itertuples(index=False)]
-        raise ValueError(f"the channels table has no pair {source} → {target} (has: {_some(has)})")
+        raise ValueError(f"the channels table has no pair {source} → {target} (has: {some(has)})")
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
     last, first = _step(pair, "channels table", step), int(pair["step"].min())
@@ -339,8 +359,8 @@ def accuracy_by_seconds(results: Table) -> Picture:
     alt = f"Test accuracy against training seconds of {len(methods)} methods: {', '.join(methods)}"
     picture = Picture(alt, 6.8 + LETTER * max(map(len, methods)), 3.8)
     ax = picture.subplots()
-    colours = _colours(methods)
-    marks = dict(zip(methods, "osD^vPX*<>" * len(methods), strict=False))
+    colours = distinct_colours(methods)
+    marks = dict(zip(methods, MARKERS * len(methods), strict=False))
     for method in methods:
         runs = table[table["method"] == method]
         look = {"color": colours[method], "marker": marks[method]}
@@ -356,6 +376,72 @@ def accuracy_by_seconds(results: Table) -> Picture:
     ax.grid(alpha=0.3)
     picture.legend(
         title="method: mean ± spread", loc="outside right upper", frameon=False, fontsize=9, title_fontsize=9
+    )
+    return picture
+
+
+def accuracy_by_budget(
+    curve: Table, cost: str = "macs", *, level: str | None = None, budget: float | None = None
+) -> Picture:
+    """Accuracy of every exit against what it costs, on a logarithmic axis: a line a model, a mark an exit, its bar one
+    standard deviation over the runs (seeds) either way.
+
+    Args:
+        curve: model, exit, accuracy (a fraction of 1) and the cost's column[, level][, seed]; see `read_curve`.
+        cost: "macs" (multiply–adds), "latency_ms" or "params".
+        level: which level of the taxonomy, where the table has several accuracies an exit; the last one if None.
+        budget: if given, a line there, and a ring around the most expensive exit of each model that it pays for.
+
+    Raises:
+        ValueError: a column is missing, the table is empty, an accuracy is no fraction of 1, a cost is not above 0, or
+            there is no such cost or level.
+    """
+    if cost not in COSTS:
+        raise ValueError(f"wanted a cost of {', '.join(COSTS)}; got {cost!r}")
+    exits = curve_at_level(read_curve(curve, cost), level)
+    axis, _ = COSTS[cost]
+    models = _order(exits["model"])
+    alt = f"Accuracy against {axis} of {len(models)} model{'s' * (len(models) > 1)}: {', '.join(models)}"
+    longest = max(map(len, models))
+    picture = Picture(alt, 6.4 + LETTER * max(longest, 12), np.clip(0.22 * len(models) + 1.2, 3.9, 13))
+    ax = picture.subplots()
+    colours, marks = distinct_colours(models), dict(zip(models, MARKERS * len(models), strict=False))
+    picked = []
+    for model, line in exits.sort_values(cost).groupby("model", sort=False):
+        values, spread = 100 * line["accuracy"], 100 * line["spread"]
+        look = {"color": colours[model], "marker": marks[model]}
+        ax.errorbar(line[cost], values, yerr=spread, markersize=6, lw=1.6, capsize=3, label=model, **look)
+        if budget is not None and len(paid := line[line[cost] <= budget]):
+            ax.plot(
+                paid[cost].iloc[-1:], 100 * paid["accuracy"].iloc[-1:], "o", ms=14, mfc="none", mew=1.8, color="0.15"
+            )
+            picked.append(f"{model} exit {paid['exit'].iloc[-1]}")
+    low, high = exits[cost].min(), exits[cost].max()
+    room = max(1.15, math.sqrt(LEAST_RATIO * low / high))
+    ax.set(xscale="log", xlim=(low / room, high * room), xlabel=f"{axis}, log scale", ylabel="test accuracy (%)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if cost == "latency_ms" else EngFormatter(sep=" "))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    title = f"Accuracy against {axis.split(' (')[0]}"
+    if "level" in exits and exits["level"].nunique() == 1:
+        title += f", level {exits['level'].iloc[0]}"
+    if budget is not None:
+        ax.axvline(budget, color="0.35", ls="--", lw=1.2)
+        picture.alt += f"; a budget of {worded(cost, budget)} pays for {', '.join(picked) or 'no exit'}"
+    ax.set_title(title, fontsize=11, loc="left")
+    ax.grid(alpha=0.3)
+    runs = exits["runs"].max()
+    about = f"model, ± 1 standard\ndeviation of {runs} runs" if runs > 1 else "model"
+    handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    picture.legend(
+        handles.values(),
+        handles.keys(),
+        title=about,
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+        alignment="left",
     )
     return picture
 
@@ -381,7 +467,9 @@ def learning_curves(log: Table) -> Picture:
     picture = Picture(alt.capitalize(), 4.6 * len(kinds) + 0.4, 3.6)
     panels = picture.subplots(1, len(kinds), squeeze=False).ravel()
     for ax, (kind, names) in zip(panels, kinds.items(), strict=True):
-        for (name, colour), style in zip(_colours(names).items(), ("-", "--", "-.", ":") * len(names), strict=False):
+        for (name, colour), style in zip(
+            distinct_colours(names).items(), ("-", "--", "-.", ":") * len(names), strict=False
+        ):
             line = table[["step", name]].dropna().groupby("step").mean().reset_index()
             values = line[name] * (100 if kind == "accuracy" else 1)
             if len(line) > NOISY_FROM:
@@ -400,8 +488,13 @@ def learning_curves(log: Table) -> Picture:
 
 
 def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
-    """The table with at least these columns and one row; names of layers and methods as text. A file may begin with
-    comment lines (`#`)."""
+    """The table with at least these columns and one row; names of layers, methods and models as text. A file may begin
+    with comment lines (`#`).
+
+    Raises:
+        ValueError: a column is missing or holds no numbers where it should, there is no row, the file is empty or no
+            table.
+    """
     if not isinstance(table, pd.DataFrame):
         try:
             comments = 0
@@ -410,23 +503,101 @@ def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
             table = pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True, skiprows=comments)
         except pd.errors.EmptyDataError:
             raise ValueError(f"the {name} {table} is an empty file") from None
+        except (pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise ValueError(f"the {name} {table} is no CSV table: {str(error).strip()}") from None
     for column in columns:
         if column not in table:
             raise ValueError(f"the {name} lacks column '{column}' (has: {', '.join(map(str, table))})")
     if table.empty:
         raise ValueError(f"the {name} has no rows (its columns: {', '.join(map(str, table))})")
     for column in columns:
-        if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(table[column]):
+        if column in TEXT_COLUMNS:
+            if table[column].isna().any():
+                raise ValueError(f"column '{column}' of the {name} has rows without a name")
+        elif not pd.api.types.is_numeric_dtype(table[column]):
             raise ValueError(f"column '{column}' of the {name} is not numeric, for example {table[column].iloc[0]!r}")
     return table.astype({column: str for column in TEXT_COLUMNS if column in columns})
 
 
-def _trace(trace: Table) -> pd.DataFrame:
-    """A trace in which a slice, if there is one, is part of the target layer's name."""
+def read_trace(trace: Table) -> pd.DataFrame:
+    """A trace in which a slice, if there is one, is part of the target layer's name, and an infinite λ is nan.
+
+    Raises:
+        ValueError: as `read_table`; a step is not a whole number.
+    """
     table = read_table(trace, "trace", "step", "source", "target", "weight")
+    if len(wrong := table["step"][~(table["step"] % 1 == 0)]):
+        raise ValueError(f"column 'step' of the trace holds {wrong.iloc[0]}, wanted whole numbers")
+    table = table.assign(step=table["step"].astype(int), weight=table["weight"].replace([np.inf, -np.inf], np.nan))
     if "slice" in table:
         table = table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
     return table
+
+
+def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
+    """One row per model, exit (and level of the taxonomy), in the table's order, from a table with one per run, too.
+
+    Args:
+        curve: model, exit, accuracy (a fraction of 1), at least one of `COSTS`[, level][, seed]. A table with one row
+            per exit may say the level that the exit answers at; one with several gives the accuracy at each.
+        costs: those that must be there; others that some row lacks are left out.
+
+    Returns:
+        model, exit, [level,] the costs (means over the runs), accuracy (mean), spread (standard deviation over the
+        runs, n − 1; nan for one) and runs (those that have an accuracy).
+
+    Raises:
+        ValueError: as `read_table`; an accuracy is no fraction of 1, an exit is no whole number, or a cost is not
+            above 0.
+    """
+    table = read_table(curve, "curve", "model", "exit", *costs, "accuracy")
+    costs = [name for name in COSTS if name in table and (name in costs or table[name].notna().all())] or ["macs"]
+    table = read_table(table, "curve", *costs)
+    if not table["accuracy"].dropna().between(0, 1).all():
+        low, high = table["accuracy"].min(), table["accuracy"].max()
+        raise ValueError(f"column 'accuracy' of the curve must be a fraction of 1, got {low:g} to {high:g}")
+    if len(wrong := table["exit"][~(table["exit"] % 1 == 0)]):
+        raise ValueError(f"column 'exit' of the curve holds {wrong.iloc[0]}, wanted whole numbers")
+    for name in costs:
+        if len(wrong := table[name][~(table[name] > 0) | np.isinf(table[name])]):
+            raise ValueError(f"column '{name}' of the curve holds {wrong.iloc[0]:g}, wanted a number above 0")
+    table = table.assign(exit=table["exit"].astype(int))
+    levels = ["level"] if "level" in table else []
+    if levels:
+        table = table.assign(level=table["level"].astype(str))
+    exits = table.groupby(["model", "exit", *levels], sort=False)
+    means = exits[[*costs, "accuracy"]].mean()
+    return means.assign(spread=exits["accuracy"].std(), runs=exits["accuracy"].count()).reset_index()
+
+
+def levels_of(exits: pd.DataFrame) -> list[str]:
+    """The levels to choose from in a table from `read_curve`; none where an exit has one accuracy."""
+    several = "level" in exits and exits.duplicated(["model", "exit"]).any()
+    return _order(exits["level"]) if several else []
+
+
+def curve_at_level(exits: pd.DataFrame, level: str | None = None) -> pd.DataFrame:
+    """The rows of a table from `read_curve` at one level: the named one, or the last.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    levels = levels_of(exits)
+    if level is not None and level not in levels:
+        raise ValueError(f"the curve has no level {level!r} to choose (has: {', '.join(levels) or 'none'})")
+    return exits[exits["level"] == (level or levels[-1])] if levels else exits
+
+
+def worded(cost: str, value: float) -> str:
+    """A cost with its unit, to three digits: "58.3 M FLOPs", "4.2 ms"."""
+    _, unit = COSTS[cost]
+    if cost == "latency_ms":
+        return f"{value:.3g} ms"
+    power = min(max(int(math.log10(value) // 3), 0), 4)
+    if float(f"{value / 1000**power:.3g}") >= 1000 and power < 4:
+        power += 1
+    number = f"{value / 1000**power:.3g}" if value < 1e15 else f"{value:.3g}"
+    return " ".join(filter(None, (number, ["", "k", "M", "G", "T"][power], unit)))
 
 
 def _step(table: pd.DataFrame, name: str, step: Step) -> int:
@@ -453,12 +624,12 @@ def _coloured(ax: Axes, values: pd.DataFrame, vmax: float, **look: Any) -> None:
     sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap="viridis", xticklabels=columns, yticklabels=rows, **look)
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
+def some(names: Sequence[str], most: int = 8) -> str:
     """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
-def _colours(names: Sequence[str]) -> dict[str, Any]:
+def distinct_colours(names: Sequence[str]) -> dict[str, Any]:
     """A colour for each name: distinct ones while they last (Okabe and Ito's), then from dark to bright in order."""
     if len(names) <= 8:
         okabe_ito = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -1,65 +1,81 @@
 """Move through a transfer: the heat-map of λ at any step of its trace."""
 
-from functools import cached_property
 from typing import Any
 
-import ipywidgets as widgets
+import pandas as pd
+import traitlets
 
-from mtanytime.explore import draw
+from mtanytime.explore import contents, draw
+from mtanytime.explore.widget import Explorer, one_of
 
 
-class TransferExplorer(widgets.VBox):
-    """A slider over training steps and the heat-map of λ at the step it stands on.
+class TransferExplorer(Explorer):
+    """A slider over training steps, the heat-map of λ at the step it stands on, and one pair of layers in detail.
 
-    Frames are drawn at first sight and kept; moving the slider swaps the bytes of one picture. Where no front end runs
-    (GitHub, nbconvert), the heat-map at the last step is shown, with a line of text.
+    A click on a cell, or the two menus, choose the pair: its λ over time and its channel weights at the step. Several
+    source networks (layers called `birds/layer1`, `cars/layer1`) and the slices of an anytime target can be shown one
+    at a time. More than 200 steps are thinned, and fewer where there are many pairs; the explorer says so. Where no
+    front end runs (GitHub, nbconvert), `picture()` is shown, with a line of text.
 
     Args:
-        trace: step, source, target, weight (a DataFrame or a CSV file's path).
+        trace: step, source, target, weight[, weight_std][, slice] (a DataFrame or a CSV file's path).
+        channels: step, source, target, channel, weight (likewise), for the detail.
         relative: show each pair's share of its target layer's λ, in place of λ itself (see `draw.heatmap`).
 
     Attributes:
-        step: a selection slider over the trace's steps.
-        picture: the image that shows the frame.
+        step: the step shown; one of `content["steps"]`.
+        network: the source network shown; "" for all.
+        slice: the target's slice shown; "" for all.
+        relative: as the argument.
+        pair: source and target layer of the detail.
 
     Raises:
-        ValueError: the trace lacks a column or has no row.
+        ValueError: a table lacks a column, has no row, or has two for the same thing; a choice is not offered.
     """
 
-    def __init__(self, trace: draw.Table, relative: bool = False) -> None:
-        last = draw.heatmap(trace, relative=relative)  # refuses a table that cannot be drawn
-        self._trace = draw.read_table(trace, "trace", "step", "source", "target", "weight")
-        self._relative = relative
-        self._frames: dict[int, bytes] = {}
-        steps = sorted(int(step) for step in self._trace["step"].unique())
-        self._frames[steps[-1]] = last.png(dpi=96)
-        self.picture = widgets.Image(value=self._frames[steps[-1]], format="png")
-        self.step = widgets.SelectionSlider(
-            options=[(f"step {step} of {steps[-1]}", step) for step in steps],
-            value=steps[-1],
-            description="training",
-            continuous_update=True,
-            layout=widgets.Layout(width="36rem"),
-        )
-        self.step.observe(self._show, names="value")
-        super().__init__([self.step, self.picture])
+    CHOICES = ("step", "network", "slice", "relative", "pair")
 
-    def frame(self, step: int) -> bytes:
-        """The PNG of one step."""
-        if step not in self._frames:
-            picture = draw.heatmap(self._trace, step, relative=self._relative)
-            self._frames[step] = picture.png(dpi=96)
-        return self._frames[step]
+    step = traitlets.Int().tag(sync=True)
+    network = traitlets.Unicode(contents.ALL).tag(sync=True)
+    slice = traitlets.Unicode(contents.ALL).tag(sync=True)
+    relative = traitlets.Bool().tag(sync=True)
+    pair = traitlets.List(traitlets.Unicode(), minlen=2, maxlen=2).tag(sync=True)
 
-    def _show(self, change: Any) -> None:
-        self.picture.value = self.frame(change["new"])
+    def __init__(self, trace: draw.Table, channels: draw.Table | None = None, relative: bool = False) -> None:
+        content = contents.transfer_contents(trace, channels)
+        self._trace = draw.read_trace(trace)
+        choices = contents.first_choices(content) | {"relative": relative}
+        super().__init__(content=content, **choices)
 
-    @cached_property
-    def _text(self) -> str:
-        pairs, steps = self._trace.groupby(["source", "target"]).ngroups, self._trace["step"]
-        return f"TransferExplorer: {pairs} pairs, {steps.nunique()} steps from {steps.min()} to {steps.max()}"
+    def values(self) -> pd.DataFrame:
+        """The numbers in the heat-map: λ or shares, source layers down and target layers across."""
+        return draw.weights_at(self._shown(), self.step, self.relative)[0]
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, about = draw.heatmap(self._trace, relative=self._relative)._repr_mimebundle_()
-        live = super()._repr_mimebundle_(include=include, exclude=exclude) or {}
-        return {**live, **data, "text/plain": self._text}, about
+    def picture(self) -> draw.Picture:
+        """The heat-map of the present choices."""
+        return draw.heatmap(self._shown(), self.step, self.relative)
+
+    def _shown(self) -> pd.DataFrame:
+        """The rows of the chosen network and slice; a slice is part of a target's name by now."""
+        table = self._trace
+        if self.network:
+            table = table[table["source"].str.startswith(f"{self.network}/")]
+        if self.slice:
+            table = table[table["slice"].astype(str) == self.slice]
+        return table.drop(columns="slice", errors="ignore")
+
+    @traitlets.validate("step", "network", "slice", "pair")
+    def _offered(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        if name == "pair":
+            for side, side_name in enumerate(("sources", "targets")):
+                one_of(f"a pair with one of its {side_name}", self.content[side_name], value[side])
+        elif name == "step":
+            steps = self.content["steps"]
+            if value not in steps:
+                nearest = min(steps, key=lambda step: abs(step - value))
+                kept = f"{len(steps)} from {steps[0]} to {steps[-1]}"
+                raise ValueError(f"the explorer has no step {value} (nearest: {nearest}; {kept})")
+        else:
+            one_of(f"a {name}", [contents.ALL, *self.content[f"{name}s"]], value)
+        return value

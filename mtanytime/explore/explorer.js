@@ -1,0 +1,578 @@
+// Draws the explorers: in a notebook as an anywidget, in an exported page without a kernel. `model` holds the contents
+// (see contents.py) and the reader's choices; every text goes in as text, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+const NUMBERS_UP_TO = 12; // layers a side; beyond, colour and the read-out speak
+const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'; // as in explorer.css
+const SMALL = 0.75; // small letters against these
+const BARS_UP_TO = 64; // channels in the detail
+const PLAY_MS = 250; // a step while playing
+
+function node(name, attributes = {}, ...children) {
+  const made = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
+  return fill(made, attributes, ...children);
+}
+
+function fill(made, attributes, ...children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined) made.removeAttribute(key);
+    else made.setAttribute(key, value);
+  }
+  if (children.length) made.replaceChildren(...children.filter((child) => child !== null));
+  return made;
+}
+
+const svg = (name, attributes, ...children) => node(`svg:${name}`, attributes, ...children);
+const words = (x, y, text, more = {}) => svg("text", { x, y, ...more }, text);
+const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
+
+function picture(width, height, label, ...children) {
+  const attributes = { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label };
+  return svg("svg", attributes, ...children);
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+function width_of(texts) {
+  pen.font = FONT;
+  return Math.ceil(Math.max(...texts.map((text) => pen.measureText(text).width)));
+}
+
+function choice(label, options, value, choose) {
+  const select = node("select", {}, ...options.map(([key, text]) => node("option", { value: key }, text)));
+  select.value = value;
+  select.addEventListener("change", () => choose(select.value));
+  return { element: node("label", {}, label, select), select };
+}
+
+// "1.32", or two digits where everything is small
+const number = (value, largest) => (largest >= 0.1 ? value.toFixed(2) : value.toPrecision(2));
+const percent = (value) => `${Math.round(100 * value)}%`;
+
+// about `most` round values from low to high
+function ticks(low, high, most) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i += 1) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+
+// 1, 2 and 5 times the powers of ten between low and high, or the powers alone if those would be too many
+function log_ticks(low, high) {
+  const decades = Math.log10(high / low);
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    for (const factor of decades > 3 ? [1] : [1, 2, 5]) {
+      const value = Number(`${factor}e${power}`);
+      if (value >= low && value <= high) found.push(value);
+    }
+  }
+  return found;
+}
+
+function short(value) {
+  for (const [size, letter] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+    if (value >= size) return `${Number((value / size).toPrecision(3))}${letter}`;
+  }
+  return `${Number(value.toPrecision(3))}`;
+}
+
+// black on bright cells, white on dark ones
+function ink_on(hex) {
+  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255);
+  return 0.2126 * red ** 2.2 + 0.7152 * green ** 2.2 + 0.0722 * blue ** 2.2 > 0.2 ? "#000" : "#fff";
+}
+
+function slider(label, count) {
+  const input = node("input", { type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
+  const stop = node("output", { class: "stop" });
+  return { input, stop, element: node("label", {}, label, input, stop) };
+}
+
+function transfer(model, content, root, on) {
+  const { steps, sources, targets, pairs, values, spreads, colours } = content;
+  const index_of = () => Math.max(steps.indexOf(model.get("step")), 0);
+  const place = new Map(pairs.map(([s, t], i) => [`${s} ${t}`, i]));
+  const said = { role: "status", "aria-live": "polite", class: "readout" };
+  const controls = node("div", { class: "controls" });
+  const options = node("div", { class: "controls" });
+  const readout = node("p", said);
+  const map_box = node("div");
+  const detail_box = node("div");
+  const note = node("p", { class: "note" });
+  fill(root, {}, controls, options, readout, node("div", { class: "figures" }, map_box, detail_box), note);
+
+  const set = (name, value) => {
+    model.set(name, value);
+    model.save_changes();
+  };
+  const time = slider("Training step", steps.length);
+  time.input.addEventListener("input", () => set("step", steps[Number(time.input.value)]));
+  let timer = null;
+  const play = node("button", { type: "button" }, "▶ Play");
+  const pause = () => {
+    clearInterval(timer);
+    timer = null;
+    fill(play, {}, "▶ Play");
+    readout.setAttribute("aria-live", "polite");
+  };
+  play.addEventListener("click", () => {
+    if (timer !== null) return pause();
+    readout.setAttribute("aria-live", "off"); // four sentences a second would drown everything else
+    fill(play, {}, "⏸ Pause");
+    if (index_of() === steps.length - 1) set("step", steps[0]);
+    timer = setInterval(() => {
+      if (index_of() < steps.length - 1) set("step", steps[index_of() + 1]);
+      if (index_of() === steps.length - 1) pause();
+    }, PLAY_MS);
+    return undefined;
+  });
+  fill(controls, {}, ...(steps.length > 1 ? [play] : []), time.element);
+  time.input.disabled = steps.length < 2;
+
+  const chosen = {};
+  const scale = choice("Scale", [["", "λ, one scale for all steps"], ["share", "share of the target layer's λ"]], "", (v) => set("relative", v !== ""));
+  const all = (names, word) => [["", `all ${word}`], ...names.map((name) => [name, name])];
+  if (content.networks.length) chosen.network = choice("Source network", all(content.networks, "networks"), "", (v) => set("network", v));
+  if (content.slices.length) chosen.slice = choice("Slice", all(content.slices, "slices"), "", (v) => set("slice", v));
+  const from = choice("Pair", [], "", (v) => set("pair", [v, now.pair_names[1]]));
+  const to = choice("→", [], "", (v) => set("pair", [now.pair_names[0], v]));
+  from.select.setAttribute("aria-label", "Pair: source layer");
+  to.select.setAttribute("aria-label", "Pair: target layer");
+  fill(options, {}, ...Object.values(chosen).map((c) => c.element), scale.element, from.element, to.element);
+
+  // what is visible under the chosen network, slice and scale; made anew when one of them changes
+  let now = null;
+  function choose() {
+    const network = model.get("network");
+    const slice = model.get("slice");
+    const relative = model.get("relative");
+    const rows = sources.map((name, i) => i).filter((i) => !network || sources[i].startsWith(`${network}/`));
+    const columns = targets.map((name, i) => i).filter((i) => !slice || targets[i].endsWith(` slice ${slice}`));
+    const shown = pairs.map((pair, i) => i).filter((i) => rows.includes(pairs[i][0]) && columns.includes(pairs[i][1]));
+    const scaled = values.map((row) => {
+      if (!relative) return row;
+      const totals = {};
+      for (const i of shown) totals[pairs[i][1]] = (totals[pairs[i][1]] ?? 0) + (row[i] ?? 0);
+      return row.map((value, i) => (value === null ? null : value / (totals[pairs[i][1]] || 1)));
+    });
+    let vmax = 0;
+    for (const row of scaled) for (const i of shown) if (row[i] > vmax) vmax = row[i];
+    now = { rows, columns, shown, scaled, relative, vmax: vmax || 1 };
+    now.show = (value) => (value === null ? "nan" : relative ? percent(value) : number(value, now.vmax));
+    scale.select.value = relative ? "share" : "";
+    if (chosen.network) chosen.network.select.value = network;
+    if (chosen.slice) chosen.slice.select.value = slice;
+    for (const [control, names] of [[from, rows.map((i) => sources[i])], [to, columns.map((i) => targets[i])]]) {
+      fill(control.select, {}, ...names.map((name) => node("option", { value: name }, name)));
+      if (!names.length) control.select.replaceChildren();
+    }
+    draw_map();
+    choose_pair();
+  }
+
+  function choose_pair() {
+    const [source, target] = model.get("pair");
+    const s = sources.indexOf(source);
+    const t = targets.indexOf(target);
+    now.pair = place.get(`${s} ${t}`) ?? -1;
+    if (!now.shown.includes(now.pair)) {
+      const row = now.scaled[now.scaled.length - 1];
+      now.pair = now.shown.reduce((best, i) => ((row[i] ?? -1) > (row[best] ?? -1) ? i : best), now.shown[0]);
+    }
+    now.unmatched = s >= 0 && t >= 0 && now.rows.includes(s) && now.columns.includes(t) && place.get(`${s} ${t}`) === undefined;
+    now.pair_names = now.unmatched ? [source, target] : [sources[pairs[now.pair][0]], targets[pairs[now.pair][1]]];
+    [from.select.value, to.select.value] = now.pair_names;
+    draw_detail();
+    show();
+  }
+
+  function draw_map() {
+    const { rows, columns, shown, vmax } = now;
+    const few = Math.max(rows.length, columns.length) <= NUMBERS_UP_TO;
+    const names = columns.map((i) => targets[i]);
+    const least = few ? 46 : 11;
+    const longest = width_of(names);
+    const wide = few ? Math.min(Math.max(least, columns.length <= 6 ? longest + 10 : least), 120) : least;
+    const high = few ? (rows.length <= 6 ? 44 : 34) : 11;
+    const upright = longest + 6 > wide;
+    const left = 26 + width_of(rows.map((i) => sources[i])) * (few ? 1 : SMALL);
+    const top = 26;
+    const [width, height] = [left + wide * columns.length, top + high * rows.length];
+    const below = (upright ? longest * (few ? 1 : SMALL) + 10 : 20) + 20;
+    const kind = few ? null : "small";
+    const every = [Math.ceil(rows.length / 120), Math.ceil(columns.length / 120)];
+    now.cells = new Map();
+    const drawn = [line(left, top, left, top, "axis")];
+    const at = new Map(rows.map((s, i) => [s, i]));
+    const across = new Map(columns.map((t, i) => [t, i]));
+    drawn.push(svg("rect", { x: left, y: top, width: wide * columns.length, height: high * rows.length, class: "blank" }));
+    const texts = [];
+    for (const i of shown) {
+      const [x, y] = [left + wide * across.get(pairs[i][1]), top + high * at.get(pairs[i][0])];
+      const gap = few ? 1 : 0;
+      const box = svg("rect", { x, y, width: wide - gap, height: high - gap, class: "cell" });
+      box.addEventListener("click", () => set("pair", [sources[pairs[i][0]], targets[pairs[i][1]]]));
+      const text = words(x + wide / 2, y + high / 2 + 4, "", { "text-anchor": "middle", "pointer-events": "none", class: kind });
+      now.cells.set(i, { box, text, x, y });
+      drawn.push(box);
+      texts.push(text);
+    }
+    now.frame = svg("rect", { width: wide - (few ? 1 : 0), height: high - (few ? 1 : 0), class: "ring", "pointer-events": "none" });
+    now.title = words(left, 14, "", { class: "strong" });
+    const labels = [];
+    rows.forEach((s, i) => {
+      if (i % every[0] === 0) labels.push(words(left - 6, top + high * (i + 0.5) + (few ? 4 : 3), sources[s], { "text-anchor": "end", class: kind }));
+    });
+    names.forEach((name, i) => {
+      if (i % every[1] !== 0) return;
+      const x = left + wide * (i + 0.5);
+      if (!upright) labels.push(words(x, height + 16, name, { "text-anchor": "middle", class: kind }));
+      else labels.push(words(0, 0, name, { "text-anchor": "end", class: kind, transform: `translate(${x + (few ? 4 : 3)} ${height + 6}) rotate(-90)` }));
+    });
+    labels.push(words(left + (wide * columns.length) / 2, height + below - 4, "target layer", { "text-anchor": "middle" }));
+    labels.push(words(0, 0, "source layer", { "text-anchor": "middle", transform: `translate(12 ${top + (high * rows.length) / 2}) rotate(-90)` }));
+    // the colour bar
+    const bar = width + 18;
+    const long = Math.max(high * rows.length, 100);
+    colours.forEach((colour, i) => {
+      drawn.push(svg("rect", { x: bar, y: top + long * (1 - (i + 1) / colours.length), width: 14, height: long / colours.length + 0.5, fill: colour }));
+    });
+    const marks = ticks(0, vmax, 4);
+    for (const mark of marks) {
+      const y = top + long * (1 - mark / vmax);
+      drawn.push(line(bar + 14, y, bar + 18, y, "axis"));
+      labels.push(words(bar + 21, y + 4, now.relative ? percent(mark) : `${mark}`));
+    }
+    const scale_words = now.relative ? "share of the target layer's λ" : "mean λ (pair weight)";
+    const scale_x = bar + 28 + width_of(marks.map((mark) => (now.relative ? percent(mark) : `${mark}`)));
+    labels.push(words(0, 0, scale_words, { "text-anchor": "middle", transform: `translate(${scale_x + 8} ${top + long / 2}) rotate(-90)` }));
+    const deep = Math.max(height + below, top + long + 12, top + long / 2 + width_of([scale_words]) / 2);
+    const least_width = left + 1.2 * width_of(["Share of the target layer's λ at step 100000"]);
+    now.map = picture(Math.max(scale_x + 16, least_width), deep, "", ...drawn, ...texts, ...labels, now.frame, now.title);
+    fill(map_box, {}, now.map);
+    const incomplete = shown.length < rows.length * columns.length;
+    const broken = now.scaled.some((row) => shown.some((i) => row[i] === null));
+    const notes = [content.note, incomplete ? "A grey cell was not matched." : "", broken ? `${few ? "nan" : "×"}: no finite number.` : ""];
+    fill(note, {}, notes.filter((text) => text).join(" "));
+    now.few = few;
+    now.wide = wide;
+  }
+
+  const CHART = { width: 400, left: 52, right: 388 };
+  function draw_detail() {
+    const { pair, scaled, relative, vmax } = now;
+    const line_of = scaled.map((row) => row[pair]);
+    const band = !relative && spreads !== null ? spreads.map((row) => row[pair]) : null;
+    const [low, high] = [steps[0], steps[steps.length - 1]];
+    const [top, bottom] = [26, 176];
+    const x = (step) => (high > low ? CHART.left + ((CHART.right - CHART.left) * (step - low)) / (high - low) : (CHART.left + CHART.right) / 2);
+    const most = Math.max(...line_of.map((value, i) => (value ?? 0) + (band?.[i] ?? 0)), vmax * 1e-6);
+    const y = (value) => bottom - ((bottom - top) * Math.max(value, 0)) / (most * 1.05);
+    const drawn = [];
+    for (const tick of ticks(0, most * 1.05, 4)) {
+      drawn.push(line(CHART.left, y(tick), CHART.right, y(tick), "grid"));
+      drawn.push(words(CHART.left - 6, y(tick) + 4, relative ? percent(tick) : `${tick}`, { "text-anchor": "end" }));
+    }
+    for (const tick of ticks(low, high, 5).filter((t) => Number.isInteger(t))) drawn.push(words(x(tick), bottom + 16, `${tick}`, { "text-anchor": "middle" }));
+    drawn.push(line(CHART.left, bottom, CHART.right, bottom, "axis"));
+    const runs = [];
+    line_of.forEach((value, i) => {
+      if (value === null) return;
+      if (i === 0 || line_of[i - 1] === null) runs.push([]);
+      runs[runs.length - 1].push(i);
+    });
+    for (const run of runs) {
+      if (band) {
+        const up = run.map((i) => `${x(steps[i])},${y(line_of[i] + (band[i] ?? 0))}`);
+        const down = run.map((i) => `${x(steps[i])},${y(line_of[i] - (band[i] ?? 0))}`).reverse();
+        drawn.push(svg("polygon", { points: [...up, ...down].join(" "), fill: "#56B4E9", opacity: 0.3 }));
+      }
+      drawn.push(svg("polyline", { points: run.map((i) => `${x(steps[i])},${y(line_of[i])}`).join(" "), fill: "none", stroke: "#0072B2", "stroke-width": 2 }));
+      if (run.length === 1) drawn.push(svg("circle", { cx: x(steps[run[0]]), cy: y(line_of[run[0]]), r: 3, fill: "#0072B2" }));
+    }
+    const cursor = line(0, top, 0, bottom, "cursor");
+    const dot = svg("circle", { r: 5, fill: "#D55E00" });
+    const title = `${relative ? "Share of λ" : "λ"} over time${band ? ", ± 1 standard deviation" : ""}`;
+    drawn.push(cursor, dot, words(CHART.left, 14, title, { class: "strong" }));
+    drawn.push(words((CHART.left + CHART.right) / 2, bottom + 34, "training step", { "text-anchor": "middle" }));
+    const label = `${title} of ${now.pair_names.join(" → ")}`;
+    now.chart = { cursor, dot, x, y, line_of };
+    now.bars = node("div");
+    const gone = node("p", { class: "note" }, "This pair was not matched.");
+    fill(detail_box, {}, node("div", { class: "stop" }, now.pair_names.join(" → ")), now.unmatched ? gone : picture(CHART.width, bottom + 42, label, ...drawn), now.bars);
+    now.bars_at = null;
+  }
+
+  function draw_bars(step) {
+    if (content.channels === null || now.unmatched) return;
+    const found = content.channels.pairs[now.pair];
+    if (!found) {
+      if (now.bars_at === null) fill(now.bars, {}, node("p", { class: "note" }, "There are no channel weights of this pair."));
+      now.bars_at = "none";
+      return;
+    }
+    const kept = content.channels.steps;
+    const at = Math.max(kept.filter((s) => s <= step).length - 1, 0); // the last that was kept by then
+    if (now.bars_at === at) return;
+    now.bars_at = at;
+    const weights = found.weights[at];
+    const first = found.weights[0];
+    const count = weights.length;
+    const order = weights.map((weight, i) => i).filter((i) => weights[i] !== null).sort((a, b) => weights[b] - weights[a] || a - b).slice(0, BARS_UP_TO);
+    const uniform = 1 / count;
+    const most = 1.05 * Math.max(uniform, ...order.map((i) => weights[i]), ...order.map((i) => first[i] ?? 0));
+    const [top, bottom] = [44, 170];
+    const y = (value) => bottom - ((bottom - top) * value) / most;
+    const each = (CHART.right - CHART.left) / Math.max(order.length, 1);
+    const x = (i) => CHART.left + each * i;
+    const drawn = [];
+    for (const tick of ticks(0, most, 3)) {
+      drawn.push(line(CHART.left, y(tick), CHART.right, y(tick), "grid"));
+      drawn.push(words(CHART.left - 6, y(tick) + 4, `${tick}`, { "text-anchor": "end" }));
+    }
+    order.forEach((channel, i) => {
+      drawn.push(svg("rect", { x: x(i) + each * 0.1, y: y(weights[channel]), width: each * 0.8, height: bottom - y(weights[channel]), fill: "#0072B2" }));
+      if (at > 0 && first[channel] !== null) drawn.push(svg("rect", { x: x(i), y: y(first[channel]) - 1, width: each, height: 2, fill: "#E69F00" }));
+      if (order.length <= 16) drawn.push(words(x(i) + each / 2, bottom + 15, `${found.names[channel]}`, { "text-anchor": "middle" }));
+    });
+    drawn.push(line(CHART.left, y(uniform), CHART.right, y(uniform), "cursor"), line(CHART.left, bottom, CHART.right, bottom, "axis"));
+    const part = order.length < count ? `the largest ${order.length} of ${count} channels` : `${count} channel${count > 1 ? "s" : ""}`;
+    const title = `Channel weights at step ${kept[at]}`;
+    drawn.push(words(CHART.left, 14, title, { class: "strong" }));
+    drawn.push(words(CHART.left, 31, `${part}; dashed: 1/${count}${at > 0 ? `; orange: at step ${kept[0]}` : ""}`));
+    drawn.push(words((CHART.left + CHART.right) / 2, bottom + (order.length <= 16 ? 32 : 18), "channel, by weight", { "text-anchor": "middle" }));
+    const label = `${title} of ${now.pair_names.join(" → ")}, ${part}; the largest is channel ${order.length ? found.names[order[0]] : "none"}`;
+    fill(now.bars, {}, picture(CHART.width, bottom + 38, label, ...drawn));
+  }
+
+  function show() {
+    const i = index_of();
+    const step = steps[i];
+    const row = now.scaled[i];
+    const last = steps[steps.length - 1];
+    time.input.value = i;
+    const stop = steps.length > 1 ? `step ${step} of ${last}` : `step ${step}`;
+    time.input.setAttribute("aria-valuetext", stop);
+    if (time.stop.textContent !== stop) time.stop.textContent = stop;
+    let best = null;
+    for (const [p, cell] of now.cells) {
+      const value = row[p];
+      const share = value === null ? 0 : Math.min(Math.max(value / now.vmax, 0), 1);
+      const colour = colours[Math.round(share * (colours.length - 1))];
+      if (cell.colour !== (value === null ? "" : colour)) {
+        cell.colour = value === null ? "" : colour;
+        if (value === null) fill(cell.box, { fill: null, class: "cell blank" });
+        else fill(cell.box, { fill: colour, class: "cell" });
+        cell.text.style.fill = value === null ? "" : ink_on(colour);
+      }
+      const text = now.few ? now.show(value) : value === null ? "×" : "";
+      if (cell.text.textContent !== text) cell.text.textContent = text;
+      if (value !== null && (best === null || value > row[best])) best = p;
+    }
+    const what = now.relative ? "Share of the target layer's λ" : "λ";
+    now.title.textContent = `${what} at step ${step}`;
+    const cell = now.unmatched ? null : now.cells.get(now.pair);
+    fill(now.frame, cell ? { x: cell.x, y: cell.y, visibility: null } : { visibility: "hidden" });
+    const pair_at = (p) => `${sources[pairs[p][0]]} → ${targets[pairs[p][1]]}`;
+    const largest = best === null ? "no finite number" : `largest: ${pair_at(best)}, ${now.show(row[best])}`;
+    now.map.setAttribute("aria-label", `Heat map of ${what}, ${now.rows.length} source × ${now.columns.length} target layers, at step ${step}; ${largest}`);
+    const pair = now.pair_names.join(" → ");
+    const value = row[now.pair];
+    let about = `${pair}: ${now.relative ? "share of λ" : "λ"} ${now.show(value)}`;
+    if (!now.relative && value !== null && spreads?.[i][now.pair] != null) about += ` ± ${number(spreads[i][now.pair], now.vmax)}`;
+    if (now.unmatched) about = `${pair}: not matched`;
+    readout.textContent = `Step ${step}. ${about}. ${largest[0].toUpperCase()}${largest.slice(1)}.`;
+    if (!now.unmatched) {
+      const { cursor, dot, x, y, line_of } = now.chart;
+      fill(cursor, { x1: x(step), x2: x(step) });
+      fill(dot, line_of[i] === null ? { visibility: "hidden" } : { cx: x(step), cy: y(line_of[i]), visibility: null });
+    }
+    draw_bars(step);
+  }
+
+  choose();
+  on(["step"], show);
+  on(["pair"], choose_pair);
+  on(["network", "slice", "relative"], choose);
+  return pause;
+}
+
+const SHAPES = ["circle", "square", "diamond", "triangle", "down", "plus", "cross"];
+const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
+
+function marker(shape, x, y, size, colour) {
+  const polygon = (points) => svg("polygon", { points: points.map(([a, b]) => `${x + a * size},${y + b * size}`).join(" "), fill: colour });
+  if (shape === "circle") return svg("circle", { cx: x, cy: y, r: size, fill: colour });
+  if (shape === "square") return polygon([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]]);
+  if (shape === "diamond") return polygon([[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]]);
+  if (shape === "triangle") return polygon([[0, -1.2], [1.2, 1], [-1.2, 1]]);
+  if (shape === "down") return polygon([[0, 1.2], [1.2, -1], [-1.2, -1]]);
+  const turn = shape === "cross" ? `rotate(45 ${x} ${y})` : null;
+  const arm = (w, h) => svg("rect", { x: x - w * size, y: y - h * size, width: 2 * w * size, height: 2 * h * size, fill: colour });
+  return svg("g", { transform: turn }, arm(0.4, 1.3), arm(1.3, 0.4));
+}
+
+function budget(model, content, root, on) {
+  const { models, views, strip } = content;
+  const controls = node("div", { class: "controls" });
+  const options = node("div", { class: "controls" });
+  const readout = node("p", { role: "status", "aria-live": "polite", class: "readout" });
+  const chart_box = node("div");
+  const table_box = node("div", { class: "scroll" });
+  const strip_box = node("div", { class: "scroll" });
+  fill(root, {}, controls, options, readout, node("div", { class: "figures" }, chart_box, table_box), strip_box, node("p", { class: "note" }, content.note));
+  const set = (name, value) => {
+    model.set(name, value);
+    model.save_changes();
+  };
+  const bar = slider("Budget", 1);
+  bar.input.addEventListener("input", () => set("at", now.view.stops[Number(bar.input.value)].at[0]));
+  fill(controls, {}, bar.element);
+  const cost = choice("Cost", content.costs.map(({ name, words: text }) => [name, text]), "", (v) => set("cost", v));
+  const level = choice("Level", content.levels.map((name) => [name, name]), "", (v) => set("level", v));
+  const offered = [content.costs.length > 1 ? cost.element : null, content.levels.length ? level.element : null];
+  if (offered.some((element) => element)) fill(options, {}, ...offered);
+
+  let now = null;
+  const look = (m) => ({
+    colour: models[m].colour === "#000000" ? "var(--ink)" : models[m].colour,
+    shape: SHAPES[m % SHAPES.length],
+    dash: DASHES[Math.floor(m / 2) % DASHES.length],
+  });
+
+  function choose() {
+    const view = views.find((v) => v.cost === model.get("cost") && (v.level ?? "") === model.get("level"));
+    now = { view };
+    cost.select.value = view.cost;
+    level.select.value = view.level ?? "";
+    bar.input.max = view.stops.length - 1;
+    bar.input.disabled = view.stops.length < 2;
+    draw_chart();
+    show();
+  }
+
+  function draw_chart() {
+    const { view } = now;
+    const all = view.lines.flat();
+    const [width, height] = [620, 380];
+    const [left, right, top, bottom] = [56, width - 12, 28, height - 48];
+    let [low, high] = [view.stops[0].cost, view.stops[view.stops.length - 1].cost];
+    const room = Math.max(1.15, Math.sqrt((2.6 * low) / high));
+    [low, high] = [low / room, high * room];
+    const known = all.filter((point) => point.accuracy !== null);
+    let least = Math.min(...known.map((p) => p.accuracy - (p.spread ?? 0)));
+    let most = Math.max(...known.map((p) => p.accuracy + (p.spread ?? 0)));
+    if (!known.length) [least, most] = [0, 100];
+    const margin = Math.max((most - least) * 0.07, 0.5);
+    [least, most] = [least - margin, most + margin];
+    const x = (value) => left + ((right - left) * Math.log(value / low)) / Math.log(high / low);
+    const y = (value) => bottom - ((bottom - top) * (value - least)) / (most - least);
+    const drawn = [];
+    for (const tick of ticks(least, most, 6)) {
+      drawn.push(line(left, y(tick), right, y(tick), "grid"), words(left - 6, y(tick) + 4, `${tick}`, { "text-anchor": "end" }));
+    }
+    for (const tick of log_ticks(low, high)) {
+      drawn.push(line(x(tick), top, x(tick), bottom, "grid"), words(x(tick), bottom + 17, short(tick), { "text-anchor": "middle" }));
+    }
+    drawn.push(line(left, bottom, right, bottom, "axis"), line(left, top, left, bottom, "axis"));
+    const words_of = content.costs.find(({ name }) => name === view.cost).words;
+    drawn.push(words((left + right) / 2, bottom + 38, `${words_of}, log scale`, { "text-anchor": "middle" }));
+    drawn.push(words(0, 0, "test accuracy (%)", { "text-anchor": "middle", transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)` }));
+    drawn.push(words(left, 16, `Accuracy against ${words_of}${view.level ? `, level ${view.level}` : ""}`, { class: "strong" }));
+    now.cursor = line(0, top, 0, bottom, "cursor");
+    drawn.push(now.cursor);
+    view.lines.forEach((points, m) => {
+      const { colour, shape, dash } = look(m);
+      const seen = points.filter((point) => point.accuracy !== null);
+      drawn.push(svg("polyline", { points: seen.map((p) => `${x(p.cost)},${y(p.accuracy)}`).join(" "), fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }));
+      for (const p of seen) {
+        if (p.spread !== null) {
+          for (const [a, b, c, d] of [[0, -1, 0, 1], [-4, -1, 4, -1], [-4, 1, 4, 1]]) {
+            drawn.push(svg("line", { x1: x(p.cost) + a, y1: y(p.accuracy + b * p.spread), x2: x(p.cost) + c, y2: y(p.accuracy + d * p.spread), stroke: colour, "stroke-width": 1.5 }));
+          }
+        }
+        drawn.push(marker(shape, x(p.cost), y(p.accuracy), 5, colour));
+      }
+    });
+    now.rings = view.lines.map(() => svg("circle", { r: 10, class: "ring" }));
+    Object.assign(now, { x, y, words_of });
+    now.chart = picture(width, height, "", ...drawn, ...now.rings);
+    fill(chart_box, {}, now.chart);
+  }
+
+  function show() {
+    const { view, x, y } = now;
+    const [name, exit] = model.get("at");
+    const found = view.stops.findIndex((s) => s.at.some(([m, e]) => m === name && e === exit));
+    const stop = view.stops[Math.max(found, 0)];
+    bar.input.value = Math.max(found, 0);
+    bar.input.setAttribute("aria-valuetext", stop.label);
+    bar.stop.textContent = stop.label;
+    fill(now.cursor, { x1: x(stop.cost), x2: x(stop.cost) });
+    const said = [];
+    const body = view.lines.map((points, m) => {
+      const point = stop.picks[m] < 0 ? null : points[stop.picks[m]];
+      const ringed = point !== null && point.accuracy !== null;
+      fill(now.rings[m], ringed ? { cx: x(point.cost), cy: y(point.accuracy), visibility: null } : { visibility: "hidden" });
+      const { colour, shape, dash } = look(m);
+      const key = svg("svg", { width: 34, height: 14, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 34, y1: 7, y2: 7, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }), marker(shape, 17, 7, 5, colour));
+      const short_of = points.length ? `none: its cheapest exit takes ${points[0].costs}` : "none: it has no exit";
+      const cells = point === null ? [short_of, "", "", ""] : [point.words, point.costs, point.said, point.next];
+      said.push(point === null ? `${models[m].name}: ${short_of}` : `${models[m].name}: ${point.words}, ${point.said}; next, ${point.next}`);
+      return node("tr", {}, node("td", {}, key), node("th", { scope: "row" }, models[m].name), ...cells.map((text) => node("td", {}, text)));
+    });
+    readout.textContent = `Budget ${stop.label}. ${said.join(". ")}.`;
+    readout.classList.toggle("hidden", models.length > 1); // the table says the same; this is for screen readers
+    const heads = ["", "model", "pick", "costs", "accuracy", "the next exit"].map((text) => node("th", { scope: "col" }, text));
+    fill(table_box, {}, node("table", {}, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
+    now.chart.setAttribute("aria-label", `Accuracy against ${now.words_of}. At ${stop.label}: ${said.join(". ")}`);
+    if (strip !== null) show_strip(stop);
+  }
+
+  function show_strip(stop) {
+    const images = strip.images.map((uri, i) => node("td", {}, node("img", { src: uri, alt: `test image ${i}` })));
+    const rows = models.map(({ name }, m) => {
+      const point = stop.picks[m] < 0 ? null : now.view.lines[m][stop.picks[m]];
+      const cells = strip.images.map((uri, i) => {
+        const answer = point === null ? undefined : strip.answers[name]?.[point.exit]?.[i];
+        if (answer === undefined) return node("td", {}, "–");
+        const mark = answer.right === undefined ? "" : answer.right ? "✓ " : "✗ ";
+        const spoken = answer.right === undefined ? null : node("span", { class: "hidden" }, answer.right ? "right: " : "wrong: ");
+        const seen = node("span", { "aria-hidden": "true" }, mark);
+        return node("td", {}, seen, spoken, answer.answer, answer.coarse === undefined ? null : node("span", { class: "coarse" }, answer.coarse));
+      });
+      const exit = node("span", { class: "coarse" }, point === null ? "no exit" : point.words);
+      return node("tr", {}, node("th", { scope: "row" }, name, exit), ...cells);
+    });
+    fill(strip_box, {}, node("table", { class: "strip" }, node("tbody", {}, node("tr", {}, node("th", {}, "test images"), ...images), ...rows)));
+  }
+
+  choose();
+  on(["at"], show);
+  on(["cost", "level"], choose);
+  return () => {};
+}
+
+function render({ model, el }) {
+  const content = model.get("content");
+  const heard = [];
+  const on = (names, call) => {
+    for (const name of names) {
+      model.on(`change:${name}`, call);
+      heard.push([`change:${name}`, call]);
+    }
+  };
+  // JupyterLab would take the arrow keys for its own
+  const root = node("section", { class: "mtanytime", "aria-label": content.title, "data-lm-suppress-shortcuts": "true" });
+  el.replaceChildren(root);
+  const stop = (content.kind === "transfer" ? transfer : budget)(model, content, root, on);
+  return () => {
+    stop();
+    for (const [name, call] of heard) model.off(name, call);
+  };
+}
+
+export default { render };

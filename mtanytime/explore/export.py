@@ -1,0 +1,143 @@
+"""The explorers as one HTML file each, without a kernel and without the network."""
+
+import html
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mtanytime.explore import contents, draw
+
+BYTES_UP_TO = 3_000_000
+KINDS = {"trace": ("step", "source", "target", "weight"), "curve": ("model", "exit", "macs", "accuracy")}
+
+# The policy forbids every request: what the page needs, it holds. {{ and }} are braces of the page.
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }}
+h1 {{ font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }}
+p.about {{ font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #16181c; color: #e8e8e8; }}
+.mtanytime {{ --ink: #e8e8e8; --paper: #16181c; }} }}
+{css}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<div id="explorer"><noscript><p class="about">{alt}. Moving through it needs JavaScript.</p></noscript></div>
+<p class="about">{summary}. Made by mtanytime; the tables are in this file, and nothing is loaded.</p>
+</main>
+<script type="application/json" id="state">{state}</script>
+<script type="module">
+{script}
+const state = JSON.parse(document.getElementById("state").textContent);
+const calls = {{}};
+const model = {{
+  get: (name) => state[name],
+  set(name, value) {{
+    state[name] = value;
+    for (const call of calls[`change:${{name}}`] ?? []) call();
+  }},
+  save_changes() {{}},
+  on(event, call) {{ (calls[event] ??= []).push(call); }},
+  off() {{}},
+}};
+render({{ model, el: document.getElementById("explorer") }});
+</script>
+</body>
+</html>
+"""
+
+
+def save(
+    path: str | PathLike[str], content: contents.Contents, choices: dict[str, Any], alt: str, force: bool = False
+) -> Path:
+    """Write contents (see contents.py) as a page, whole or not at all; `choices` are what it shows first.
+
+    Args:
+        path: the file.
+        content: from `contents.transfer_contents` or `contents.budget_contents`.
+        choices: the explorer's traits.
+        alt: what the picture shows, in words, for a reader without JavaScript.
+        force: replace a file that is there already.
+
+    Raises:
+        ValueError: the file is there already, or the page would be larger than 3 MB.
+    """
+    path = _free(path, force)
+    folder = Path(__file__).parent
+    # In a script element only "<" could end it or begin another; JSON has another way to write it.
+    state = json.dumps({"content": content, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    page = PAGE.format(
+        title=html.escape(content["title"]),
+        summary=html.escape(content["summary"]),
+        alt=html.escape(alt),
+        css=(folder / "explorer.css").read_text(encoding="utf-8"),
+        script=(folder / "explorer.js").read_text(encoding="utf-8"),
+        state=state.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+    )
+    data = page.encode()
+    if len(data) > BYTES_UP_TO:
+        raise ValueError(f"the page would hold {len(data) / 1e6:.1f} MB, wanted at most 3; give fewer images or rows")
+    part = path.with_name(f"{path.name}.tmp")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def export_csv(csv: str | PathLike[str], path: str | PathLike[str], force: bool = False) -> str:
+    """Write a trace or a curve, told by its columns, as a page; returns a line that says what was written.
+
+    Beside a run's `trace.csv`, its `channels.csv` gives the pairs' detail.
+
+    Raises:
+        ValueError: the table is neither, lacks a column, or cannot be drawn; the page is there already.
+        OSError: the table cannot be read, or the page cannot be written.
+    """
+    path = _free(path, force)
+    csv = Path(csv)
+    if kind_of(draw.read_table(csv, "table")) == "trace":
+        channels = csv.with_name("channels.csv")
+        beside = csv.name == "trace.csv" and channels.exists()
+        content = contents.transfer_contents(csv, channels if beside else None)
+        alt = draw.heatmap(csv).alt
+    else:
+        content = contents.budget_contents(csv)
+        alt = draw.accuracy_by_budget(csv, content["costs"][0]["name"]).alt
+    save(path, content, contents.first_choices(content), alt, force)
+    return f"{path}: {content['summary']}" + f". {content['note']}" * bool(content["note"])
+
+
+def kind_of(table: pd.DataFrame) -> str:
+    """Whether a table is a "trace" or a "curve", by the columns that only one of them has.
+
+    Raises:
+        ValueError: the table has no column of either, or as many of both.
+    """
+    found = {kind: sum(column in table for column in columns) for kind, columns in KINDS.items()}
+    if found["trace"] == found["curve"]:
+        wanted = " or ".join(f"a {kind} ({', '.join(columns)})" for kind, columns in KINDS.items())
+        raise ValueError(f"wanted {wanted}; got the columns {', '.join(map(str, table))}")
+    return max(found, key=found.get)
+
+
+def _free(path: str | PathLike[str], force: bool) -> Path:
+    """The path, if a page may be written there."""
+    path = Path(path)
+    if path.exists() and not force:
+        raise ValueError(f"{path} is there already: delete it, name another file, or ask to have it replaced (force)")
+    return path
