@@ -38,13 +38,15 @@ from mtanytime.runs import Row, RunFolder, fingerprint
 from mtanytime.stateless import call_at, undisturbed
 
 Precision = Literal["float32", "bfloat16"]
-Schedule = Literal["cosine", "steps", "constant"] | Callable[[float], float]
+Schedule = Literal["cosine", "steps", "constant", "warm-up cosine"] | Callable[[float], float]
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "steps": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
     "constant": lambda progress: 1.0,
+    "warm-up cosine": lambda progress: min(progress / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * progress)),
 }
+STEP_BY_STEP = ("warm-up cosine",)  # schedules for runs of a few epochs
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,6 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: ImageSet | DataLoader,
@@ -100,20 +101,32 @@ def evaluate(
     precision: Precision = "float32",
 ) -> float:
     """Top-1 accuracy in [0, 1] of a model in eval mode; its modes and torch's random state are put back."""
+    right = lambda output, labels: (output.argmax(dim=1) == labels).sum()  # noqa: E731
+    return share_right(model, data, right, batch_size, precision).item()
+
+
+@torch.no_grad()
+def share_right(
+    model: nn.Module,
+    data: ImageSet | DataLoader,
+    right: Callable[[Any, Tensor], Int[Tensor, "*exits"]],
+    batch_size: int,
+    precision: Precision,
+) -> Float[Tensor, "*exits"]:
+    """What `right(output, labels)` counts, batch by batch in eval mode, as a share of the images."""
     like = next(model.parameters(), torch.empty(0))
     modes = [(module, module.training) for module in model.modules()]
-    right, count = torch.zeros((), dtype=torch.int64, device=like.device), 0
+    total, count = torch.zeros((), dtype=torch.int64, device=like.device), 0
     model.eval()
     try:
         with seeded(0, like.device), autocast(like.device, precision):
             for images, labels in _batches(data, batch_size, seed=0, shuffle=False).epoch(0):
-                output = model(images.to(like.device, like.dtype))
-                right += (output.argmax(dim=1) == labels.to(like.device)).sum()
+                total = total + right(model(images.to(like.device, like.dtype)), labels.to(like.device))
                 count += len(labels)
     finally:
         for module, mode in modes:
             module.training = mode
-    return right.item() / count
+    return total.double() / count
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -156,7 +169,7 @@ class Trainer:
         epochs, batch_size: the last, incomplete batch of an epoch is used; a `DataLoader` keeps its own batch size.
         lr, momentum, weight_decay, nesterov: of `torch.optim.SGD`.
         schedule: the learning rate's factor by epoch: "cosine", "steps" (÷ 10 at ½ and at ¾), "constant" or a function
-            of the fraction of epochs done.
+            of the fraction of epochs done; or by step: "warm-up cosine", which rises over the first twentieth.
         loss: `loss(model(images), labels)`, a scalar.
         augment: a batch transform such as `datasets.crop_flip()`.
         seed: of the data's order, augmentation, dropout and whatever the trainer initialises.
@@ -210,9 +223,6 @@ class Trainer:
         require(
             callable(schedule) or schedule in SCHEDULES, f"schedule a function or one of {list(SCHEDULES)}", schedule
         )
-        factor = schedule if callable(schedule) else SCHEDULES[schedule]
-        self.rates = [lr * factor(epoch / epochs) for epoch in range(epochs)]  # the learning rate of each epoch
-        require(all(0 <= rate < math.inf for rate in self.rates), "a schedule of finite factors >= 0", self.rates)
         self.device = torch.device(device) if device is not None else best_device()
         self.precision, self.seed, self.epochs, self.loss = precision, seed, epochs, loss
         self.progress, self.checkpoint_seconds = progress, checkpoint_seconds
@@ -238,6 +248,7 @@ class Trainer:
             if isinstance(data, ImageSet) and isinstance(other, ImageSet) and other.classes != data.classes:
                 raise ValueError(f"wanted a {name} set of classes {data.classes}; got {other.classes}")
         self.steps = epochs * len(self.batches)
+        self.rates = self._rates(lr, schedule)
 
         with seeded(derive_seed(seed, _INITIAL), self.device):
             self.model = (model if isinstance(model, nn.Module) else model()).to(self.device)
@@ -277,6 +288,15 @@ class Trainer:
             self.folder = RunFolder(folder, config)
             self._load()
 
+    def _rates(self, lr: float, schedule: Schedule) -> list[float]:
+        """The learning rate of each step."""
+        factor = schedule if callable(schedule) else SCHEDULES[schedule]
+        if schedule in STEP_BY_STEP:
+            return [lr * factor((step + 1) / (self.steps + 1)) for step in range(self.steps)]
+        rates = [lr * factor(epoch / self.epochs) for epoch in range(self.epochs)]
+        require(all(0 <= rate < math.inf for rate in rates), "a schedule of finite factors >= 0", rates)
+        return [rate for rate in rates for _ in range(len(self.batches))]
+
     # What a subclass says of itself.
 
     def _build(self) -> None:
@@ -305,6 +325,18 @@ class Trainer:
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what `_extra_state` gave."""
+
+    def _logits(self, output: Any) -> Tensor | None:
+        """Of the network's output, the logits that labels are checked against; ValueError for a wrong output."""
+        return output if isinstance(output, Tensor) and output.ndim == 2 else None
+
+    def _evaluate(self, data: ImageSet | DataLoader) -> Any:
+        """What `TrainingResult.accuracy` is to hold for a set; `_summary` makes it one number."""
+        return evaluate(self.model, data, precision=self.precision)
+
+    def _summary(self, accuracy: Any) -> float:
+        """The number by which the best validation epoch is chosen."""
+        return accuracy
 
     def _after_step(self) -> None:
         """Add rows to further tables; called with `step` counted up."""
@@ -425,7 +457,7 @@ class Trainer:
         if isinstance(self.batches.data, DataLoader):  # an ImageSet's labels were checked as a whole
             self._check_labels("training", labels)
         self._torn = True
-        lr = self.rates[epoch]
+        lr = self.rates[self.step]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
@@ -436,7 +468,7 @@ class Trainer:
         if self.validation is not None:
             figures["val_accuracy"] = math.nan
             if self.step % len(self.batches) == 0:
-                figures["val_accuracy"] = value = self._evaluate(self.validation)
+                figures["val_accuracy"] = value = self._summary(self._evaluate(self.validation))
                 if self._best is None or value > self._best["val_accuracy"]:
                     self._best = {"epoch": epoch + 1, "val_accuracy": value, "model": _copied(self.model)}
         self.seconds += time.perf_counter() - started
@@ -450,9 +482,6 @@ class Trainer:
         self.tables.setdefault(table, []).extend(rows)
         if self.folder is not None:
             self.folder.append(table, rows)
-
-    def _evaluate(self, data: ImageSet | DataLoader) -> float:
-        return evaluate(self.model, data, precision=self.precision)
 
     def _finite(self, loss: Tensor, name: str, also: str = "") -> float:
         value = loss.item()
@@ -488,8 +517,8 @@ class Trainer:
             except Exception as error:
                 what = f"a batch of {len(images)} {name} images of shape {tuple(images.shape[1:])}"
                 raise ValueError(f"{type(self.model).__name__} does not take {what}: {error}") from error
-        if isinstance(output, Tensor) and output.ndim == 2:
-            self._outputs = output.shape[1]
+        if (logits := self._logits(output)) is not None:
+            self._outputs = logits.shape[1]
             self._check_labels(name, labels)
         return output
 
@@ -595,8 +624,12 @@ def name_of(value: object) -> object:
     plain_function = inspect.isfunction(function := inspect.unwrap(value))
     held = _closure(function) if plain_function else getattr(value, "__dict__", {})
     held = {k: fingerprint({k: v}) if isinstance(v, Tensor) else v for k, v in sorted(held.items())}
-    plain = {k: v for k, v in held.items() if k[0] != "_" and isinstance(v, bool | int | float | str)}
+    plain = {k: v for k, v in held.items() if k[0] != "_" and _is_plain(v)}
     return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else "")
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _closure(function: Callable[..., Any]) -> Row:

@@ -72,7 +72,7 @@ class InclusiveResNeXt(AnytimeNetwork):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
         """The E logits, thin to wide: a pass for each. Raises ValueError for images without three channels."""
-        check_images(images, self, "InclusiveResNeXt")
+        check_images(images, self.stem, len(self.stages), "InclusiveResNeXt")
         stem = self.stem(images)
         return [self._answer(stem, k) for k in range(1, self.exits + 1)]
 
@@ -82,7 +82,7 @@ class InclusiveResNeXt(AnytimeNetwork):
                 maps = widen(maps, [maps.shape[1]])
             for block in stage:
                 maps = block(maps, k)
-        return self.heads[k - 1](Trunk.pooled(maps, self.norms[k - 1]))
+        return self.heads[k - 1](Trunk.pooled(self.norms[k - 1](maps)))
 
     @torch.no_grad()
     def extract(self, k: int) -> ResNeXt:

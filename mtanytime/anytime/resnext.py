@@ -1,6 +1,6 @@
 """Pre-activation ResNeXt: the parts that the anytime networks share, and the ordinary network that they thin out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Literal
 
@@ -27,9 +27,7 @@ class Block(nn.Module):
         super().__init__()
         self.bn1, self.conv1, self.bn2, self.conv2, self.bn3, self.conv3 = bn1, conv1, bn2, conv2, bn3, conv3
 
-    def forward(
-        self, maps: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch channel height width"]:
+    def forward(self, maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel height width"]:
         """The maps with the block's own added."""
         inner = self.conv1(F.relu(self.bn1(maps), inplace=True))
         inner = self.conv2(F.relu(self.bn2(inner), inplace=True))
@@ -64,14 +62,12 @@ class Trunk(nn.Module):
             if i:
                 maps = widen(maps, [width << (i - 1) for width in self.slice_widths])
             maps = stage(maps)
-        return self.pooled(maps, self.norm)
+        return self.pooled(self.norm(maps))
 
     @staticmethod
-    def pooled(
-        maps: Float[Tensor, "batch channel height width"], norm: Callable[[Tensor], Tensor]
-    ) -> Float[Tensor, "batch channel"]:
+    def pooled(normalised: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel"]:
         """What the heads see of the last stage's maps."""
-        return F.relu(norm(maps), inplace=True).mean(dim=(2, 3))
+        return F.relu(normalised, inplace=True).mean(dim=(2, 3))
 
 
 def widen(
@@ -91,7 +87,7 @@ class ResNeXt(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Class scores. Raises ValueError for images without three channels or too small."""
-        check_images(images, self.trunk, "ResNeXt")
+        check_images(images, self.trunk.stem, len(self.trunk.stages), "ResNeXt")
         return self.head(self.trunk(images))
 
 
@@ -131,7 +127,9 @@ def resnext(
 
     stages = [[block(stage) for _ in range(count)] for stage, count in enumerate(blocks)]
     last = width << (len(blocks) - 1)
-    network = ResNeXt(Trunk(make_stem(stem, width), stages, nn.BatchNorm2d(last), (width,)), nn.Linear(last, num_classes))
+    network = ResNeXt(
+        Trunk(make_stem(stem, width), stages, nn.BatchNorm2d(last), (width,)), nn.Linear(last, num_classes)
+    )
     initialise(network)
     return network
 
@@ -168,10 +166,9 @@ def check_sizes(
     return blocks
 
 
-def check_images(images: Tensor, trunk: Trunk, name: str) -> None:
+def check_images(images: Tensor, stem: nn.Module, stages: int, name: str) -> None:
     """ValueError for images that the network cannot take."""
-    stride = 1 if isinstance(trunk.stem, nn.Conv2d) else STRIDES["224x224"]
-    least = stride * 2 ** (len(trunk.stages) - 1)
+    least = STRIDES["32x32" if isinstance(stem, nn.Conv2d) else "224x224"] << (stages - 1)
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < least:
         wanted = f"wanted (batch, 3, height, width) with height and width of at least {least}"
         raise ValueError(f"{name} got images of shape {tuple(images.shape)}; {wanted}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from numbers import Integral
 
 import torch
@@ -31,8 +31,8 @@ class SlicedResNeXt(AnytimeNetwork):
     source gives the pattern. Here the residual stream and the branches are cut into slices, and both 1×1 convolutions
     are block lower triangular (`TriangularConv`): slice j reads slices ≤ j. So the activations of slice j do not depend
     on later slices; one pass gives all K answers, one batch norm serves all widths, training costs one pass, and going
-    from exit k to k+1 computes slice k+1 alone (`refine`). Head k sees the slices up to k. The same kind of sparsity was
-    published for other networks: doubly nested (arXiv:1806.07568), any-width (arXiv:2012.03153) and stepping networks
+    from exit k to k+1 computes slice k+1 alone (`refine`). Head k sees the slices up to k. The same kind of sparsity
+    was published for other networks: doubly nested (arXiv:1806.07568), any-width (arXiv:2012.03153) and stepping ones
     (arXiv:2211.14926), the last also stepping up with reuse.
 
     Args:
@@ -88,7 +88,7 @@ class SlicedResNeXt(AnytimeNetwork):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
         """The K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
-        check_images(images, self.trunk, "SlicedResNeXt")
+        check_images(images, self.trunk.stem, len(self.trunk.stages), "SlicedResNeXt")
         features = self.trunk(images)
         return [head(features[:, : head.in_features]) for head in self.heads]
 
@@ -109,7 +109,6 @@ class SlicedResNeXt(AnytimeNetwork):
         trunk = Trunk(stem, stages, norm, self.slice_widths[:k])
         return ResNeXt(trunk, deepcopy(self.heads[k - 1])).train(self.training)
 
-    @torch.no_grad()
     def refine(self, images: Float[Tensor, "batch channel height width"]) -> Iterator[Float[Tensor, "batch classes"]]:
         """The K logits one after the other, thin to wide: each step computes one slice and reuses those before it.
 
@@ -117,23 +116,28 @@ class SlicedResNeXt(AnytimeNetwork):
         the slices computed). They carry no gradient. Raises ValueError for images without three channels, at the first
         step.
         """
-        check_images(images, self.trunk, "SlicedResNeXt")
+        check_images(images, self.trunk.stem, len(self.trunk.stages), "SlicedResNeXt")
         kept: list[tuple[Tensor, Tensor]] = []  # of each block, what its two 1×1 convolutions read, all slices
         pooled: list[Tensor] = []
         for j in range(self.exits):
-            maps, blocks = self._stem_of_slice(images, j), iter(range(sum(map(len, self.trunk.stages))))
-            for i, stage in enumerate(self.trunk.stages):
-                if i:
-                    maps = widen(maps, [maps.shape[1]])
-                for block, number in zip(stage, blocks, strict=False):
-                    if j == 0:
-                        sizes = (sum(block.conv1.inputs), sum(block.conv3.inputs))
-                        kept.append(tuple(maps.new_empty(len(maps), size, *maps.shape[2:]) for size in sizes))
-                    maps = _refined(block, maps, *kept[number], j)
-            ends = list(accumulate((part * maps.shape[1] // self.slice_widths[j] for part in self.slice_widths), initial=0))
-            norm = lambda maps, ends=ends, j=j: _normalised(self.trunk.norm, maps, ends[j], ends[j + 1])  # noqa: E731
-            pooled.append(Trunk.pooled(maps, norm))
-            yield self.heads[j](torch.cat(pooled, dim=1))
+            pooled.append(self._refined(images, kept, j))
+            yield self.heads[j](torch.cat(pooled, dim=1)).detach()
+
+    @torch.no_grad()
+    def _refined(self, images: Tensor, kept: list[tuple[Tensor, Tensor]], j: int) -> Tensor:
+        """The features of slice j, what earlier slices left in `kept` given."""
+        maps, number = self._stem_of_slice(images, j), 0
+        for i, stage in enumerate(self.trunk.stages):
+            if i:
+                maps = widen(maps, [maps.shape[1]])
+            for block in stage:
+                if j == 0:
+                    sizes = (sum(block.conv1.inputs), sum(block.conv3.inputs))
+                    kept.append(tuple(maps.new_empty(len(maps), size, *maps.shape[2:]) for size in sizes))
+                maps = _refined(block, maps, *kept[number], j)
+                number += 1
+        stop = self.heads[j].in_features
+        return Trunk.pooled(_normalised(self.trunk.norm, maps, stop - maps.shape[1], stop))
 
     def _stem_of_slice(self, images: Tensor, j: int) -> Tensor:
         first, *rest = [self.trunk.stem] if isinstance(self.trunk.stem, nn.Conv2d) else self.trunk.stem
@@ -159,18 +163,16 @@ class TriangularConv(nn.Module):
         super().__init__()
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(rows, columns))
-            for rows, columns in zip(outputs, accumulate(inputs), strict=True)
+            nn.Parameter(torch.empty(rows, columns)) for rows, columns in zip(outputs, accumulate(inputs), strict=True)
         )
         self.register_parameter("bias", None)
         for weight in self.weights:
             nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
-    def forward(
-        self, maps: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch outputs height width"]:
+    def forward(self, maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch outputs height width"]:
         """The convolved maps; the slices stand behind each other."""
         weights = list(self.weights)
+        maps = maps.contiguous()  # channels last would be slow
         if torch.is_autocast_enabled(maps.device.type):
             dtype = torch.get_autocast_dtype(maps.device.type)
             maps, weights = maps.to(dtype), [weight.to(dtype) for weight in weights]
@@ -196,12 +198,12 @@ class _Triangular(torch.autograd.Function):
     """`_product`, whose gradient is summed up in one place instead of one padded tensor a slice."""
 
     @staticmethod
-    def forward(ctx, maps: Tensor, *weights: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, maps: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(maps, *weights)
         return _product(maps, weights)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, *weights = ctx.saved_tensors
         slices = gradient.split([len(weight) for weight in weights], dim=1)
         if torch.is_grad_enabled():  # to be differentiated again
@@ -282,7 +284,9 @@ def _first_channels(norm: nn.Module, channels: int) -> nn.Module:
     if isinstance(made, nn.BatchNorm2d):
         made.num_features = channels
         made.weight, made.bias = (nn.Parameter(part[:channels].clone()) for part in (made.weight, made.bias))
-        made.running_mean, made.running_var = (part[:channels].clone() for part in (made.running_mean, made.running_var))
+        made.running_mean, made.running_var = (
+            part[:channels].clone() for part in (made.running_mean, made.running_var)
+        )
     return made
 
 

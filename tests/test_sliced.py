@@ -1,0 +1,247 @@
+"""Sliced ResNeXt: one pass, steps and slices alone give the same answers, and thin ones never see wide ones."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtanytime.anytime import SlicedResNeXt
+from mtanytime.anytime.sliced import TriangularConv, _Triangular
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, object]:
+    """Small networks of every shape."""
+    count = draw(st.integers(1, 4))
+    widths = draw(st.lists(st.integers(1, 5), min_size=count, max_size=count))
+    branches = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
+    return {
+        "width": sum(widths),
+        "bottleneck": draw(st.integers(1, 3)),
+        "branches": sum(branches),
+        "blocks": draw(st.lists(st.integers(1, 2), min_size=1, max_size=3)),
+        "slice_widths": widths,
+        "slice_branches": branches,
+        "stem": draw(st.sampled_from(["32x32", "224x224"])),
+    }
+
+
+def made(shape: dict[str, object], training: bool) -> SlicedResNeXt:
+    """A network in float64 with batch norms that are off their start."""
+    torch.manual_seed(0)
+    network = SlicedResNeXt(3, **shape)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(values)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.double().train(training)
+
+
+def some_images(network: SlicedResNeXt) -> Tensor:
+    """A few images that leave a map of two pixels or more."""
+    size = (8 if isinstance(network.trunk.stem, nn.Sequential) else 2) << (len(network.trunk.stages) - 1)
+    return torch.randn(3, 3, size, size, dtype=torch.float64)
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers."""
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def counted(call: object) -> int:
+    """Multiply-adds of a call, by torch's counter."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() // 2
+
+
+@settings(max_examples=30)
+@given(shapes(), st.booleans())
+def test_one_pass_refine_and_extract_agree(shape: dict[str, object], training: bool) -> None:
+    """Three ways to the same answers and running statistics, in train and eval mode."""
+    network = made(shape, training)
+    images, start = some_images(network), state_of(network)
+    whole = network(images)
+    after = state_of(network)
+    network.load_state_dict(start)
+    stepped = list(network.refine(images))
+    assert len(whole) == len(stepped) == network.exits
+    for name, value in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, after[name], rtol=1e-10, atol=1e-10)
+    network.load_state_dict(start)
+    for k in range(1, network.exits + 1):
+        alone = network.extract(k)
+        torch.testing.assert_close(stepped[k - 1], whole[k - 1], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(alone(images), whole[k - 1], rtol=1e-10, atol=1e-10)
+        assert alone.training == network.training
+
+
+@settings(max_examples=20)
+@given(shapes(), st.booleans(), st.integers(1, 3))
+def test_later_slices_do_not_matter(shape: dict[str, object], training: bool, k: int) -> None:
+    """NaN in every parameter and statistic of later slices leaves the answers before them bit for bit as they were."""
+    network = made(shape, training)
+    k = min(k, network.exits)
+    images, start = some_images(network), state_of(network)
+    before = [network(images)[:k], list(network.refine(images))[:k]]
+    network.load_state_dict(start)
+    spoil_after(network, k)
+    after = [network(images)[:k], list(network.refine(images))[:k]]
+    assert all(torch.equal(a, b) for old, new in zip(before, after, strict=True) for a, b in zip(old, new, strict=True))
+    if network.exits > k:
+        assert network(images)[-1].isnan().all()
+
+
+@torch.no_grad()
+def spoil_after(network: SlicedResNeXt, k: int) -> None:
+    """Put NaN into all that belongs to the slices after the k-th."""
+
+    def spoil(module: nn.Module, start: int) -> None:
+        for name, values in module.state_dict().items():
+            if values.is_floating_point() and name in ("weight", "bias", "running_mean", "running_var"):
+                values[start:] = torch.nan
+
+    trunk, width, branches = network.trunk, sum(network.slice_widths[:k]), sum(network.slice_branches[:k])
+    spoil(trunk.stem if isinstance(trunk.stem, nn.Conv2d) else trunk.stem[0], width)
+    for i, stage in enumerate(trunk.stages):
+        for block in stage:
+            inner = sum(block.conv3.inputs[:k])
+            assert inner == branches * block.conv2.weight.shape[1]
+            spoil(block.bn1, width << i)
+            for module in (block.bn2, block.conv2, block.bn3):
+                spoil(module, inner)
+            for convolution in (block.conv1, block.conv3):
+                for weight in convolution.weights[k:]:
+                    weight.fill_(torch.nan)
+    spoil(trunk.norm, width << (len(trunk.stages) - 1))
+    for head in network.heads[k:]:
+        spoil(head, 0)
+
+
+def test_gradients_reach_what_is_there_and_nothing_else() -> None:
+    """An exit's loss moves the parameters of its slices; those of later ones have no gradient or zero."""
+    torch.manual_seed(0)
+    network = SlicedResNeXt(3, width=6, bottleneck=2, branches=3, blocks=1)
+    images = torch.randn(4, 3, 8, 8)
+    network(images)[1].square().sum().backward()
+    block = network.trunk.stages[1][0]
+    for convolution in (block.conv1, block.conv3):
+        assert all(weight.grad.abs().max() > 0 for weight in convolution.weights[:2])
+        assert convolution.weights[2].grad.abs().max() == 0
+    assert block.bn1.weight.grad[8:].abs().max() == 0
+    assert [head.weight.grad is not None for head in network.heads] == [False, True, False]
+    network.zero_grad()
+    sum(logits.square().sum() for logits in network(images)).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@settings(max_examples=15)
+@given(shapes())
+def test_one_pass_and_refine_cost_no_more_than_the_widest(shape: dict[str, object]) -> None:
+    """The heads of the thin exits are all that a pass, or stepping up, costs beside the widest sub-network."""
+    network = made(shape, training=False)
+    images = some_images(network)
+    widest = counted(lambda: network.extract(network.exits)(images))
+    heads = sum(head.weight.numel() for head in network.heads[:-1]) * len(images)
+    assert counted(lambda: network(images)) == widest + heads
+    assert counted(lambda: list(network.refine(images))) == widest + heads
+
+
+def test_costs_at_the_papers_size() -> None:
+    """At W = 64, b = 4, K = 8, n = 7 the forbidden blocks cost nothing, and everything is within 5 % of the widest."""
+    network, images = SlicedResNeXt(10).eval(), torch.zeros(1, 3, 32, 32)
+    costs = [counted(lambda k=k: network.extract(k)(images)) for k in range(1, 9)]
+    for k, cost in enumerate(costs, 1):
+        assert cost == by_hand(width=8 * k, slices=k, bottleneck=4, blocks=7)
+    assert counted(lambda: network(images)) <= 1.05 * costs[-1]
+    assert counted(lambda: list(network.refine(images))) <= 1.05 * costs[-1]
+
+
+def by_hand(width: int, slices: int, bottleneck: int, blocks: int) -> int:
+    """Multiply-adds of a sub-network of equal slices, counted on paper."""
+    total = 3 * 9 * width * 32 * 32
+    for stage in range(3):
+        pixels, w, b = (32 >> stage) ** 2, (width // slices) << stage, bottleneck << stage
+        pairs = slices * (slices + 1) // 2  # of a slice and one before it or itself
+        total += blocks * pixels * (2 * pairs * w * b + slices * 9 * b * b)
+    return total + 10 * (width << 2)
+
+
+def test_answers_come_one_by_one() -> None:
+    """Taking one answer computes one slice: that is what an early answer is for."""
+    network, images = SlicedResNeXt(10, width=16, branches=4, blocks=1).eval(), torch.zeros(1, 3, 32, 32)
+    assert counted(lambda: next(network.refine(images))) == counted(lambda: network.extract(1)(images))
+
+
+def test_triangular_convolution_is_a_masked_one() -> None:
+    """The same as an ordinary 1×1 convolution whose forbidden weights are zero, and so are its two derivatives."""
+    torch.manual_seed(0)
+    inputs, outputs = (2, 1, 3), (1, 2, 2)
+    layer = TriangularConv(inputs, outputs).double()
+    maps = torch.randn(2, 6, 2, 3, dtype=torch.float64)
+    dense = torch.zeros(5, 6, dtype=torch.float64)
+    for weight, stop in zip(layer.weights, accumulate(outputs), strict=True):
+        dense[stop - len(weight) : stop, : weight.shape[1]] = weight.detach()
+    torch.testing.assert_close(layer(maps), nn.functional.conv2d(maps, dense[:, :, None, None]))
+    channels_last = maps.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(channels_last), layer(maps))
+    taken = [maps.flatten(2).requires_grad_(), *(weight.detach().requires_grad_() for weight in layer.weights)]
+    assert torch.autograd.gradcheck(_Triangular.apply, taken)
+    assert torch.autograd.gradgradcheck(_Triangular.apply, taken)
+
+
+def test_extract_can_be_exported() -> None:
+    """torch.export takes a slice as it is: what a deployment needs."""
+    network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1).eval()
+    images, alone = torch.randn(2, 3, 8, 8), network.extract(2)
+    exported = torch.export.export(alone, (images,)).module()
+    torch.testing.assert_close(exported(images), alone(images))
+
+
+def test_bfloat16() -> None:
+    """Under autocast the products are made in bfloat16, and gradients come back in the weights' own precision."""
+    torch.manual_seed(0)
+    network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1)
+    images = torch.randn(4, 3, 8, 8)
+    exact = network(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = network(images)
+        sum(logits.float().sum() for logits in rough).backward()
+    assert rough[0].dtype == torch.bfloat16
+    assert all(p.grad.dtype == torch.float32 for p in network.parameters())
+    torch.testing.assert_close(rough[-1].float(), exact[-1], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 60}, "width 60 does not divide into 8 slices; pass slice_widths"),
+        ({"slice_widths": (32, 16)}, r"slice_widths \(32, 16\) add up to 48; wanted width = 64"),
+        ({"slice_widths": (30, 20, 14)}, "branches 8 does not divide into 3 slices; pass slice_branches"),
+        ({"slice_widths": (32, 32), "slice_branches": (4, 2, 2)}, "slice_branches has 3 slices; wanted 2"),
+        ({"slice_widths": (64, 0)}, r"slice_widths is \(64, 0\); wanted whole numbers of at least 1"),
+        ({"slice_branches": (4, 5)}, r"slice_branches \(4, 5\) add up to 9; wanted branches = 8"),
+        ({"bottleneck": 0}, "bottleneck is 0"),
+    ],
+)
+def test_bad_settings(settings: dict, message: str) -> None:
+    """Slices that do not make up the network are refused in words."""
+    with pytest.raises(ValueError, match=message):
+        SlicedResNeXt(**{"num_classes": 10, **settings})
+
+
+def test_bad_calls() -> None:
+    """Images that the network cannot take and exits that do not exist are refused in words."""
+    network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1)
+    with pytest.raises(ValueError, match="SlicedResNeXt got images of shape"):
+        network(torch.rand(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="at least 4"):
+        next(network.refine(torch.rand(2, 3, 2, 2)))
+    with pytest.raises(ValueError, match="exit is 5; wanted a whole number from 1 to 4"):
+        network.extract(5)
