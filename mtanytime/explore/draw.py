@@ -34,6 +34,8 @@ Step = int | np.integer | None
 
 NUMBERS_UP_TO = 12  # layers a side; beyond, numbers in the cells would be too small to read
 LETTER = 0.075  # inches that a letter of 9 points takes
+NAMES_UP_TO = 90  # along an axis
+LETTERS_UP_TO = 60  # of a name in a picture
 LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
 MAPS_A_ROW = 4
 LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
@@ -96,7 +98,7 @@ def heatmap(
     table = read_trace(trace)
     last = _step(table, "trace", step)
     values, largest = weights_at(table, last, relative)
-    sources, targets = list(values.index), list(values.columns)
+    sources, targets = ([shortened(name) for name in names] for names in (values.index, values.columns))
     if vmax is None:
         vmax = largest
     if numbers is None:
@@ -127,7 +129,9 @@ def heatmap(
     )
     if relative:
         ax.collections[0].colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    matched = table.groupby(["source", "target"]).size().unstack().reindex(index=sources, columns=targets).notna()
+    matched = (
+        table.groupby(["source", "target"]).size().unstack().reindex(index=values.index, columns=values.columns).notna()
+    )
     for row, column in np.argwhere((values.isna() & matched).to_numpy()):
         ax.text(column + 0.5, row + 0.5, "nan", ha="center", va="center", fontsize=9 if numbers else 6)
     ax.set(xlabel="target layer", ylabel="source layer")
@@ -402,7 +406,7 @@ def accuracy_by_budget(
     axis, _ = COSTS[cost]
     models = _order(exits["model"])
     alt = f"Accuracy against {axis} of {len(models)} model{'s' * (len(models) > 1)}: {', '.join(models)}"
-    longest = max(map(len, models))
+    longest = max(len(shortened(model)) for model in models)
     picture = Picture(alt, 6.4 + LETTER * max(longest, 12), np.clip(0.22 * len(models) + 1.2, 3.9, 13))
     ax = picture.subplots()
     colours, marks = distinct_colours(models), dict(zip(models, MARKERS * len(models), strict=False))
@@ -410,7 +414,7 @@ def accuracy_by_budget(
     for model, line in exits.sort_values(cost).groupby("model", sort=False):
         values, spread = 100 * line["accuracy"], 100 * line["spread"]
         look = {"color": colours[model], "marker": marks[model]}
-        ax.errorbar(line[cost], values, yerr=spread, markersize=6, lw=1.6, capsize=3, label=model, **look)
+        ax.errorbar(line[cost], values, yerr=spread, markersize=6, lw=1.6, capsize=3, label=shortened(model), **look)
         if budget is not None and len(paid := line[line[cost] <= budget]):
             ax.plot(
                 paid[cost].iloc[-1:], 100 * paid["accuracy"].iloc[-1:], "o", ms=14, mfc="none", mew=1.8, color="0.15"
@@ -620,8 +624,16 @@ def _order(names: Iterable[str]) -> list[str]:
 
 def _coloured(ax: Axes, values: pd.DataFrame, vmax: float, **look: Any) -> None:
     """A grid of colours from 0 to vmax, every row and column named while there is room."""
-    rows, columns = (True if count <= 90 else "auto" for count in values.shape)
-    sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap="viridis", xticklabels=columns, yticklabels=rows, **look)
+    # seaborn would draw the figure to see whether names fit, which takes a while and warns where they do not
+    sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap="viridis", xticklabels=False, yticklabels=False, **look)
+    for names, set_ticks in ((values.index, ax.set_yticks), (values.columns, ax.set_xticks)):
+        every = -(-len(names) // NAMES_UP_TO)
+        set_ticks(np.arange(0, len(names), every) + 0.5, [shortened(name) for name in names[::every]])
+
+
+def shortened(name: str) -> str:
+    """A name with its middle left out, if it would leave no room for the picture."""
+    return name if len(name) <= LETTERS_UP_TO else f"{name[: LETTERS_UP_TO // 2]}…{name[1 - LETTERS_UP_TO // 2 :]}"
 
 
 def some(names: Sequence[str], most: int = 8) -> str:

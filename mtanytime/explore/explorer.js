@@ -4,7 +4,10 @@
 const SVG = "http://www.w3.org/2000/svg";
 const NUMBERS_UP_TO = 12; // layers a side; beyond, colour and the read-out speak
 const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'; // as in explorer.css
+const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, or JupyterLab takes its arrow keys for its own
 const SMALL = 0.75; // small letters against these
+const LETTERS_UP_TO = 60; // of a name in a picture
+const BLANK_ALPHA = 60; // of the grey for a pair without a number
 const BARS_UP_TO = 64; // channels in the detail
 const PLAY_MS = 250; // a step while playing
 
@@ -37,8 +40,11 @@ function width_of(texts) {
   return Math.ceil(Math.max(...texts.map((text) => pen.measureText(text).width)));
 }
 
+// a name with its middle left out, if it would leave no room for the picture
+const shortened = (name) => (name.length <= LETTERS_UP_TO ? name : `${name.slice(0, LETTERS_UP_TO / 2)}…${name.slice(1 - LETTERS_UP_TO / 2)}`);
+
 function choice(label, options, value, choose) {
-  const select = node("select", {}, ...options.map(([key, text]) => node("option", { value: key }, text)));
+  const select = node("select", KEYS, ...options.map(([key, text]) => node("option", { value: key }, text)));
   select.value = value;
   select.addEventListener("change", () => choose(select.value));
   return { element: node("label", {}, label, select), select };
@@ -80,19 +86,20 @@ function short(value) {
 }
 
 // black on bright cells, white on dark ones
-function ink_on(hex) {
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255);
+function ink_on(rgb) {
+  const [red, green, blue] = rgb.map((part) => part / 255);
   return 0.2126 * red ** 2.2 + 0.7152 * green ** 2.2 + 0.0722 * blue ** 2.2 > 0.2 ? "#000" : "#fff";
 }
 
 function slider(label, count) {
-  const input = node("input", { type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
+  const input = node("input", { ...KEYS, type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
   const stop = node("output", { class: "stop" });
   return { input, stop, element: node("label", {}, label, input, stop) };
 }
 
 function transfer(model, content, root, on) {
   const { steps, sources, targets, pairs, values, spreads, colours } = content;
+  const rgb = colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const index_of = () => Math.max(steps.indexOf(model.get("step")), 0);
   const place = new Map(pairs.map(([s, t], i) => [`${s} ${t}`, i]));
   const said = { role: "status", "aria-live": "polite", class: "readout" };
@@ -111,7 +118,7 @@ function transfer(model, content, root, on) {
   const time = slider("Training step", steps.length);
   time.input.addEventListener("input", () => set("step", steps[Number(time.input.value)]));
   let timer = null;
-  const play = node("button", { type: "button" }, "▶ Play");
+  const play = node("button", { ...KEYS, type: "button" }, "▶ Play");
   const pause = () => {
     clearInterval(timer);
     timer = null;
@@ -192,39 +199,54 @@ function transfer(model, content, root, on) {
   function draw_map() {
     const { rows, columns, shown, vmax } = now;
     const few = Math.max(rows.length, columns.length) <= NUMBERS_UP_TO;
-    const names = columns.map((i) => targets[i]);
+    const names = columns.map((i) => shortened(targets[i]));
+    const row_names = rows.map((i) => shortened(sources[i]));
     const least = few ? 46 : 11;
     const longest = width_of(names);
     const wide = few ? Math.min(Math.max(least, columns.length <= 6 ? longest + 10 : least), 120) : least;
     const high = few ? (rows.length <= 6 ? 44 : 34) : 11;
     const upright = longest + 6 > wide;
-    const left = 26 + width_of(rows.map((i) => sources[i])) * (few ? 1 : SMALL);
+    const left = 26 + width_of(row_names) * (few ? 1 : SMALL);
     const top = 26;
     const [width, height] = [left + wide * columns.length, top + high * rows.length];
     const below = (upright ? longest * (few ? 1 : SMALL) + 10 : 20) + 20;
     const kind = few ? null : "small";
     const every = [Math.ceil(rows.length / 120), Math.ceil(columns.length / 120)];
-    now.cells = new Map();
-    const drawn = [line(left, top, left, top, "axis")];
+    // Colours are one pixel a cell, stretched: thousands of cells change within a frame, and stay sharp at any zoom.
+    const [wider, higher] = [wide * columns.length, high * rows.length];
+    now.canvas = node("canvas", { width: columns.length, height: rows.length, "aria-hidden": "true" });
+    now.pixels = new ImageData(columns.length, rows.length);
+    const bytes = now.pixels.data;
+    for (let i = 0; i < bytes.length; i += 1) bytes[i] = i % 4 === 3 ? BLANK_ALPHA : 128;
     const at = new Map(rows.map((s, i) => [s, i]));
     const across = new Map(columns.map((t, i) => [t, i]));
-    drawn.push(svg("rect", { x: left, y: top, width: wide * columns.length, height: high * rows.length, class: "blank" }));
+    now.cells = new Map();
+    const drawn = [];
     const texts = [];
     for (const i of shown) {
-      const [x, y] = [left + wide * across.get(pairs[i][1]), top + high * at.get(pairs[i][0])];
-      const gap = few ? 1 : 0;
-      const box = svg("rect", { x, y, width: wide - gap, height: high - gap, class: "cell" });
-      box.addEventListener("click", () => set("pair", [sources[pairs[i][0]], targets[pairs[i][1]]]));
-      const text = words(x + wide / 2, y + high / 2 + 4, "", { "text-anchor": "middle", "pointer-events": "none", class: kind });
-      now.cells.set(i, { box, text, x, y });
-      drawn.push(box);
-      texts.push(text);
+      const [column, row] = [across.get(pairs[i][1]), at.get(pairs[i][0])];
+      const [x, y] = [left + wide * column, top + high * row];
+      const worded = few || values.some((all_pairs) => all_pairs[i] === null);
+      const text = worded ? words(x + wide / 2, y + high / 2 + 4, "", { "text-anchor": "middle" }) : null;
+      now.cells.set(i, { text, x, y, pixel: 4 * (row * columns.length + column) });
+      if (text) texts.push(text);
     }
-    now.frame = svg("rect", { width: wide - (few ? 1 : 0), height: high - (few ? 1 : 0), class: "ring", "pointer-events": "none" });
+    if (few) {
+      for (let i = 1; i < rows.length; i += 1) drawn.push(line(left, top + high * i, left + wider, top + high * i, "gap"));
+      for (let i = 1; i < columns.length; i += 1) drawn.push(line(left + wide * i, top, left + wide * i, top + higher, "gap"));
+    }
+    const field = svg("rect", { x: left, y: top, width: wider, height: higher, class: "field" });
+    field.addEventListener("click", (event) => {
+      const box = field.getBoundingClientRect();
+      const column = Math.floor(((event.clientX - box.left) / box.width) * columns.length);
+      const row = Math.floor(((event.clientY - box.top) / box.height) * rows.length);
+      if (columns[column] !== undefined && rows[row] !== undefined) set("pair", [sources[rows[row]], targets[columns[column]]]);
+    });
+    now.frame = svg("rect", { width: wide, height: high, class: "ring" });
     now.title = words(left, 14, "", { class: "strong" });
     const labels = [];
-    rows.forEach((s, i) => {
-      if (i % every[0] === 0) labels.push(words(left - 6, top + high * (i + 0.5) + (few ? 4 : 3), sources[s], { "text-anchor": "end", class: kind }));
+    row_names.forEach((name, i) => {
+      if (i % every[0] === 0) labels.push(words(left - 6, top + high * (i + 0.5) + (few ? 4 : 3), name, { "text-anchor": "end", class: kind }));
     });
     names.forEach((name, i) => {
       if (i % every[1] !== 0) return;
@@ -251,8 +273,14 @@ function transfer(model, content, root, on) {
     labels.push(words(0, 0, scale_words, { "text-anchor": "middle", transform: `translate(${scale_x + 8} ${top + long / 2}) rotate(-90)` }));
     const deep = Math.max(height + below, top + long + 12, top + long / 2 + width_of([scale_words]) / 2);
     const least_width = left + 1.2 * width_of(["Share of the target layer's λ at step 100000"]);
-    now.map = picture(Math.max(scale_x + 16, least_width), deep, "", ...drawn, ...texts, ...labels, now.frame, now.title);
-    fill(map_box, {}, now.map);
+    now.map = picture(Math.max(scale_x + 16, least_width), deep, "", ...drawn, ...texts, ...labels, now.frame, now.title, field);
+    const part = (length, whole) => `${(100 * length) / whole}%`; // so that the stack shrinks as one
+    const whole = now.map.viewBox.baseVal;
+    const place_of = { left: part(left, whole.width), top: part(top, whole.height), width: part(wider, whole.width), height: part(higher, whole.height) };
+    Object.assign(now.canvas.style, place_of);
+    const stack = node("div", { class: "stack" }, now.canvas, now.map);
+    stack.style.width = `${whole.width}px`;
+    fill(map_box, {}, stack);
     const incomplete = shown.length < rows.length * columns.length;
     const broken = now.scaled.some((row) => shown.some((i) => row[i] === null));
     const notes = [content.note, incomplete ? "A grey cell was not matched." : "", broken ? `${few ? "nan" : "×"}: no finite number.` : ""];
@@ -358,20 +386,21 @@ function transfer(model, content, root, on) {
     time.input.setAttribute("aria-valuetext", stop);
     if (time.stop.textContent !== stop) time.stop.textContent = stop;
     let best = null;
-    for (const [p, cell] of now.cells) {
+    const bytes = now.pixels.data;
+    for (const [p, { pixel, text }] of now.cells) {
       const value = row[p];
       const share = value === null ? 0 : Math.min(Math.max(value / now.vmax, 0), 1);
-      const colour = colours[Math.round(share * (colours.length - 1))];
-      if (cell.colour !== (value === null ? "" : colour)) {
-        cell.colour = value === null ? "" : colour;
-        if (value === null) fill(cell.box, { fill: null, class: "cell blank" });
-        else fill(cell.box, { fill: colour, class: "cell" });
-        cell.text.style.fill = value === null ? "" : ink_on(colour);
+      const colour = Math.round(share * (colours.length - 1));
+      for (let i = 0; i < 3; i += 1) bytes[pixel + i] = value === null ? 128 : rgb[colour][i];
+      bytes[pixel + 3] = value === null ? BLANK_ALPHA : 255;
+      if (text) {
+        const said_here = now.few ? now.show(value) : value === null ? "×" : "";
+        if (text.textContent !== said_here) text.textContent = said_here;
+        text.style.fill = value === null ? "" : ink_on(rgb[colour]);
       }
-      const text = now.few ? now.show(value) : value === null ? "×" : "";
-      if (cell.text.textContent !== text) cell.text.textContent = text;
       if (value !== null && (best === null || value > row[best])) best = p;
     }
+    now.canvas.getContext("2d").putImageData(now.pixels, 0, 0);
     const what = now.relative ? "Share of the target layer's λ" : "λ";
     now.title.textContent = `${what} at step ${step}`;
     const cell = now.unmatched ? null : now.cells.get(now.pair);
@@ -565,8 +594,7 @@ function render({ model, el }) {
       heard.push([`change:${name}`, call]);
     }
   };
-  // JupyterLab would take the arrow keys for its own
-  const root = node("section", { class: "mtanytime", "aria-label": content.title, "data-lm-suppress-shortcuts": "true" });
+  const root = node("section", { class: "mtanytime", "aria-label": content.title });
   el.replaceChildren(root);
   const stop = (content.kind === "transfer" ? transfer : budget)(model, content, root, on);
   return () => {

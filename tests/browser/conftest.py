@@ -1,0 +1,102 @@
+"""A real browser, JupyterLab and exported pages in it; without Debian's chromium and playwright the tests are skipped.
+
+apt-get install chromium && pip install playwright      (no browser of playwright's own is downloaded)
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Nothing may leave the machine: without these flags chromium asks the network for updates all the time.
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS += ("--disable-component-update", "--disable-sync")
+START_SECONDS = 120
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright for Python is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no chromium (Debian: apt install chromium)")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`tab(**settings)` is a new page in a window of its own; an error in the page's scripts fails the test."""
+    windows, errors = [], []
+
+    def open_one(**settings: Any) -> Any:
+        windows.append(browser.new_context(**settings))
+        page = windows[-1].new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return page
+
+    yield open_one
+    for window in windows:
+        window.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callable[[str], str]]]:
+    """A JupyterLab on this machine alone: its folder, and the address of a notebook in it."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    settings = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    environment = os.environ | {name: str(state / place) for name, place in settings.items()}
+    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": token}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += [
+        "--ServerApp.port_retries=0",
+        "--LabApp.news_url=",
+        "--expose-app-in-browser",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    with (
+        (state / "log.txt").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as lab,
+    ):
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/api", lab, state / "log.txt")
+            yield folder, lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}&reset"
+        finally:
+            lab.terminate()
+
+
+def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+        else:
+            return
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")

@@ -1,0 +1,83 @@
+"""The explorers in a running JupyterLab, in a real browser: what a reader of the notebooks has in front of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+TESTS = Path(__file__).resolve().parent.parent
+CELLS = (
+    f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+    "import tables\n"
+    "from mtanytime.explore.budget import BudgetExplorer\n"
+    "from mtanytime.explore.transfer import TransferExplorer",
+    "transfer = TransferExplorer(tables.trace(), tables.channels(tables.trace()))\ntransfer",
+    "budget = BudgetExplorer(tables.curve(), *tables.strip(tables.curve()))\nbudget",
+)
+ASK = "print('kernel:', transfer.step, budget.at, transfer.values().to_numpy().round(2).tolist())"
+CLOSE = "transfer.close(); budget.close()"
+
+
+def run_cell(page: Any, number: int) -> None:
+    """Execute one cell, as a reader does."""
+    page.locator(".jp-Cell").nth(number).locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+
+
+@pytest.fixture
+def notebook(lab: tuple[Path, Callable[[str], str]], tab: Callable[..., Any]) -> Any:
+    """A notebook with two explorers on the screen."""
+    folder, address = lab
+    cells = [new_code_cell(code) for code in (*CELLS, ASK, CLOSE)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / "explore.ipynb")
+    page = tab(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(90_000)
+    page.goto(address("explore.ipynb"))
+    page.locator(".jp-Notebook .cm-content").first.wait_for()
+    page.get_by_text("| Idle").wait_for()  # the kernel is there
+    for number in range(len(CELLS)):
+        run_cell(page, number)
+    page.locator(".mtanytime svg").nth(3).wait_for()
+    return page
+
+
+def test_sliders_move_in_jupyterlab(notebook: Any) -> None:
+    """JupyterLab lets the arrow keys through, picture and read-out follow at once, and the kernel knows of it."""
+    transfer, budget = (notebook.locator(".mtanytime").nth(i) for i in (0, 1))
+    pixels = "c => c.toDataURL()"
+    before = transfer.locator("canvas").evaluate(pixels), budget.locator("img").count()
+    transfer.locator("input[type=range]").focus()
+    notebook.keyboard.press("ArrowLeft")
+    transfer.get_by_text("step 100 of 200", exact=True).wait_for()
+    assert transfer.locator("[role=status]").inner_text().startswith("Step 100. layer2 → t3: λ 2.50 ± 0.10")
+    assert transfer.locator("canvas").evaluate(pixels) != before[0]
+    assert before[1] == 3
+    budget.locator("input[type=range]").focus()
+    notebook.keyboard.press("End")
+    budget.get_by_text("24 M FLOPs · msdnet exit 4 of 4", exact=True).wait_for()
+    run_cell(notebook, 3)
+    said = notebook.locator(".jp-OutputArea-output pre", has_text="kernel:").inner_text()
+    assert said.startswith("kernel: 100 ['msdnet', 4]")
+    values = json.loads(said[said.index("[[") :])
+    shown = transfer.locator(".stack svg text").all_text_contents()
+    assert [f"{value:.2f}" for row in values for value in row] == shown[:6]
+    run_cell(notebook, 4)
+    notebook.locator(".mtanytime").first.wait_for(state="detached")
+    assert notebook.locator(".mtanytime").count() == 0
+
+
+def test_explorers_follow_the_dark_theme(notebook: Any) -> None:
+    """Text is bright where JupyterLab is dark: a reader at night must not lose the axes."""
+    ink = "e => getComputedStyle(e).fill"
+    title = notebook.locator(".mtanytime svg text.strong").first
+    light = title.evaluate(ink)
+    notebook.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    notebook.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
+    dark = title.evaluate(ink)
+    brightness = [sum(map(float, colour[colour.index("(") + 1 : -1].split(",")[:3])) for colour in (light, dark)]
+    assert brightness[0] < 200 < 550 < brightness[1]

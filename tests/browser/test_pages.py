@@ -1,0 +1,191 @@
+"""The exported pages in a real browser, from a file and without a network: what a colleague opens."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tables
+
+from mtanytime.explore.budget import BudgetExplorer
+from mtanytime.explore.transfer import TransferExplorer
+
+SLIDER = "input[type=range]"
+
+
+@pytest.fixture
+def visit(tab: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """`visit(explorer)` exports it and opens the file with the network off; a request to anywhere fails the test."""
+
+    def go(explorer: Any, **settings: Any) -> Any:
+        page = tab(offline=True, **settings)
+        page.on("request", lambda request: pytest.fail(request.url) if request.url.startswith("http") else None)
+        page.goto(explorer.save_html(tmp_path / "page.html", force=True).as_uri())
+        page.wait_for_selector(".mtanytime svg")
+        return page
+
+    return go
+
+
+def cells(page: Any) -> list[str]:
+    """The numbers in the heat-map's cells."""
+    return [text for text in page.locator(".stack svg text").all_text_contents() if re.fullmatch(r"[\d.]+|nan", text)]
+
+
+def colours(page: Any) -> list[list[int]]:
+    """The heat-map's colours, cell by cell, as red, green, blue and opacity."""
+    script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    return np.array(page.locator(".stack canvas").evaluate(script)).reshape(-1, 4).tolist()
+
+
+def test_transfer_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
+    """Read-out, numbers, colours and detail follow the slider, and a reader who hears the page is told as well."""
+    trace = tables.trace(steps=(0, 100, 200))
+    page = visit(TransferExplorer(trace, tables.channels(trace)))
+    last = colours(page)
+    assert "step 200 of 200" in page.locator("output").inner_text()
+    page.locator(SLIDER).focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("output").inner_text() == "step 100 of 200"
+    assert page.locator(SLIDER).get_attribute("aria-valuetext") == "step 100 of 200"
+    assert colours(page) != last
+    shown = trace[trace["step"] == 100]["weight"]
+    assert cells(page)[: len(shown)] == [f"{weight:.2f}" for weight in shown]
+    strongest = trace.loc[shown.idxmax()]
+    said = page.locator("[role=status]").inner_text()
+    assert f"Largest: {strongest['source']} → {strongest['target']}, {strongest['weight']:.2f}." in said
+    assert f"at step 100; largest: {strongest['source']}" in page.locator(".stack svg").get_attribute("aria-label")
+    assert "Channel weights at step 0" in page.locator("svg").last.text_content()  # the last that were kept by then
+    assert all(page.locator("svg[role=img]").nth(i).get_attribute("aria-label") for i in range(3))
+
+
+def test_transfer_page_plays_and_chooses(visit: Callable[..., Any]) -> None:
+    """Play runs to the end and stops; network, slice, scale and pair are menus that a keyboard reaches."""
+    trace = tables.trace(sources=("birds/a", "cars/a"), slices=("1", "2"), steps=(0, 10, 20))
+    explorer = TransferExplorer(trace)
+    explorer.step = 0
+    page = visit(explorer)
+    page.get_by_role("button", name="Play").click()
+    page.get_by_text("step 20 of 20").wait_for()
+    page.get_by_role("button", name="Play").wait_for()
+    page.get_by_label("Source network").select_option("cars")
+    page.get_by_role("combobox", name="Slice").select_option("2")
+    explorer.step, explorer.network, explorer.slice = 20, "cars", "2"
+    assert cells(page)[:3] == [f"{weight:.2f}" for weight in explorer.values().to_numpy().ravel()]
+    page.get_by_label("Scale").select_option("share")
+    assert "100%" in page.locator(".stack svg").text_content()
+    page.get_by_label("Pair: target layer").select_option("t1 slice 2")
+    assert "cars/a → t1 slice 2: share of λ 100%" in page.locator("[role=status]").inner_text()
+
+
+def test_click_on_a_cell_chooses_the_pair(visit: Callable[..., Any]) -> None:
+    """The cell under the pointer is the pair in the detail, also where the page has shrunk the map."""
+    page = visit(
+        TransferExplorer(tables.trace(sources=("a", "b"), targets=("u", "v"))), viewport={"width": 600, "height": 800}
+    )
+    box = page.locator(".stack canvas").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.75)
+    assert page.locator("[role=status]").inner_text().split(". ")[1].startswith("b → u: λ")
+
+
+def test_large_map_speaks_by_colour_and_readout(visit: Callable[..., Any]) -> None:
+    """60 × 60 cells have no numbers; one that diverged is marked, and the brightest cell is the largest."""
+    names = tuple(f"layer{i}" for i in range(60))
+    trace = tables.trace(sources=names, targets=names, steps=(1, 2))
+    trace.loc[(trace["step"] == 2) & (trace["source"] == "layer3") & (trace["target"] == "layer5"), "weight"] = np.nan
+    page = visit(TransferExplorer(trace))
+    assert page.locator(".stack svg text").all_text_contents().count("×") == 1
+    assert cells(page)[:1] == ["0"]  # of the colour bar
+    shown = np.array(colours(page)).reshape(60, 60, 4)
+    assert shown[3, 5].tolist() == pytest.approx([128, 128, 128, 60], abs=2)
+    brightness = shown[..., :3].sum(-1)
+    brightness[3, 5] = 0
+    weights = trace[trace["step"] == 2]["weight"].to_numpy().reshape(60, 60)
+    assert brightness.flat[np.nanargmax(weights)] == brightness.max()
+
+
+def test_budget_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
+    """Every stop names what it buys, and table, marks and strip of images follow it; so does the other cost."""
+    curve = tables.curve()
+    images, predictions = tables.strip(curve)
+    explorer = BudgetExplorer(curve, images, predictions)
+    page = visit(explorer)
+    page.locator(SLIDER).focus()
+    page.keyboard.press("Home")
+    cheapest = curve.loc[curve["macs"].idxmin()]
+    assert page.locator("output").inner_text() == "1 M FLOPs · sliced exit 1 of 4"
+    rows = page.locator(".figures tbody tr")
+    assert rows.nth(1).inner_text().strip().endswith("none: its cheapest exit takes 1.5 M FLOPs")
+    assert page.locator(".ring[visibility=hidden]").count() == 1
+    page.keyboard.press("End")
+    explorer.at = ["msdnet", 4]
+    assert page.locator("output").inner_text() == "24 M FLOPs · msdnet exit 4 of 4"
+    for row, pick in zip(rows.all(), explorer.picks().itertuples(), strict=True):
+        assert f"{100 * pick.accuracy:.1f} ± {100 * pick.spread:.1f} %" in row.inner_text()
+    assert page.locator(".ring[visibility=hidden]").count() == 0
+    wanted = predictions[(predictions["model"] == "sliced") & (predictions["exit"] == 4)]
+    strip = page.locator(".strip tr").nth(1).inner_text()
+    for answer in wanted.itertuples():
+        assert f"{'✓' if answer.right else '✗'} " in strip
+        assert answer.coarse in strip
+    assert cheapest["model"] == "sliced"
+    page.get_by_label("Cost").select_option("latency_ms")
+    assert page.locator("output").inner_text() == "12 ms · msdnet exit 4 of 4"  # still the same exit
+
+
+@pytest.mark.parametrize("name", ["<script>document.title='!'</script>", "<img src=x onerror=document.title='!'>"])
+def test_names_stay_text(name: str, visit: Callable[..., Any]) -> None:
+    """A layer or model called like markup must be shown as it is called, and never run."""
+    page = visit(TransferExplorer(tables.trace(sources=(name, "b"))))
+    assert page.title() == "What is transferred where"
+    assert name in page.locator(".stack svg").text_content()
+    page = visit(BudgetExplorer(tables.curve().replace("sliced", name)))
+    assert page.title() == "Accuracy for a budget"
+    assert name in page.locator(".figures tbody").inner_text()
+
+
+def test_long_names_leave_room(visit: Callable[..., Any]) -> None:
+    """A name of 200 letters must not push the picture off the page; the read-out has all of it."""
+    name = "encoder." * 25
+    page = visit(TransferExplorer(tables.trace(sources=("a", name))))
+    assert page.locator(".stack").bounding_box()["width"] < 1000
+    assert name in page.locator("[role=status]").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_follow_the_readers_colours(scheme: str, visit: Callable[..., Any]) -> None:
+    """Text stands out from the page by the contrast that WCAG asks for, in light and in dark."""
+    page = visit(TransferExplorer(tables.trace()), color_scheme=scheme)
+    script = (
+        "e => [getComputedStyle(e).color, getComputedStyle(e).fill, getComputedStyle(document.body).backgroundColor]"
+    )
+    for element in (".readout", "svg text.strong", "select"):
+        colour, ink, paper = page.locator(element).first.evaluate(script)
+        text = ink if "svg" in element else colour
+        assert contrast(text, paper) > 7
+        assert (luminance(paper) < 0.1) == (scheme == "dark")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an "rgb(r, g, b)", as WCAG 2 defines it."""
+    parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
+    linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_one_row_is_a_page(visit: Callable[..., Any]) -> None:
+    """A run of one step and one pair, and a curve of one exit, have sliders that cannot move, and pictures."""
+    page = visit(TransferExplorer(tables.trace(sources=("a",), targets=("b",), steps=(7,))))
+    assert page.locator(SLIDER).is_disabled()
+    assert "Step 7. a → b: λ" in page.locator("[role=status]").inner_text()
+    page = visit(BudgetExplorer(tables.curve().iloc[:1]))
+    assert page.locator("output").inner_text() == "1 M FLOPs · exit 1 of 1"

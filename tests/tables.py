@@ -1,0 +1,71 @@
+"""Small tables for the explorers' tests, whose numbers a reader can work out by hand."""
+
+import numpy as np
+import pandas as pd
+
+
+def trace(
+    sources: tuple[str, ...] = ("layer1", "layer2"),
+    targets: tuple[str, ...] = ("t1", "t2", "t3"),
+    steps: tuple[int, ...] = (0, 100, 200),
+    slices: tuple[str, ...] = (),
+) -> pd.DataFrame:
+    """Weights that are all different and grow with the step; the strongest pair at the end is the last one."""
+    rows = [
+        {"step": step, "source": source, "target": target, "weight_std": 0.1} | ({"slice": part} if part else {})
+        for step in steps
+        for part in slices or ("",)
+        for source in sources
+        for target in targets
+    ]
+    table = pd.DataFrame(rows)
+    pairs = len(table) // len(steps)
+    return table.assign(weight=[0.5 + (1 + k % pairs) * (1 + k // pairs) / pairs for k in range(len(table))])
+
+
+def channels(trace: pd.DataFrame, count: int = 4) -> pd.DataFrame:
+    """Uniform weights at the first step, growing with the channel's number at the last."""
+    pairs = trace[["source", "target"]].drop_duplicates()
+    sums = count * (count + 1) / 2
+    rows = [
+        {"step": step, "source": pair.source, "target": pair.target, "channel": channel, "weight": weight}
+        for step, weights in (
+            (trace["step"].min(), [1 / count] * count),
+            (trace["step"].max(), [(c + 1) / sums for c in range(count)]),
+        )
+        for pair in pairs.itertuples()
+        for channel, weight in enumerate(weights)
+    ]
+    return pd.DataFrame(rows)
+
+
+def curve(seeds: int = 3) -> pd.DataFrame:
+    """Two models of four exits: costs 1, 4, 9, 16 M and half as much again; accuracies a hundredth apart by seed."""
+    rows = [
+        {
+            "model": model,
+            "exit": exit,
+            "macs": int(1e6 * exit**2 * factor),
+            "params": int(1e4 * exit * factor),
+            "latency_ms": 2 * exit * factor,
+            "accuracy": 0.5 + 0.1 * exit - 0.05 * (factor - 1) + 0.01 * (seed - 1),
+            "seed": seed,
+        }
+        for model, factor in (("sliced", 1), ("msdnet", 1.5))
+        for exit in range(1, 5)
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def strip(curve: pd.DataFrame, count: int = 3) -> tuple[np.ndarray, pd.DataFrame]:
+    """Grey images, and answers that become right from exit 3 on."""
+    images = np.stack([np.full((3, 8, 8), 40 * i, np.uint8) for i in range(count)])
+    exits = curve[["model", "exit"]].drop_duplicates()
+    rows = [
+        {"image": i, "model": row.model, "exit": row.exit, "right": row.exit > 2}
+        | {"answer": f"class {i if row.exit > 2 else 9}", "coarse": f"group {i}"}
+        for row in exits.itertuples()
+        for i in range(count)
+    ]
+    return images, pd.DataFrame(rows)
