@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import tables
 from IPython.core.formatters import DisplayFormatter
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -70,6 +71,7 @@ ALL = {
     "accuracy_by_method": lambda: draw.accuracy_by_method(make_results()),
     "accuracy_by_seconds": lambda: draw.accuracy_by_seconds(make_results().assign(train_seconds=range(1, 13))),
     "heatmaps": lambda: draw.heatmaps(make_maps()),
+    "accuracy_by_budget": lambda: draw.accuracy_by_budget(tables.curve(), budget=5e6),
     "learning_curves": lambda: draw.learning_curves(pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})),
 }
 
@@ -103,6 +105,11 @@ LONG = {
     "long lines": lambda: draw.weights_over_time(make_trace(LONG_SOURCES, LONG_TARGETS[:1])),
     "long channels": lambda: draw.channel_weights(
         make_channels(16).assign(source=LONG_SOURCES[0], target=LONG_TARGETS[0]), LONG_SOURCES[0], LONG_TARGETS[0]
+    ),
+    "longer heatmap": lambda: draw.heatmap(make_trace(("encoder." * 25, "b"), ("a", "b"))),
+    "long models": lambda: draw.accuracy_by_budget(tables.curve().replace("sliced", "encoder." * 25)),
+    "many models": lambda: draw.accuracy_by_budget(
+        pd.concat(tables.curve(1).assign(model=f"width {k}", macs=lambda c, k=k: c["macs"] * k) for k in range(1, 31))
     ),
     "long methods": lambda: draw.accuracy_by_method(make_results().replace("scratch", "everything, in three stages")),
 }
@@ -367,3 +374,73 @@ def test_comment_lines_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "results.csv"
     file.write_text("# python -m mtanytime run; 2 cores\n# seeds 0-3\n" + make_results().to_csv(index=False))
     assert draw.accuracy_by_method(file).alt == draw.accuracy_by_method(make_results()).alt
+
+
+def test_accuracy_by_budget_shows_means_and_spread_over_seeds() -> None:
+    """Hand-computed: accuracies of three seeds a hundredth apart, costs by exit, on an axis of powers."""
+    picture = draw.accuracy_by_budget(tables.curve())
+    ax = picture.axes[0]
+    lines = {container.get_label(): container for container in ax.containers}
+    assert list(lines) == legend_words(picture) == ["sliced", "msdnet"]
+    np.testing.assert_allclose(
+        lines["sliced"].lines[0].get_xydata(), [(1e6, 60), (4e6, 70), (9e6, 80), (16e6, 90)], rtol=1e-12
+    )
+    bar = lines["sliced"].lines[2][0].get_segments()[0].astype(float)
+    np.testing.assert_allclose(bar, [(1e6, 59), (1e6, 61)])
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "FLOPs (multiply–adds), log scale")
+    assert len({line.lines[0].get_marker() for line in lines.values()}) == 2  # told apart without colours
+    assert "model, ± 1 standard\ndeviation of 3 runs" in words(picture)
+    assert {"1 M", "10 M"} <= set(words(picture))
+    latency = draw.accuracy_by_budget(tables.curve(seeds=1), "latency_ms").axes[0]
+    np.testing.assert_allclose(latency.containers[1].lines[0].get_xdata(), [3, 6, 9, 12])
+    assert latency.get_xlabel() == "latency (ms), log scale"
+
+
+def test_accuracy_by_budget_marks_what_is_paid_for() -> None:
+    """A ring around the most expensive exit that a budget covers, none for a model that it does not cover."""
+    rings = [
+        line for line in draw.accuracy_by_budget(tables.curve(), budget=5e6).axes[0].get_lines() if line.get_ms() == 14
+    ]
+    np.testing.assert_allclose([ring.get_xydata()[0] for ring in rings], [(4e6, 70), (1.5e6, 57.5)])
+    assert draw.accuracy_by_budget(tables.curve(), budget=1.2e6).alt.endswith("1.2 M FLOPs pays for sliced exit 1")
+    assert draw.accuracy_by_budget(tables.curve(), budget=1.0).alt.endswith("1 FLOPs pays for no exit")
+
+
+def test_accuracy_by_budget_of_one_exit() -> None:
+    """One point has no range: the axis must still have a labelled tick around it."""
+    picture = draw.accuracy_by_budget(tables.curve().iloc[:1])
+    low, high = picture.axes[0].get_xlim()
+    assert low < 1e6 < high
+    assert "1 M" in words(picture)
+
+
+@pytest.mark.parametrize(
+    ("cost", "value", "wanted"),
+    [
+        ("macs", 58_312_000, "58.3 M FLOPs"),
+        ("macs", 999_600, "1 M FLOPs"),
+        ("macs", 7, "7 FLOPs"),
+        ("macs", 4.1e9, "4.1 G FLOPs"),
+        ("params", 1_234, "1.23 k parameters"),
+        ("latency_ms", 0.04217, "0.0422 ms"),
+        ("latency_ms", 1234.0, "1230 ms"),
+    ],
+)
+def test_costs_are_worded(cost: str, value: float, wanted: str) -> None:
+    """Three digits and a unit are what a reader can hold in mind."""
+    assert draw.worded(cost, value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda c: c, {"cost": "joules"}, "wanted a cost of macs, latency_ms, params; got 'joules'"),
+        (lambda c: c.drop(columns="latency_ms"), {"cost": "latency_ms"}, "the curve lacks column 'latency_ms'"),
+        (lambda c: c, {"level": "fine"}, r"the curve has no level 'fine' to choose \(has: none\)"),
+        (lambda c: c.assign(params=-1), {"cost": "params"}, "'params' of the curve holds -1, wanted a number above 0"),
+    ],
+)
+def test_bad_curves_are_named(change, options: dict, message: str) -> None:
+    """A curve that cannot be drawn is refused by the column or choice at fault."""
+    with pytest.raises(ValueError, match=message):
+        draw.accuracy_by_budget(change(tables.curve()), **options)

@@ -50,8 +50,9 @@ class BudgetExplorer(Explorer):
         images: UInt8[np.ndarray, "n 3 h w"] | None = None,
         predictions: draw.Table | None = None,
     ) -> None:
-        content = contents.budget_contents(curve, images, predictions)
-        self._exits = draw.read_curve(curve)
+        self._curve = draw.read_table(curve, "curve")
+        self._exits = draw.read_curve(self._curve)
+        content = contents.budget_contents(self._curve, images, predictions)
         super().__init__(content=content, **contents.first_choices(content))
 
     @property
@@ -90,7 +91,7 @@ class BudgetExplorer(Explorer):
 
     def picture(self) -> draw.Picture:
         """The curves, with the present budget marked."""
-        return draw.accuracy_by_budget(self._exits, self.cost, level=self.level or None, budget=self.budget)
+        return draw.accuracy_by_budget(self._curve, self.cost, level=self.level or None, budget=self.budget)
 
     def _shown(self) -> pd.DataFrame:
         return draw.curve_at_level(self._exits, self.level or None)

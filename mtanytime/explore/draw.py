@@ -595,13 +595,8 @@ def curve_at_level(exits: pd.DataFrame, level: str | None = None) -> pd.DataFram
 def worded(cost: str, value: float) -> str:
     """A cost with its unit, to three digits: "58.3 M FLOPs", "4.2 ms"."""
     _, unit = COSTS[cost]
-    if cost == "latency_ms":
-        return f"{value:.3g} ms"
-    power = min(max(int(math.log10(value) // 3), 0), 4)
-    if float(f"{value / 1000**power:.3g}") >= 1000 and power < 4:
-        power += 1
-    number = f"{value / 1000**power:.3g}" if value < 1e15 else f"{value:.3g}"
-    return " ".join(filter(None, (number, ["", "k", "M", "G", "T"][power], unit)))
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:g} {unit}" if cost == "latency_ms" else f"{EngFormatter(sep=' ')(rounded)} {unit}"
 
 
 def _step(table: pd.DataFrame, name: str, step: Step) -> int:

@@ -1,0 +1,226 @@
+"""What a budget buys, told by hand and by the explorer; its choices and its static form, without a browser."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tables
+import torch
+from ipywidgets import Widget
+from typechecker import unchecked
+
+from mtanytime.explore import contents, draw
+from mtanytime.explore.budget import BudgetExplorer
+
+
+def stops(explorer: BudgetExplorer) -> list[str]:
+    """The words at the slider's stops."""
+    for view in explorer.content["views"]:
+        if view["cost"] == explorer.cost and (view["level"] or "") == explorer.level:
+            return [stop["label"] for stop in view["stops"]]
+    raise AssertionError
+
+
+def test_stops_are_worded() -> None:
+    """A stop says its budget and the exit it buys; with one model the model needs no naming."""
+    curve = tables.curve()
+    single = BudgetExplorer(curve[curve["model"] == "sliced"])
+    wanted = [
+        "1 M FLOPs · exit 1 of 4",
+        "4 M FLOPs · exit 2 of 4",
+        "9 M FLOPs · exit 3 of 4",
+        "16 M FLOPs · exit 4 of 4",
+    ]
+    assert stops(single) == wanted
+    single.cost = "latency_ms"
+    assert stops(single)[1] == "4 ms · exit 2 of 4"
+    single.cost = "params"
+    assert stops(single)[1] == "20 k parameters · exit 2 of 4"
+    both = BudgetExplorer(curve)
+    assert stops(both)[:3] == [
+        "1 M FLOPs · sliced exit 1 of 4",
+        "1.5 M FLOPs · msdnet exit 1 of 4",
+        "4 M FLOPs · sliced exit 2 of 4",
+    ]
+    both.cost = "latency_ms"  # exit 3 of the one costs what exit 2 of the other costs
+    assert "6 ms · sliced exit 3 of 4, msdnet exit 2 of 4" in stops(both)
+
+
+def test_picks_are_what_the_budget_pays_for() -> None:
+    """6 M FLOPs buy exit 2 of either model: hand-computed means, spreads, and what the next exit costs and gains."""
+    explorer = BudgetExplorer(tables.curve())
+    explorer.at = ["msdnet", 2]
+    assert explorer.budget == 6e6
+    picks = explorer.picks()
+    assert list(picks["model"]) == ["sliced", "msdnet"]
+    assert list(picks["exit"]) == [2, 2]
+    np.testing.assert_allclose(picks["macs"], [4e6, 6e6])
+    np.testing.assert_allclose(picks["accuracy"], [0.7, 0.675])
+    np.testing.assert_allclose(picks["spread"], 0.01)  # of 0.69, 0.70, 0.71
+    np.testing.assert_allclose(picks["more_cost"], [5e6, 7.5e6])
+    np.testing.assert_allclose(picks["more_accuracy"], 0.1)
+    assert list(explorer.picks(1.2e6)["model"]) == ["sliced"]
+    assert explorer.picks(1.0).empty
+    last = explorer.picks(1e9)
+    assert list(last["exit"]) == [4, 4]
+    assert last["more_cost"].isna().all()
+
+
+def test_front_end_holds_the_same_picks() -> None:
+    """The front end looks up at every stop what `picks` computes from the table, in numbers and in words."""
+    explorer = BudgetExplorer(tables.curve())
+    for view in explorer.content["views"]:
+        explorer.cost = view["cost"]
+        for stop in view["stops"]:
+            explorer.at = stop["at"][0]
+            picks = explorer.picks().set_index("model")
+            for model, line, place in zip(explorer.content["models"], view["lines"], stop["picks"], strict=True):
+                assert (place >= 0) == (model["name"] in picks.index)
+                if place >= 0:
+                    pick = picks.loc[model["name"]]
+                    assert line[place]["exit"] == pick["exit"]
+                    assert line[place]["said"] == f"{100 * pick['accuracy']:.1f} ± {100 * pick['spread']:.1f} %"
+    words = explorer.content["views"][0]["lines"][0]
+    assert words[1]["next"] == "exit 3: +5 M FLOPs (+125%) for +10.0 points"
+    assert words[3]["next"] == "the last exit"
+    json.dumps(explorer.content, allow_nan=False)
+
+
+def test_exits_that_lose_or_lack_accuracy() -> None:
+    """A wider exit may be worse, and a run may have diverged: both are said, not hidden."""
+    curve = tables.curve(seeds=1)
+    curve.loc[2, "accuracy"] = 0.65  # exit 3 of the first model, below exit 2
+    curve.loc[3, "accuracy"] = np.nan
+    line = BudgetExplorer(curve).content["views"][0]["lines"][0]
+    assert line[1]["next"].endswith("for −4.0 points")
+    assert line[2]["next"].endswith("for no known gain")
+    assert (line[3]["accuracy"], line[3]["said"], line[1]["said"]) == (None, "none", "69.0 %")
+
+
+def test_costs_that_are_there() -> None:
+    """A curve of the user's own may have been measured in one way only; a half-measured cost is not offered."""
+    curve = tables.curve()
+    costs = lambda table: [cost["name"] for cost in BudgetExplorer(table).content["costs"]]  # noqa: E731
+    assert costs(curve) == ["macs", "latency_ms", "params"]
+    assert costs(curve[["model", "exit", "latency_ms", "accuracy"]]) == ["latency_ms"]
+    assert costs(curve.assign(latency_ms=curve["latency_ms"].where(curve["exit"] > 1))) == ["macs", "params"]
+
+
+def test_levels_of_a_taxonomy() -> None:
+    """With an accuracy at each level, a level is chosen; with a level for each exit, the exit's words name it."""
+    fine = tables.curve()
+    coarse = fine.assign(accuracy=fine["accuracy"] + 0.05, level="coarse")
+    explorer = BudgetExplorer(pd.concat([coarse, fine.assign(level="fine")]))
+    assert (explorer.content["levels"], explorer.level) == (["coarse", "fine"], "fine")
+    accuracy = explorer.picks(1e9)["accuracy"]
+    explorer.level = "coarse"
+    np.testing.assert_allclose(explorer.picks(1e9)["accuracy"], accuracy + 0.05)
+    assert "level coarse" in explorer.picture().axes[0].get_title(loc="left")
+    each = BudgetExplorer(fine.assign(level=np.where(fine["exit"] < 3, "coarse", "fine")))
+    assert each.content["levels"] == []
+    assert "1 M FLOPs · sliced exit 1 of 4 (coarse)" in stops(each)
+
+
+def test_strip_of_images() -> None:
+    """Every exit's answers travel with the images, which are shown smaller if they are large."""
+    curve = tables.curve()
+    images, predictions = tables.strip(curve)
+    strip = BudgetExplorer(curve, images, predictions).content["strip"]
+    assert len(strip["images"]) == 3
+    assert strip["answers"]["sliced"]["2"]["1"] == {"answer": "class 9", "coarse": "group 1", "right": False}
+    assert strip["answers"]["msdnet"]["3"]["1"] == {"answer": "class 1", "coarse": "group 1", "right": True}
+    plain = BudgetExplorer(curve, images, predictions.drop(columns=["coarse", "right"])).content["strip"]
+    assert plain["answers"]["sliced"]["2"]["1"] == {"answer": "class 9"}
+    noise = np.random.default_rng(0).integers(0, 255, (64, 3, 256, 224), dtype=np.uint8)
+    many = predictions[predictions["image"] == 0]
+    assert sum(map(len, contents.budget_contents(curve, noise, many)["strip"]["images"])) < 2_500_000
+
+
+def test_static_form() -> None:
+    """Without a front end a reader gets the curves with the budget marked, and a line that is the same everywhere."""
+    explorer = BudgetExplorer(tables.curve())
+    data, about = explorer._repr_mimebundle_()
+    assert data["text/plain"] == "BudgetExplorer: 2 models with 4 exits each, 3 runs"
+    assert about["image/png"]["alt"] == (
+        "Accuracy against FLOPs (multiply–adds) of 2 models: sliced, msdnet; "
+        "a budget of 9 M FLOPs pays for sliced exit 3, msdnet exit 2"
+    )
+    picture = draw.accuracy_by_budget(tables.curve(), budget=9e6)
+    assert data["image/png"] == picture._repr_mimebundle_()[0]["image/png"]
+    single = BudgetExplorer(tables.curve().iloc[:1])
+    assert repr(single) == "BudgetExplorer: 1 model with 1 exit"
+    assert stops(single) == ["1 M FLOPs · exit 1 of 1"]
+
+
+def test_nothing_is_left_after_closing() -> None:
+    """A closed explorer takes its widgets with it."""
+    before = set(Widget.get_manager_state()["state"])
+    BudgetExplorer(tables.curve()).close()
+    assert set(Widget.get_manager_state()["state"]) == before
+
+
+@pytest.mark.parametrize("column", ["model", "exit", "accuracy"])
+def test_missing_columns(column: str) -> None:
+    """A table that is no curve is refused by the name of the column it lacks."""
+    with pytest.raises(ValueError, match=f"the curve lacks column '{column}'"):
+        BudgetExplorer(tables.curve().drop(columns=column))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[["model", "exit", "accuracy"]], r"the curve lacks column 'macs' \(has: model, exit, accuracy\)"),
+        (lambda c: c.assign(accuracy=93.0), "'accuracy' of the curve must be a fraction of 1, got 93 to 93"),
+        (lambda c: c.assign(macs=0), "'macs' of the curve holds 0, wanted a number above 0"),
+        (lambda c: c.assign(macs=np.inf), "'macs' of the curve holds inf, wanted a number above 0"),
+        (lambda c: c.assign(exit=1.5), "'exit' of the curve holds 1.5, wanted whole numbers"),
+        (lambda c: c.iloc[:0], "the curve has no rows"),
+    ],
+)
+def test_bad_curves(change: object, message: str) -> None:
+    """What cannot be drawn truly is refused by its column before anything is drawn."""
+    with pytest.raises(ValueError, match=message):
+        BudgetExplorer(change(tables.curve()))
+
+
+def test_bad_images_and_predictions() -> None:
+    """Images and answers that do not belong together are refused, and say why."""
+    curve = tables.curve()
+    images, predictions = tables.strip(curve)
+    strip = unchecked(contents._strip)
+    known = BudgetExplorer(curve).content["exits"]
+
+    def refused(match: str, images: object, predictions: object) -> None:
+        with pytest.raises(ValueError, match=match):
+            strip(images, predictions, known)
+
+    refused("wanted images and predictions together", images, None)
+    refused("wanted images as a NumPy array of uint8 .*; got float64 of shape", images / 255, predictions)
+    refused("wanted images as a NumPy array", torch.zeros(3, 3, 8, 8), predictions)
+    refused("wanted 1 to 64 images; got 65", np.zeros((65, 3, 8, 8), np.uint8), predictions)
+    refused("names image 2; there are 0 to 1", images[:2], predictions)
+    refused("names sliced exit 9, which the curve lacks", images, predictions.replace({"exit": {4: 9}}))
+    refused("the predictions table lacks column 'answer'", images, predictions.drop(columns="answer"))
+    refused("several rows for image 0, model sliced, exit 1", images, pd.concat([predictions, predictions]))
+
+
+@pytest.mark.parametrize(
+    ("choice", "value", "message"),
+    [
+        ("cost", "joules", "wanted a cost of 'macs', 'latency_ms', 'params'; got 'joules'"),
+        ("level", "fine", "wanted a level of ''; got 'fine'"),
+        ("at", ["sliced", 9], r"wanted a model and exit of \['sliced', 1\].*got \['sliced', 9\]"),
+    ],
+)
+def test_choices_that_are_not_offered(choice: str, value: object, message: str) -> None:
+    """A choice that is not in the table is refused with what there is."""
+    with pytest.raises(ValueError, match=message):
+        setattr(BudgetExplorer(tables.curve()), choice, value)
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_is_above_nothing(budget: float) -> None:
+    """No exit is free, and nan compares with nothing: such a budget is a mistake."""
+    with pytest.raises(ValueError, match="wanted a budget above 0; got"):
+        BudgetExplorer(tables.curve()).picks(budget)

@@ -1,0 +1,147 @@
+"""Exported pages: what is in the file, and that bad input leaves none. tests/browser opens them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tables
+from matplotlib import pyplot as plt
+
+from mtanytime.explore import export
+from mtanytime.explore.budget import BudgetExplorer
+from mtanytime.explore.export import export_csv
+from mtanytime.explore.transfer import TransferExplorer
+
+
+def state_of(page: Path) -> dict:
+    """What the page's script reads."""
+    text = re.search(r'<script type="application/json" id="state">(.*?)</script>', page.read_text("utf-8"), re.S)
+    return json.loads(text.group(1))
+
+
+def test_page_holds_the_explorer(tmp_path: Path) -> None:
+    """The page begins where the explorer stands, and asks the network for nothing."""
+    explorer = TransferExplorer(tables.trace(), relative=True)
+    explorer.step = 100
+    path = explorer.save_html(tmp_path / "page.html")
+    state = state_of(path)
+    assert state["content"] == explorer.content
+    assert (state["step"], state["relative"], state["pair"]) == (100, True, ["layer2", "t3"])
+    text = path.read_text("utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "default-src 'none'" in text
+    links = set(re.findall(r"""(?:https?:)?//[\w.-]+\.\w+[^\s"'`]*""", text.replace("http://www.w3.org/2000/svg", "")))
+    assert links == set()
+    assert not re.search(r"""<(?:link|iframe|script[^>]* src)|@import|url\(""", text)
+    assert "Heat map of share of λ, 2 source × 3 target layers, at step 100" in text  # for a reader without scripts
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
+    """A colleague's file of the same name must not be lost to a repeated command."""
+    path = tmp_path / "page.html"
+    path.write_text("mine")
+    tables.curve().to_csv(tmp_path / "curve.csv", index=False)
+    explorer = BudgetExplorer(tables.curve())
+    for write in (
+        lambda **force: explorer.save_html(path, **force),
+        lambda **f: export_csv(tmp_path / "curve.csv", path, **f),
+    ):
+        path.write_text("mine")
+        with pytest.raises(ValueError, match=r"page\.html is there already"):
+            write()
+        assert path.read_text() == "mine"
+        write(force=True)
+        assert state_of(path)["content"]["kind"] == "budget"
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves the old page, and no half of the new one."""
+    path = tmp_path / "page.html"
+    path.write_text("mine")
+
+    def fail(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="no space left"):
+        TransferExplorer(tables.trace()).save_html(path, force=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert path.read_text() == "mine"
+
+
+def test_a_page_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 × 60 layers over many steps stay below 3 MB; what would be above is refused and says by how much."""
+    names = tuple(f"encoder.layer.{i}" for i in range(60))
+    trace = tables.trace(sources=names, targets=names, steps=tuple(range(100)))
+    path = TransferExplorer(trace, tables.channels(trace, 64)).save_html(tmp_path / "large.html")
+    assert 1e6 < path.stat().st_size < 3e6
+    monkeypatch.setattr(export, "BYTES_UP_TO", 20_000)
+    with pytest.raises(ValueError, match=r"the page would hold 0\.\d MB"):
+        TransferExplorer(tables.trace()).save_html(tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("name", ["</script><script>alert(1)</script>", "<!--<script>", "\u2028&amp;\"'{x}"])
+def test_names_cannot_end_the_script(name: str, tmp_path: Path) -> None:
+    """Whatever a layer is called, the page has its own two scripts, and the name arrives as it was."""
+    path = TransferExplorer(tables.trace(sources=(name, "b"))).save_html(tmp_path / "page.html")
+    assert state_of(path)["content"]["sources"] == [name, "b"]
+    assert path.read_text("utf-8").count("<script") == 2
+    path = BudgetExplorer(tables.curve().replace("sliced", name)).save_html(tmp_path / "curve.html")
+    assert state_of(path)["content"]["models"][0]["name"] == name
+    assert path.read_text("utf-8").count("<script") == 2
+
+
+def test_csv_is_told_by_its_columns(tmp_path: Path) -> None:
+    """The command line needs no word for what a file is; a run's channel weights beside its trace come along."""
+    trace, curve = tables.trace(), tables.curve()
+    trace.to_csv(tmp_path / "trace.csv", index=False)
+    trace.to_csv(tmp_path / "other.csv", index=False)
+    tables.channels(trace).to_csv(tmp_path / "channels.csv", index=False)
+    (tmp_path / "curve.csv").write_text("# how it came about\n" + curve.to_csv(index=False))
+    assert export_csv(tmp_path / "trace.csv", tmp_path / "1.html").endswith("1.html: 6 pairs, 3 steps from 0 to 200")
+    assert state_of(tmp_path / "1.html")["content"]["channels"]["steps"] == [0, 200]
+    export_csv(tmp_path / "other.csv", str(tmp_path / "2.html"))
+    assert state_of(tmp_path / "2.html")["content"]["channels"] is None
+    assert "2 models with 4 exits each, 3 runs" in export_csv(str(tmp_path / "curve.csv"), tmp_path / "3.html")
+    assert state_of(tmp_path / "3.html")["at"] == ["sliced", 3]
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is an empty file"),
+        ("# only a comment\n", "is an empty file"),
+        ("step,source,target,weight\n", "has no rows"),
+        ("step,source,target\n1,a,b\n", "the trace lacks column 'weight'"),
+        ("source,target,weight\na,b,1\n", "the trace lacks column 'step'"),
+        ("model,exit,accuracy\na,1,0.5\n", "the curve lacks column 'macs'"),
+        ("model,macs,accuracy\na,1,0.5\n", "the curve lacks column 'exit'"),
+        ("x,y\n1,2\n", r"wanted a trace \(step, source, target, weight\) or a curve .*; got the columns x, y"),
+        ("step,source,target,weight\n1,a,b,high\n", "column 'weight' of the trace is not numeric, for example 'high'"),
+        ("step,source,target,weight\n1,a,b,1\n1,a,b,2\n", "several rows for step 1, source a, target b"),
+        ("a,b\n1,2\n1,2,3\n", "is no CSV table"),
+    ],
+)
+def test_bad_files_are_one_line_of_error(text: str, message: str, tmp_path: Path) -> None:
+    """A file that cannot be drawn is named with its column in one line, and leaves no page behind."""
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        export_csv(tmp_path / "table.csv", tmp_path / "page.html")
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """A picture or checkpoint given by mistake is no traceback either."""
+    (tmp_path / "x.csv").write_bytes(np.random.default_rng(0).bytes(500))
+    with pytest.raises(ValueError, match="is no CSV table"):
+        export_csv(tmp_path / "x.csv", tmp_path / "page.html")
+    with pytest.raises(FileNotFoundError):
+        export_csv(tmp_path / "none.csv", tmp_path / "page.html")
