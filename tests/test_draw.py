@@ -385,14 +385,14 @@ def test_accuracy_by_budget_shows_means_and_spread_over_seeds() -> None:
     np.testing.assert_allclose(
         lines["sliced"].lines[0].get_xydata(), [(1e6, 60), (4e6, 70), (9e6, 80), (16e6, 90)], rtol=1e-12
     )
-    bar = lines["sliced"].lines[2][0].get_segments()[0].astype(float)
+    bar = lines["sliced"].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar, [(1e6, 59), (1e6, 61)])
     assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "FLOPs (multiply–adds), log scale")
     assert len({line.lines[0].get_marker() for line in lines.values()}) == 2  # told apart without colours
     assert "model, ± 1 standard\ndeviation of 3 runs" in words(picture)
     assert {"1 M", "10 M"} <= set(words(picture))
     latency = draw.accuracy_by_budget(tables.curve(seeds=1), "latency_ms").axes[0]
-    np.testing.assert_allclose(latency.containers[1].lines[0].get_xdata(), [3, 6, 9, 12])
+    np.testing.assert_allclose(latency.containers[1].lines[0].get_xydata()[:, 0], [3, 6, 9, 12])
     assert latency.get_xlabel() == "latency (ms), log scale"
 
 
