@@ -117,6 +117,9 @@ def test_levels_of_a_taxonomy() -> None:
     explorer.level = "coarse"
     np.testing.assert_allclose(explorer.picks(1e9)["accuracy"], accuracy + 0.05)
     assert "level coarse" in explorer.picture().axes[0].get_title(loc="left")
+    some = BudgetExplorer(pd.concat([coarse[coarse["exit"] < 4], fine.assign(level="fine")]))
+    some.at, some.level = ["msdnet", 4], "coarse"  # an exit that has no coarse accuracy
+    assert some.budget == 1e6
     each = BudgetExplorer(fine.assign(level=np.where(fine["exit"] < 3, "coarse", "fine")))
     assert each.content["levels"] == []
     assert "1 M FLOPs · sliced exit 1 of 4 (coarse)" in stops(each)

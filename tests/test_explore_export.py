@@ -145,3 +145,5 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         export_csv(tmp_path / "x.csv", tmp_path / "page.html")
     with pytest.raises(FileNotFoundError):
         export_csv(tmp_path / "none.csv", tmp_path / "page.html")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        BudgetExplorer(tables.curve()).save_html(tmp_path / "none" / "page.html")

@@ -57,10 +57,12 @@ class BudgetExplorer(Explorer):
 
     @property
     def budget(self) -> float:
-        """What the slider stands on, in multiply–adds, milliseconds or parameters."""
+        """What the slider stands on, in multiply–adds, milliseconds or parameters; the lowest where `at` has no level
+        of this name."""
         model, exit = self.at
         exits = self._shown()
-        return float(exits.loc[(exits["model"] == model) & (exits["exit"] == exit), self.cost].iloc[0])
+        here = exits.loc[(exits["model"] == model) & (exits["exit"] == exit), self.cost]
+        return float(here.iloc[0] if len(here) else exits[self.cost].min())
 
     def picks(self, budget: float | None = None) -> pd.DataFrame:
         """The exit that a budget pays for, one row a model that it pays for at all.

@@ -61,8 +61,8 @@ def transfer_contents(trace: draw.Table, channels: draw.Table | None = None) -> 
         "targets": targets,
         "slices": slices(table),
         "pairs": [[sources.index(source), targets.index(target)] for source, target in pairs],
-        "values": _grid(table, "weight", steps, pairs),
-        "spreads": _grid(table, "weight_std", steps, pairs) if spreads else None,
+        "values": _plain(wide(table).loc[steps].to_numpy()),
+        "spreads": _plain(wide(table, "weight_std").loc[steps].to_numpy()) if spreads else None,
         "colours": [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, 64))],
         "channels": None,
     }
@@ -117,10 +117,10 @@ def _thinned(steps: list[int], most: int) -> list[int]:
     return [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
 
 
-def _grid(table: pd.DataFrame, column: str, steps: list[int], pairs: list[tuple[str, str]]) -> list[list[float | None]]:
-    """The column's values, a list of all pairs for each step; None where there is none."""
-    wide = table[table["step"].isin(steps)].pivot(index="step", columns=["source", "target"], values=column)
-    return _plain(wide.reindex(index=steps, columns=pd.MultiIndex.from_tuples(pairs)).to_numpy(float))
+def wide(trace: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
+    """A column of a table from `draw.read_trace`: steps in order down, pairs in the table's order across."""
+    pairs = pd.MultiIndex.from_frame(trace[["source", "target"]].drop_duplicates())
+    return trace.pivot(index="step", columns=["source", "target"], values=column).reindex(columns=pairs).astype(float)
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:

@@ -97,10 +97,13 @@ def heatmap(
     """
     table = read_trace(trace)
     last = _step(table, "trace", step)
-    values, largest = weights_at(table, last, relative)
+    weights = table.groupby(["step", "source", "target"])["weight"].mean()
+    if relative:
+        weights = weights / weights.groupby(["step", "target"]).transform("sum").replace(0, 1)
+    values = weights.loc[last].unstack().reindex(index=_order(table["source"]), columns=_order(table["target"]))
     sources, targets = ([shortened(name) for name in names] for names in (values.index, values.columns))
     if vmax is None:
-        vmax = largest
+        vmax = weights.max() if weights.max() > 0 else 1.0
     if numbers is None:
         numbers = max(values.shape) <= NUMBERS_UP_TO
 
@@ -139,16 +142,6 @@ def heatmap(
     ax.tick_params(axis="x", labelrotation=90 if upright else 0, labelsize=size)
     ax.tick_params(axis="y", labelrotation=0, labelsize=size)
     return picture
-
-
-def weights_at(trace: pd.DataFrame, step: int, relative: bool = False) -> tuple[pd.DataFrame, float]:
-    """The numbers behind `heatmap`: λ of a table from `read_trace` at a step, source layers down and target layers
-    across, and the value of the brightest colour, which is the largest of all steps (1 where none is above 0)."""
-    weights = trace.groupby(["step", "source", "target"])["weight"].mean()
-    if relative:
-        weights = weights / weights.groupby(["step", "target"]).transform("sum").replace(0, 1)
-    values = weights.loc[step].unstack().reindex(index=_order(trace["source"]), columns=_order(trace["target"]))
-    return values, float(weights.max()) if weights.max() > 0 else 1.0
 
 
 def heatmaps(maps: Table) -> Picture:

@@ -74,6 +74,7 @@ def save(
 
     Raises:
         ValueError: the file is there already, or the page would be larger than 3 MB.
+        OSError: the page cannot be written.
     """
     path = _free(path, force)
     folder = Path(__file__).parent
@@ -140,4 +141,6 @@ def _free(path: str | PathLike[str], force: bool) -> Path:
     path = Path(path)
     if path.exists() and not force:
         raise ValueError(f"{path} is there already: delete it, name another file, or ask to have it replaced (force)")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
     return path

@@ -43,26 +43,34 @@ class TransferExplorer(Explorer):
 
     def __init__(self, trace: draw.Table, channels: draw.Table | None = None, relative: bool = False) -> None:
         content = contents.transfer_contents(trace, channels)
-        self._trace = draw.read_trace(trace)
+        self._weights = contents.wide(draw.read_trace(trace))
         choices = contents.first_choices(content) | {"relative": relative}
         super().__init__(content=content, **choices)
 
     def values(self) -> pd.DataFrame:
         """The numbers in the heat-map: λ or shares, source layers down and target layers across."""
-        return draw.weights_at(self._shown(), self.step, self.relative)[0]
+        weights = self._scaled()
+        sources, targets = (weights.columns.unique(side) for side in ("source", "target"))
+        return weights.loc[self.step].unstack("target").reindex(index=sources, columns=targets)
 
     def picture(self) -> draw.Picture:
         """The heat-map of the present choices."""
-        return draw.heatmap(self._shown(), self.step, self.relative)
+        now = self._shown().loc[self.step].rename("weight").reset_index().assign(step=self.step)
+        largest = self._scaled().max(axis=None)  # of all steps, so that their pictures compare
+        return draw.heatmap(now, self.step, self.relative, vmax=float(largest) if largest > 0 else 1.0)
 
     def _shown(self) -> pd.DataFrame:
-        """The rows of the chosen network and slice; a slice is part of a target's name by now."""
-        table = self._trace
-        if self.network:
-            table = table[table["source"].str.startswith(f"{self.network}/")]
-        if self.slice:
-            table = table[table["slice"].astype(str) == self.slice]
-        return table.drop(columns="slice", errors="ignore")
+        """λ of the chosen network and slice at every step."""
+        sources, targets = (self._weights.columns.get_level_values(side) for side in ("source", "target"))
+        network, part = f"{self.network}/" if self.network else "", f" slice {self.slice}" if self.slice else ""
+        return self._weights.loc[:, sources.str.startswith(network) & targets.str.endswith(part)]
+
+    def _scaled(self) -> pd.DataFrame:
+        """The same on the chosen scale."""
+        weights = self._shown()
+        if not self.relative:
+            return weights
+        return weights / weights.T.groupby("target").transform("sum").T.replace(0, 1)
 
     @traitlets.validate("step", "network", "slice", "pair")
     def _offered(self, proposal: Any) -> Any:
