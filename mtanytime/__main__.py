@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run NAME | bench transfer`."""
+"""The command line: `python -m mtanytime list | run NAME | bench transfer | bench anytime`."""
 
 import argparse
 import json
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from mtanytime.benchmarks import bench_transfer, processor
+from mtanytime.benchmarks import ANYTIME_PARTS, bench_anytime, bench_transfer, processor
 from mtanytime.recipes import RECIPES, Results, plan, run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mtanytime", description="Learn what and where to transfer.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mtanytime", description="Learn what and where to transfer; predict at any time."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the experiments by name")
     runs = commands.add_parser("run", help="run an experiment, or go on with it where it was stopped")
@@ -24,20 +26,33 @@ def main(arguments: list[str] | None = None) -> int:
     runs.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, see `list`")
     runs.add_argument("--csv", type=Path, help="a new file for the results; the learned maps go to NAME_maps.csv")
     runs.add_argument("--dry-run", action="store_true", help="print the plan and what it would cost; train nothing")
-    bench = commands.add_parser("bench", help="measure, side by side in one run")
-    bench.add_argument("what", choices=["transfer"], help="one iteration of L2T-ww, ResNet-32 to VGG-9")
-    bench.add_argument("--json", action="store_true", help="one JSON object on the last line, and no table")
-    bench.add_argument("--batch", type=_count, default=64, help="images a batch (default 64)")
-    bench.add_argument("--inner-steps", type=_count, default=2, help="T, matching steps of the lookahead (default 2)")
-    bench.add_argument("--rounds", type=_count, default=5, help="counted iterations of each mode (default 5)")
+    bench = commands.add_parser("bench", help="measure, side by side in one run").add_subparsers(
+        dest="what", required=True
+    )
+    transfer = bench.add_parser("transfer", help="one iteration of L2T-ww, ResNet-32 to VGG-9")
+    anytime = bench.add_parser("anytime", help="training steps and answers of a sliced ResNeXt")
+    for parser_ in (transfer, anytime):
+        parser_.add_argument("--json", action="store_true", help="one JSON object on the last line, and no table")
+        parser_.add_argument("--batch", type=_count, default=64, help="images a batch (default 64)")
+        parser_.add_argument("--rounds", type=_count, default=5, help="counted rounds (default 5)")
+    help = "T, matching steps of the lookahead (default 2)"
+    transfer.add_argument("--inner-steps", type=_count, default=2, help=help)
     help = "a clone of alinlab/L2T-ww, to time the authors' code, too: it is run, so pass a folder that you trust"
-    bench.add_argument("--authors", type=Path, metavar="FOLDER", help=help)
+    transfer.add_argument("--authors", type=Path, metavar="FOLDER", help=help)
+    for name, default, help in (
+        ("--width", 64, "channels of the first stage"),
+        ("--bottleneck", 4, "channels of a branch"),
+        ("--branches", 8, "branches, slices and exits (K)"),
+        ("--blocks", 7, "blocks a stage"),
+    ):
+        anytime.add_argument(name, type=_count, default=default, help=f"{help} (default {default})")
+    anytime.add_argument("--compile", action="store_true", help="time torch.compile, too (needs a C++ compiler)")
     options = parser.parse_args(arguments)
     if options.command == "list":
         return _list()
     if options.command == "run":
         return _run(options)
-    return _bench(options)
+    return _bench_anytime(options) if options.what == "anytime" else _bench_transfer(options)
 
 
 def _list() -> int:
@@ -114,7 +129,7 @@ def _write(results: Results, options: argparse.Namespace) -> None:
             _temporary(file).replace(file)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _bench_transfer(options: argparse.Namespace) -> int:
     try:
         result = bench_transfer(
             options.batch, options.inner_steps, options.rounds, progress=not options.json, authors=options.authors
@@ -133,6 +148,30 @@ def _bench(options: argparse.Namespace) -> int:
         print(f"of ours: {part.removesuffix('_s'):14} {seconds:.3f} s")
     error = result["first_order_error"]
     print(f"first order against exact: relative error {error['relative_error']}, cosine {error['cosine']}")
+    print(", ".join(f"{key} {value}" for key, value in result["config"].items()))
+    return 0
+
+
+def _bench_anytime(options: argparse.Namespace) -> int:
+    sizes = (options.width, options.bottleneck, options.branches, options.blocks)
+    try:
+        result = bench_anytime(*sizes, options.batch, options.rounds, options.compile, progress=not options.json)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    ratios = {"sliced_joint": "widest", "inclusive_joint": "sliced_joint", "stepup": "full", "first": "full"}
+    print(f"{'':16} {'s':>9}")
+    for name in ANYTIME_PARTS:
+        against = (
+            f"  {result[f'{name}_s'] / result[f'{ratios[name]}_s']:.2f} × {ratios[name]}" if name in ratios else ""
+        )
+        print(f"{name:16} {result[f'{name}_s']:9.4f}{against}")
+    for setting in ("unfolded", "batch_1", "compiled"):
+        for name, seconds in result.get(setting, {}).items():
+            print(f"{setting} {name.removesuffix('_s')}: {seconds} s")
     print(", ".join(f"{key} {value}" for key, value in result["config"].items()))
     return 0
 

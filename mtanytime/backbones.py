@@ -146,12 +146,16 @@ class Normalized(nn.Module):
 
     def forward(self, images: Shaped[Tensor, "batch channel height width"]) -> Any:
         """The network's own output. Raises ValueError for integers or another number of channels."""
+        return self.network(self.normalised(images))
+
+    def normalised(self, images: Shaped[Tensor, "batch channel height width"]) -> Tensor:
+        """What the network sees of the images. Raises ValueError for integers or another number of channels."""
         if not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}; wanted floats in [0, 1] (uint8 images: images / 255)")
         _check_images(images, self.mean.shape[1], 1, "Normalized")
         if self.size is not None and images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return self.network((images - self.mean) / self.std)
+        return (images - self.mean) / self.std
 
 
 def l2t_resnet32_names() -> dict[str, str]:

@@ -8,15 +8,17 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms
 from mtanytime.authors_code import authors_iteration
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.datasets import ImageSet
@@ -40,17 +42,9 @@ def transfer_iteration(name: str, batch: int, inner_steps: int, authors: Path | 
     """One iteration of L2T-ww on the fixed work, ResNet-32 to VGG-9, 15 pairs, random images, in a mode of
     `TRANSFER_MODES`, or one of its `PARTS`, or "authors": by the code in that folder."""
     if name == "authors":
-        work = authors_iteration(authors, batch, inner_steps, best_device())
-    else:
-        trainer, images, labels = _transfer_work(name, batch, inner_steps)
-        work = partial(trainer._source_features, images) if name == "source" else partial(trainer._step, images, labels)
-
-    def iteration() -> None:
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return iteration
+        return authors_iteration(authors, batch, inner_steps, best_device())
+    trainer, images, labels = _transfer_work(name, batch, inner_steps)
+    return partial(trainer._source_features, images) if name == "source" else partial(trainer._step, images, labels)
 
 
 def first_order_error(batch: int, inner_steps: int) -> dict[str, float]:
@@ -103,14 +97,7 @@ def bench_transfer(
     modes = [*TRANSFER_MODES, *(["authors"] if authors is not None else [])]
     names = [*modes, *PARTS]
     iterations = {name: transfer_iteration(name, batch, inner_steps, authors) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in tqdm(range(rounds + WARM_UP), unit="round", file=sys.stderr, disable=not progress):
-        for name in names:
-            started = time.perf_counter()
-            iterations[name]()
-            if i >= WARM_UP:
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = _in_turn(iterations, rounds, progress)
     result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in modes}
     for name in modes:
         result[f"{name}_mb"] = _peak_memory(name, batch, inner_steps, authors)
@@ -133,6 +120,108 @@ def bench_transfer(
         "torch": torch.__version__,
     }
     return result
+
+
+ANYTIME_PARTS = ("sliced_joint", "widest", "inclusive_joint", "stepup", "first", "full")
+
+
+def bench_anytime(
+    width: int = 64,
+    bottleneck: int = 4,
+    branches: int = 8,
+    blocks: int = 7,
+    batch: int = 64,
+    rounds: int = 5,
+    compiled: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Median seconds, taken in turn, of what an anytime ResNeXt does on 32×32 images, in float32.
+
+    Training steps (forward, backward and SGD): "sliced_joint_s" all exits of a `SlicedResNeXt`, "widest_s" its widest
+    sub-network alone, `extract(K)`, and "inclusive_joint_s" all exits of an `InclusiveResNeXt`. Inference with folded
+    batch norms: "full_s" one forward pass of the widest, "stepup_s" all answers by `refine`, "first_s" the first of
+    them. "batch_1" has the inference again for one image; "unfolded" with the batch norms as they are; with `compiled`,
+    "compiled" has "full_s" under torch.compile, and "compile_s", which the first call took.
+    """
+    torch.manual_seed(0)
+    sliced = SlicedResNeXt(10, width, bottleneck, branches, blocks)
+    inclusive = InclusiveResNeXt(10, width, bottleneck, branches, blocks)
+    device = best_device()
+    images = torch.rand(batch, 3, 32, 32, device=device)
+    labels = torch.arange(batch, device=device) % 10
+    networks = {"sliced_joint": sliced, "widest": sliced.extract(sliced.exits), "inclusive_joint": inclusive}
+    steps = {name: _training_step(network.to(device), images, labels) for name, network in networks.items()}
+    medians = _in_turn(steps, rounds, progress)
+    medians |= _in_turn(_inference(sliced, images, folded=True), rounds, progress)
+    result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in ANYTIME_PARTS}
+    for name, part, folded in (("unfolded", images, False), ("batch_1", images[:1], True)):
+        times = _in_turn(_inference(sliced, part, folded), rounds if folded is False else 4 * rounds, progress)
+        result[name] = {f"{key}_s": round(value, 5) for key, value in times.items()}
+    if compiled:
+        quick = torch.compile(fold_batch_norms(sliced.extract(sliced.exits)))
+        started = time.perf_counter()
+        with torch.no_grad():
+            quick(images)
+        seconds = time.perf_counter() - started
+        full = _in_turn({"full": lambda: _without_gradient(quick, images)}, rounds, progress)["full"]
+        result["compiled"] = {"full_s": round(full, 4), "compile_s": round(seconds, 1)}
+    result["config"] = {
+        "width": width,
+        "bottleneck": bottleneck,
+        "branches": branches,
+        "blocks": blocks,
+        "batch": batch,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "torch": torch.__version__,
+    }
+    return result
+
+
+def _training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    optimizer, loss = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4), JointLoss()
+    network.train()
+
+    def step() -> None:
+        outputs = network(images)
+        total = loss([outputs] if isinstance(outputs, Tensor) else outputs, labels)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def _inference(network: SlicedResNeXt, images: Tensor, folded: bool) -> dict[str, Callable[[], None]]:
+    """All answers step by step, the first one, and one pass of the widest sub-network."""
+    whole, widest = network.eval(), network.extract(network.exits).eval()
+    if folded:
+        whole, widest = fold_batch_norms(whole), fold_batch_norms(widest)
+    return {
+        "stepup": lambda: deque(whole.refine(images), maxlen=0),
+        "first": lambda: next(whole.refine(images)),
+        "full": lambda: _without_gradient(widest, images),
+    }
+
+
+@torch.no_grad()
+def _without_gradient(network: nn.Module, images: Tensor) -> None:
+    network(images)
+
+
+def _in_turn(work: dict[str, Callable[[], Any]], rounds: int, progress: bool) -> dict[str, float]:
+    """Median seconds of each piece of work, done by turns so that a slow moment hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for i in tqdm(range(rounds + WARM_UP), unit="round", file=sys.stderr, disable=not progress):
+        for name, call in work.items():
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i >= WARM_UP:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _peak_memory(name: str, batch: int, inner_steps: int, authors: Path | None) -> float:

@@ -5,52 +5,27 @@ anywhere goes on where it was, and one that is finished only reads its results.
 """
 
 import difflib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
-from mtanytime.datasets import DIGITS_A_CLASS, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
-from mtanytime.training import Trainer
+from mtanytime import anytime_recipes, transfer_recipes
+from mtanytime.training import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
-
-Setting = int | float | str
-Settings = Mapping[str, Setting]
-
-# The ways to train the target: the arguments of a `TransferTrainer`, or None from scratch. One-to-one pairs a source
-# stage with the target layer of its size.
-METHODS: dict[str, dict[str, object] | None] = {
-    "scratch": None,
-    "matching_all": {"what": False, "where": "off"},
-    "matching_one": {
-        "what": False,
-        "where": "off",
-        "pairs": [("layer1", "features.2"), ("layer2", "features.6"), ("layer3", "features.13")],
-    },
-    "what": {"where": "off"},
-    "where": {"what": False},
-    "l2t": {},
-}
-
-
-Parts = Iterator[tuple[str, Trainer]]
+from mtanytime.transfer_recipes import BUILT_IN, Parts, Setting, Settings
 
 
 class Results(NamedTuple):
     """What a recipe came to.
 
-    `table`: a row a target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds. `maps`:
-    method, seed, beta and the last rows of each learned run's trace (step, source, target, weight, weight_std); None
-    where nothing was learned.
+    `table`: what the recipe's `rows` gave for each network. `maps`: method, seed, beta and the last rows of each
+    learned run's trace (step, source, target, weight, weight_std); None where nothing was learned.
     """
 
     table: pd.DataFrame
@@ -60,160 +35,16 @@ class Results(NamedTuple):
 @dataclass(frozen=True)
 class Recipe:
     """An experiment: `trainers(settings, seed, folder, progress)` gives its trainers by name, in order; a later one is
-    made when those before it are trained. Without a folder they stay in memory."""
+    made when those before it are trained. Without a folder they stay in memory. `rows(part, seed, trainer, result)` is
+    what a trained network adds to the table of results, with nan in it where `result` is None, a run that diverged."""
 
     reproduces: str
     duration: str
     expected: str
     settings: Settings
     trainers: Callable[[Settings, int, Path | None, bool], Parts]
+    rows: Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
 
-
-def _targets(
-    settings: Settings,
-    seed: int,
-    folder: Path | None,
-    source: nn.Module,
-    make: Callable[[], nn.Module],
-    task: Task,
-    **options: Any,
-) -> Parts:
-    """The target network trained by each of the settings' methods, with its own strength β or with each of `betas`."""
-    shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay")} | options
-    for method in _methods(settings):
-        if METHODS[method] is None:
-            yield method, Trainer(make, task, folder=_place(folder, f"{method}-seed{seed}"), seed=seed, **shared)
-            continue
-        for beta in _betas(settings) or [settings.get(f"beta_{method}", settings["beta"])]:
-            among = f"-beta{beta:g}" if _betas(settings) else ""
-            yield (
-                method,
-                TransferTrainer(
-                    source,
-                    make,
-                    task,
-                    folder=_place(folder, f"{method}{among}-seed{seed}"),
-                    seed=seed,
-                    beta=beta,
-                    meta_lr=settings["meta_lr"],
-                    **METHODS[method],
-                    **shared,
-                ),
-            )
-
-
-def _place(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
-
-
-def _betas(settings: Settings) -> list[float]:
-    try:
-        betas = [float(beta) for beta in str(settings["betas"]).split(",") if beta]
-    except ValueError as error:
-        raise ValueError(f"betas takes numbers with commas between, like 0.5,2; got {settings['betas']!r}") from error
-    if len({f"{beta:g}" for beta in betas}) < len(betas):
-        raise ValueError(f"wanted betas that differ, got {settings['betas']!r}")
-    return betas
-
-
-def _methods(settings: Settings) -> list[str]:
-    methods = str(settings["methods"]).split(",")
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise ValueError(f"method {unknown[0]!r} is not known (has: {', '.join(METHODS)})")
-    if len(set(methods)) < len(methods):
-        raise ValueError(f"wanted each method once, got {settings['methods']!r}")
-    return methods
-
-
-def _check(settings: Settings) -> None:
-    """Refuse, before any work, what a recipe would only stumble over later."""
-    _methods(settings)
-    _betas(settings)
-    if settings.get("scored_on", "test") not in ("test", "validation"):
-        raise ValueError(f"scored_on is 'test' or 'validation'; got {settings['scored_on']!r}")
-    if settings.get("scored_on") == "validation" and settings["digits_per_class"] >= DIGITS_A_CLASS:
-        raise ValueError(
-            f"validation needs digits to hold back: digits_per_class < {DIGITS_A_CLASS}, "
-            f"got {settings['digits_per_class']}"
-        )
-
-
-def _built_in(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
-    """The letter network, then the digit network by one method (or by several, separated by commas)."""
-    augment = crop_flip(padding=3, flip=False)
-    shared = {"augment": augment, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
-    _check(settings)
-    source = Trainer(
-        lambda: resnet(settings["source_depth"], num_classes=37),
-        _letters(settings["letters_per_class"]),
-        epochs=settings["source_epochs"],
-        batch_size=64,
-        folder=_place(folder, "source"),
-        **shared,  # the same source for every seed
-    )
-    yield "source", source
-    task = _digits(settings["digits_per_class"], seed, settings["scored_on"])
-    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
-    yield from _targets(settings, seed, folder, source.model, make, task, **shared)
-
-
-# Every seed has the same; reading or drawing them takes seconds.
-@cache
-def _letters(per_class: int) -> Task:
-    return letters(train_per_class=per_class)
-
-
-@cache
-def _cifar10(place: str) -> Task:
-    return cifar10_jpeg(place) if place.endswith(".npz") else cifar10(place)
-
-
-def _digits(per_class: int, seed: int, scored_on: str) -> Task:
-    """The digits with few labels, or the like with other digits of the training half in place of the test set."""
-    if scored_on == "test":
-        return digits(per_class=per_class, seed=seed)
-    whole, few = digits(per_class=DIGITS_A_CLASS, test_per_class=1, seed=seed).train, 10 * per_class
-    return Task(whole.subset(range(few)), whole.subset(range(few, len(whole))))
-
-
-def _cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
-    """CIFAR-10 with few labels from the authors' TinyImageNet source, a tenth of the labels held back to validate."""
-    _check(settings)
-    for file in ("source", "images"):
-        if not Path(settings[file]).exists():
-            raise ValueError(f"there is no {settings[file]!r}: set {file}=…, {_WHERE[file]}")
-    source = load_l2t_resnet32(settings["source"])
-    whole = _cifar10(settings["images"])
-    task = Task(whole.train.few(settings["per_class"], seed), whole.test)
-    make = lambda: Normalized(vgg9(10), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
-    options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
-    options["checkpoint_seconds"] = settings["checkpoint_seconds"]
-    yield from _targets(settings, seed, folder, source, make, task, **options)
-
-
-_WHERE = {
-    "source": "the L2T-ww authors' logs/tinyimagenet-200-resnet32/0/ checkpoint (their repository alinlab/L2T-ww)",
-    "images": "a folder with torchvision's CIFAR-10 (datasets.cifar10(folder, download=True) puts it there)",
-}
-
-BUILT_IN: Settings = {
-    "methods": "l2t",
-    "betas": "",
-    "scored_on": "test",
-    "source_depth": 14,
-    "source_epochs": 2,
-    "letters_per_class": 400,
-    "digits_per_class": 10,
-    "target_width": 16,
-    "epochs": 60,
-    "batch_size": 25,
-    "lr": 0.05,
-    "weight_decay": 5e-4,
-    "beta": 4.0,  # strengths chosen on validation digits, see data/results/transfer_builtin_search.csv
-    "beta_matching_one": 16.0,
-    "meta_lr": 1e-4,
-    "checkpoint_seconds": 30.0,
-}
 
 RECIPES: dict[str, Recipe] = {
     "smoke": Recipe(
@@ -230,14 +61,16 @@ RECIPES: dict[str, Recipe] = {
             "batch_size": 40,
             "checkpoint_seconds": 2.0,
         },
-        trainers=_built_in,
+        trainers=transfer_recipes.built_in,
+        rows=transfer_recipes.rows,
     ),
     "built-in": Recipe(
         reproduces="the paper's question on a stand-in: printed letters to handwritten digits, ten labels a class",
         duration="source half a minute, then about a minute for each method on 2 cores",
         expected="means of 8 seeds: 35 % from scratch, 74 % by matching_one, 69 % by l2t (notebook 03)",
         settings=BUILT_IN,
-        trainers=_built_in,
+        trainers=transfer_recipes.built_in,
+        rows=transfer_recipes.rows,
     ),
     "cifar10-few": Recipe(
         reproduces="L2T-ww with few labels: CIFAR-10, 50 a class, TinyImageNet ResNet-32 to VGG-9, 200 epochs",
@@ -257,7 +90,16 @@ RECIPES: dict[str, Recipe] = {
             "meta_lr": 1e-4,
             "checkpoint_seconds": 30.0,
         },
-        trainers=_cifar10_few,
+        trainers=transfer_recipes.cifar10_few,
+        rows=transfer_recipes.rows,
+    ),
+    "anytime-cifar10": Recipe(
+        reproduces="anytime networks side by side on CIFAR-10, at a scale for 2 cores: accuracy against multiply-adds",
+        duration="on 2 cores about 10 minutes for sliced, MSDNet and the separate ones together, 20 for inclusive",
+        expected="between 60 and 70 % at each exit after 8 epochs on 10,000 images",
+        settings=anytime_recipes.CIFAR10,
+        trainers=anytime_recipes.cifar10,
+        rows=anytime_recipes.rows,
     ),
 }
 
@@ -305,24 +147,19 @@ def run(
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, progress):
             beta = getattr(trainer, "beta", 0.0)
+            name = f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0)
             if progress:
-                print(f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0))
-            result = None
+                print(name)
             try:
                 result = trainer.train()
             except FloatingPointError as error:
-                if part not in METHODS:  # without a source there is nothing to transfer
+                result = None
+                if not chosen.rows(part, seed, trainer, None):  # without a source there is nothing to transfer
                     raise
-                print(f"{part}, seed {seed}, β {beta:g} diverged: {error}")
-            if part not in METHODS:
-                continue
-            accuracy = math.nan if result is None else result.accuracy
-            last_accuracy = math.nan if result is None else result.last_accuracy
-            which = {"method": part, "seed": seed, "beta": beta}
-            scores = {"epochs": trainer.epochs, "accuracy": accuracy, "last_accuracy": last_accuracy}
-            rows.append({**which, **scores, "train_seconds": round(trainer.seconds, 1)})
+                print(f"{name} diverged: {error}")
+            rows += chosen.rows(part, seed, trainer, result)
             if result is not None and getattr(trainer, "meta_optimizer", None) is not None:
-                trace = result.trace
+                which, trace = {"method": part, "seed": seed, "beta": beta}, result.trace
                 maps.append(trace[trace["step"] == trace["step"].max()].assign(**which)[[*which, *trace.columns]])
     return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
 
@@ -341,8 +178,8 @@ def plan(
     costs: dict[str, tuple[int, float]] = {}
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, False):
-            if part not in METHODS and seed != seeds[0]:
-                continue  # a source is the same for every seed
+            if part == "source" and seed != seeds[0]:
+                continue  # the same for every seed
             beta = getattr(trainer, "beta", 0.0)
             if part not in costs:
                 costs[part] = _cost(trainer)

@@ -1,19 +1,30 @@
 """Paper 2: anytime prediction by slicing networks vertically (arXiv:1807.02609)."""
 
 from mtanytime.anytime.inclusive import InclusiveResNeXt
+from mtanytime.anytime.inference import AnytimePredictor, choose_thresholds, exits_taken, fold_batch_norms
+from mtanytime.anytime.msdnet import MSDNet
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import ResNeXt, resnext
 from mtanytime.anytime.sliced import SlicedResNeXt
+from mtanytime.anytime.taxonomy import CoarseToFineLoss, Taxonomy, coarse_to_fine_metrics
 from mtanytime.anytime.trainer import AnytimeResult, AnytimeTrainer, JointLoss, evaluate_exits
 
 __all__ = [
     "AnytimeNetwork",
+    "AnytimePredictor",
     "AnytimeResult",
     "AnytimeTrainer",
+    "CoarseToFineLoss",
     "InclusiveResNeXt",
     "JointLoss",
+    "MSDNet",
     "ResNeXt",
     "SlicedResNeXt",
+    "Taxonomy",
+    "choose_thresholds",
+    "coarse_to_fine_metrics",
     "evaluate_exits",
+    "exits_taken",
+    "fold_batch_norms",
     "resnext",
 ]

@@ -1,12 +1,12 @@
 """Sliced ResNeXt: nested activations. One pass gives all answers, and a later answer goes on from an earlier one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from copy import deepcopy
 from itertools import accumulate
 from numbers import Integral
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,19 +109,28 @@ class SlicedResNeXt(AnytimeNetwork):
         trunk = Trunk(stem, stages, norm, self.slice_widths[:k])
         return ResNeXt(trunk, deepcopy(self.heads[k - 1])).train(self.training)
 
-    def refine(self, images: Float[Tensor, "batch channel height width"]) -> Iterator[Float[Tensor, "batch classes"]]:
+    def refine(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
         """The K logits one after the other, thin to wide: each step computes one slice and reuses those before it.
 
         The answers are those of `forward`, up to rounding, in train mode, too (its running statistics are then those of
-        the slices computed). They carry no gradient. Raises ValueError for images without three channels, at the first
-        step.
+        the slices computed). They carry no gradient. `send(keep)` in place of `next()` goes on with some of the images,
+        one True or False for each of the last answer. Raises ValueError for images without three channels, at the
+        first step, and for a `keep` of another kind.
         """
         check_images(images, self.trunk.stem, len(self.trunk.stages), "SlicedResNeXt")
         kept: list[tuple[Tensor, Tensor]] = []  # of each block, what its two 1×1 convolutions read, all slices
         pooled: list[Tensor] = []
         for j in range(self.exits):
             pooled.append(self._refined(images, kept, j))
-            yield self.heads[j](torch.cat(pooled, dim=1)).detach()
+            keep = yield self.heads[j](torch.cat(pooled, dim=1)).detach()
+            if keep is not None:
+                if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
+                    came = f"{keep.dtype} {tuple(keep.shape)}"
+                    raise ValueError(f"wanted keep as torch.bool ({len(images)},), one an image; got {came}")
+                images, pooled = images[keep], [part[keep] for part in pooled]
+                kept = [tuple(part[keep] for part in pair) for pair in kept]
 
     @torch.no_grad()
     def _refined(self, images: Tensor, kept: list[tuple[Tensor, Tensor]], j: int) -> Tensor:

@@ -258,7 +258,8 @@ function transfer(model, content, root, on) {
     labels.push(words(0, 0, "source layer", { "text-anchor": "middle", transform: `translate(12 ${top + (high * rows.length) / 2}) rotate(-90)` }));
     // the colour bar
     const bar = width + 18;
-    const long = Math.max(high * rows.length, 100);
+    const scale_words = now.relative ? "share of the target layer's λ" : "mean λ (pair weight)";
+    const long = Math.max(high * rows.length, width_of([scale_words]) - 20); // so that its words fit beside it
     colours.forEach((colour, i) => {
       drawn.push(svg("rect", { x: bar, y: top + long * (1 - (i + 1) / colours.length), width: 14, height: long / colours.length + 0.5, fill: colour }));
     });
@@ -268,7 +269,6 @@ function transfer(model, content, root, on) {
       drawn.push(line(bar + 14, y, bar + 18, y, "axis"));
       labels.push(words(bar + 21, y + 4, now.relative ? percent(mark) : `${mark}`));
     }
-    const scale_words = now.relative ? "share of the target layer's λ" : "mean λ (pair weight)";
     const scale_x = bar + 28 + width_of(marks.map((mark) => (now.relative ? percent(mark) : `${mark}`)));
     labels.push(words(0, 0, scale_words, { "text-anchor": "middle", transform: `translate(${scale_x + 8} ${top + long / 2}) rotate(-90)` }));
     const deep = Math.max(height + below, top + long + 12, top + long / 2 + width_of([scale_words]) / 2);
@@ -352,7 +352,7 @@ function transfer(model, content, root, on) {
     const order = weights.map((weight, i) => i).filter((i) => weights[i] !== null).sort((a, b) => weights[b] - weights[a] || a - b).slice(0, BARS_UP_TO);
     const uniform = 1 / count;
     const most = 1.05 * Math.max(uniform, ...order.map((i) => weights[i]), ...order.map((i) => first[i] ?? 0));
-    const [top, bottom] = [44, 170];
+    const [top, bottom] = [60, 186];
     const y = (value) => bottom - ((bottom - top) * value) / most;
     const each = (CHART.right - CHART.left) / Math.max(order.length, 1);
     const x = (i) => CHART.left + each * i;
@@ -370,7 +370,7 @@ function transfer(model, content, root, on) {
     const part = order.length < count ? `the largest ${order.length} of ${count} channels` : `${count} channel${count > 1 ? "s" : ""}`;
     const title = `Channel weights at step ${kept[at]}`;
     drawn.push(words(CHART.left, 14, title, { class: "strong" }));
-    drawn.push(words(CHART.left, 31, `${part}; dashed: 1/${count}${at > 0 ? `; orange: at step ${kept[0]}` : ""}`));
+    drawn.push(words(CHART.left, 31, part), words(CHART.left, 47, `dashed: 1/${count}${at > 0 ? `; orange: at step ${kept[0]}` : ""}`));
     drawn.push(words((CHART.left + CHART.right) / 2, bottom + (order.length <= 16 ? 32 : 18), "channel, by weight", { "text-anchor": "middle" }));
     const label = `${title} of ${now.pair_names.join(" → ")}, ${part}; the largest is channel ${order.length ? found.names[order[0]] : "none"}`;
     fill(now.bars, {}, picture(CHART.width, bottom + 38, label, ...drawn));
@@ -466,8 +466,10 @@ function budget(model, content, root, on) {
   if (offered.some((element) => element)) fill(options, {}, ...offered);
 
   let now = null;
+  // many colours run from dark to bright: towards the text's colour, all of them stand out from the page
+  const colour_of = (colour) => (models.length > 8 ? `color-mix(in srgb, ${colour} 60%, var(--ink))` : colour === "#000000" ? "var(--ink)" : colour);
   const look = (m) => ({
-    colour: models[m].colour === "#000000" ? "var(--ink)" : models[m].colour,
+    colour: colour_of(models[m].colour),
     shape: SHAPES[m % SHAPES.length],
     dash: DASHES[Math.floor(m / 2) % DASHES.length],
   });
@@ -556,7 +558,7 @@ function budget(model, content, root, on) {
     readout.textContent = `Budget ${stop.label}. ${said.join(". ")}.`;
     readout.classList.toggle("hidden", models.length > 1); // the table says the same; this is for screen readers
     const heads = ["", "model", "pick", "costs", "accuracy", "the next exit"].map((text) => node("th", { scope: "col" }, text));
-    fill(table_box, {}, node("table", {}, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
+    fill(table_box, {}, node("table", { class: "picks" }, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
     now.chart.setAttribute("aria-label", `Accuracy against ${now.words_of}. At ${stop.label}: ${said.join(". ")}`);
     if (strip !== null) show_strip(stop);
   }

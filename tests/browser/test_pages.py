@@ -169,6 +169,33 @@ def test_pages_follow_the_readers_colours(scheme: str, visit: Callable[..., Any]
         assert (luminance(paper) < 0.1) == (scheme == "dark")
 
 
+LONG = tuple(f"imagenet/encoder.layers.encoder_layer_{i}.mlp" for i in range(3))
+PAGES = {
+    "transfer": lambda: TransferExplorer(tables.trace(), tables.channels(tables.trace(), 100)),
+    "shares": lambda: TransferExplorer(tables.trace(slices=("1", "2")), relative=True),
+    "one pair": lambda: TransferExplorer(tables.trace(("a",), ("b",), (123456,))),
+    "long names": lambda: TransferExplorer(tables.trace(LONG, LONG), tables.channels(tables.trace(LONG, LONG))),
+    "small and large": lambda: TransferExplorer(tables.trace().assign(weight=lambda t: t["weight"] * 1e-5)),
+    "budget": lambda: BudgetExplorer(tables.curve()),
+    "one exit": lambda: BudgetExplorer(tables.curve().iloc[:1]),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut_off(name: str, visit: Callable[..., Any]) -> None:
+    """Every word of every picture lies inside the picture."""
+    page = visit(PAGES[name](), viewport={"width": 1280, "height": 900})
+    script = """() => [...document.querySelectorAll("svg[role=img]")].flatMap((svg) => {
+        const whole = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll("text")].filter((text) => text.textContent).filter((text) => {
+            const box = text.getBoundingClientRect();
+            const across = Math.min(box.left - whole.left, whole.right - box.right);
+            return Math.min(across, box.top - whole.top, whole.bottom - box.bottom) < -1;
+        }).map((text) => text.textContent);
+    })"""
+    assert page.evaluate(script) == []
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of an "rgb(r, g, b)", as WCAG 2 defines it."""
     parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255

@@ -1,0 +1,217 @@
+"""Answers within budgets, by deadlines and as early as possible are those of the network itself."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mtanytime.anytime import (
+    AnytimePredictor,
+    InclusiveResNeXt,
+    MSDNet,
+    SlicedResNeXt,
+    choose_thresholds,
+    exits_taken,
+    fold_batch_norms,
+)
+from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.backbones import Normalized
+from mtanytime.measure import exit_costs
+
+KINDS = {
+    "sliced": lambda: SlicedResNeXt(5, width=12, bottleneck=2, branches=3, blocks=1),
+    "inclusive": lambda: InclusiveResNeXt(5, width=8, bottleneck=2, branches=3, blocks=1),
+    "msdnet": lambda: MSDNet(5, blocks=3, base=1, step=1),
+}
+
+
+def trained_like(kind: str, dtype: torch.dtype = torch.float64) -> AnytimeNetwork:
+    """A network whose batch norms have seen something, in train mode."""
+    torch.manual_seed(0)
+    network = KINDS[kind]()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(values)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.to(dtype)
+
+
+def some_images(count: int = 4) -> Tensor:
+    """Float images in [0, 1]."""
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def norms(network: nn.Module) -> int:
+    """How many batch norms a network has."""
+    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folding_is_exact(kind: str) -> None:
+    """A network with folded batch norms answers as before; the original is left alone."""
+    network = trained_like(kind)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    wanted = network.eval()(some_images())
+    network.train()
+    folded = fold_batch_norms(network)
+    torch.testing.assert_close(folded(some_images()), wanted, rtol=1e-10, atol=1e-10)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    for k in range(1, network.exits + 1):
+        alone = fold_batch_norms(network.extract(k))
+        torch.testing.assert_close(alone(some_images()), wanted[k - 1], rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_folded() -> None:
+    """Of a pre-activation block two norms of three go, in MSDNet all; the sliced network still refines and extracts."""
+    sliced = trained_like("sliced")
+    folded = fold_batch_norms(sliced)
+    assert (norms(sliced), norms(folded)) == (3 * 3 + 1, 3 + 1)
+    wanted = sliced.eval()(some_images())
+    torch.testing.assert_close(list(folded.refine(some_images())), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(folded.extract(2)(some_images()), wanted[1], rtol=1e-10, atol=1e-10)
+    assert norms(fold_batch_norms(trained_like("msdnet"))) == 0
+
+
+def test_norms_that_cannot_be_folded_stay() -> None:
+    """Without running statistics, or behind something that is no convolution, a norm is needed as it is."""
+    free = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.BatchNorm2d(4))
+    assert norms(fold_batch_norms(free)) == 2
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False)).double().eval()
+    torch.testing.assert_close(fold_batch_norms(plain)(some_images()), plain(some_images()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_takes_the_widest_exit_in_the_budget(kind: str) -> None:
+    """Budgets in multiply-adds, in milliseconds of a given table and as an exit: the same answer as the network's."""
+    network = trained_like(kind)
+    predictor = AnytimePredictor(network, (3, 16, 16))
+    own = exit_costs(network, (3, 16, 16))["macs_own_head"].tolist()
+    assert predictor.costs["macs"].tolist() == own
+    wanted = network.eval()(some_images())
+    for k in range(1, network.exits + 1):
+        for budget in (own[k - 1], own[k - 1] + 1):
+            answer = predictor.predict(some_images(), budget)
+            assert answer.exit == k
+            torch.testing.assert_close(answer.logits, wanted[k - 1], rtol=1e-10, atol=1e-10)
+        assert predictor.predict(some_images(), k, unit="exit").exit == k
+    table = pd.DataFrame({"exit": [3, 1, 2], "macs": own, "latency_ms": [9.0, 2.0, 4.0]})
+    timed = AnytimePredictor(network, (3, 16, 16), table)
+    assert [timed.choose(ms, "ms") for ms in (2, 3.9, 4, 100)] == [1, 1, 2, 3]
+
+
+def test_times_are_measured_when_asked_for() -> None:
+    """A budget of milliseconds needs no table; an hour pays for the last exit."""
+    predictor = AnytimePredictor(trained_like("sliced", torch.float32), (3, 16, 16))
+    assert "latency_ms" not in predictor.costs
+    assert predictor.choose(3.6e6, "ms") == 3
+    assert (predictor.costs["latency_ms"] > 0).all()
+
+
+def test_normalised_network() -> None:
+    """A network that travels with its normalisation is used with it, whichever way it answers."""
+    network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).double()
+    wanted = network.eval()(some_images())
+    predictor = AnytimePredictor(network, (3, 16, 16))
+    torch.testing.assert_close(predictor.predict(some_images(), 3, "exit").logits, wanted[2])
+    torch.testing.assert_close(predictor.answer_by(some_images(), 1e6).logits, wanted[2])
+    torch.testing.assert_close(predictor.leave_early(some_images(), [2.0, 2.0, 0.0])[0], wanted[2])
+
+
+def test_answer_by() -> None:
+    """No time gives the first answer, all the time the last, every answer being told on the way."""
+    network = trained_like("sliced")
+    predictor, wanted = AnytimePredictor(network, (3, 16, 16)), network.eval()(some_images())
+    first = predictor.answer_by(some_images(), 0)
+    assert first.exit == 1
+    torch.testing.assert_close(first.logits, wanted[0])
+    seen = []
+    last = predictor.answer_by(some_images(), 1e9, on_answer=seen.append)
+    assert last.exit == 3
+    assert [answer.exit for answer in seen] == [1, 2, 3]
+    torch.testing.assert_close([answer.logits for answer in seen], wanted)
+    assert sorted(times := [answer.milliseconds for answer in seen]) == times
+
+
+def test_a_step_that_would_end_late_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With costs 10, 20, 30 and 10 ms for the first exit, 25 ms pay for the second one."""
+    table = pd.DataFrame({"exit": [1, 2, 3], "macs": [10, 20, 30]})
+    predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16), table)
+    clock = iter([0.0, 0.010, 0.020, 0.030])
+    monkeypatch.setattr("mtanytime.anytime.inference.time.perf_counter", lambda: next(clock))
+    answer = predictor.answer_by(some_images(), 25)
+    assert (answer.exit, answer.milliseconds) == (2, pytest.approx(20))
+
+
+def test_leave_early_is_what_the_whole_network_would_say() -> None:
+    """Images that are refined alone get the logits of the whole batch; each leaves at its first confident exit."""
+    network = trained_like("sliced")
+    images = some_images(16)
+    outputs = torch.stack(network.eval()(images))
+    confidence = outputs.softmax(dim=2).amax(dim=2)
+    thresholds = [confidence[0].median().item(), confidence[1].median().item(), 0.0]
+    taken = exits_taken(outputs, thresholds)
+    assert set(taken.tolist()) == {1, 2, 3}
+    logits, exits = AnytimePredictor(network, (3, 16, 16)).leave_early(images, thresholds)
+    assert torch.equal(exits, taken)
+    torch.testing.assert_close(logits, outputs[taken - 1, torch.arange(16)], rtol=1e-10, atol=1e-10)
+    assert AnytimePredictor(network, (3, 16, 16)).leave_early(images, [0.0, 0.0, 0.0])[1].tolist() == [1] * 16
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 4), st.integers(1, 60), st.floats(0, 1), st.integers(0, 9))
+def test_thresholds_keep_the_budget(exits: int, count: int, generous: float, seed: int) -> None:
+    """On their own data the mean cost keeps within the budget; much of it lets all images stay to the end."""
+    outputs = torch.from_numpy(np.random.RandomState(seed).standard_normal((exits, count, 3)))
+    costs = [1.0, 2.5, 4.0, 9.0][:exits]
+    budget = costs[0] + generous * (costs[-1] - costs[0])
+    thresholds = choose_thresholds(outputs, costs, budget)
+    taken = exits_taken(outputs, thresholds)
+    assert thresholds[-1] == 0
+    assert torch.tensor(costs)[taken - 1].mean() <= budget + 1e-9
+    assert exits_taken(outputs, choose_thresholds(outputs, costs, 1e6)).tolist() == [exits] * count
+
+
+def test_thresholds_follow_the_geometric_shares() -> None:
+    """With many images, exits answer in the proportions q·(1 - q)^(k-1) that meet the budget: by hand, 4 : 2 : 1."""
+    outputs = torch.randn(3, 7000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    budget = (4 * 1 + 2 * 2 + 1 * 3) / 7
+    taken = exits_taken(outputs, choose_thresholds(outputs, [1, 2, 3], budget))
+    assert torch.bincount(taken)[1:].tolist() == pytest.approx([4000, 2000, 1000], abs=2)
+
+
+def test_bad_requests() -> None:
+    """What cannot be done is said, with what it would take."""
+    predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16))
+    least = int(predictor.costs["macs"][0])
+    with pytest.raises(ValueError, match=f"pays for no exit; the cheapest takes {least:g}"):
+        predictor.predict(some_images(), least - 1)
+    with pytest.raises(ValueError, match="wanted an exit from 1 to 3; got 4"):
+        predictor.choose(4, "exit")
+    with pytest.raises(ValueError, match="wanted a deadline of 0 ms or more; got -1"):
+        predictor.answer_by(some_images(), -1)
+    with pytest.raises(ValueError, match="wanted 3 thresholds"):
+        predictor.leave_early(some_images(), [0.5, 0.0])
+    with pytest.raises(ValueError, match="wanted a network with refine"):
+        AnytimePredictor(trained_like("msdnet"), (3, 16, 16)).answer_by(some_images(), 10)
+    with pytest.raises(ValueError, match="wanted an AnytimeNetwork; got 'Conv2d'"):
+        AnytimePredictor(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="wanted costs with columns exit and macs"):
+        AnytimePredictor(trained_like("sliced"), costs=pd.DataFrame({"exit": [1, 2, 3]}))
+    with pytest.raises(ValueError, match=r"wanted costs of the exits \[1, 2, 3\]; got \[1, 2\]"):
+        AnytimePredictor(trained_like("sliced"), costs=pd.DataFrame({"exit": [1, 2], "macs": [1, 2]}))
+    outputs = torch.zeros(2, 4, 3)
+    with pytest.raises(ValueError, match="a budget of 5 or more, the cost of the first exit; got 4"):
+        choose_thresholds(outputs, [5, 6], 4)
+    with pytest.raises(ValueError, match="wanted 2 costs, rising from exit to exit"):
+        choose_thresholds(outputs, [5, 5], 6)
+    with pytest.raises(ValueError, match="wanted 2 thresholds, one an exit"):
+        exits_taken(outputs, [0.5])
+    steps = trained_like("sliced").refine(some_images())
+    next(steps)
+    with pytest.raises(ValueError, match=r"wanted keep as torch.bool \(4,\), one an image"):
+        steps.send(torch.ones(3, dtype=torch.bool))
