@@ -186,7 +186,7 @@ def test_nothing_is_cut_off(name: str, visit: Callable[..., Any]) -> None:
     """Every word of every picture lies inside the picture."""
     page = visit(PAGES[name](), viewport={"width": 1280, "height": 900})
     script = """() => [...document.querySelectorAll("svg[role=img]")].flatMap((svg) => {
-        const all = svg.getBoundingClientRect();
+        const whole = svg.getBoundingClientRect();
         return [...svg.querySelectorAll("text")].filter((text) => text.textContent).filter((text) => {
             const box = text.getBoundingClientRect();
             const across = Math.min(box.left - whole.left, whole.right - box.right);
