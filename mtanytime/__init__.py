@@ -31,23 +31,29 @@ def _check_torchvision() -> None:
 _check_torchvision()
 
 # The public names. mtanytime.explore is never imported here: it draws, and `import mtanytime` stays quick and quiet.
-from mtanytime import backbones, datasets, features, training, transfer  # noqa: E402
+from mtanytime import anytime, backbones, datasets, features, measure, training, transfer  # noqa: E402
+from mtanytime.anytime import AnytimePredictor, AnytimeTrainer, SlicedResNeXt  # noqa: E402
 from mtanytime.backbones import Normalized, load_l2t_resnet32, resnet, vgg9  # noqa: E402
 from mtanytime.features import image_layers, tap  # noqa: E402
 from mtanytime.training import Trainer, evaluate  # noqa: E402
 from mtanytime.transfer import TransferTrainer  # noqa: E402
 
 __all__ = [
+    "AnytimePredictor",
+    "AnytimeTrainer",
     "Normalized",
+    "SlicedResNeXt",
     "Trainer",
     "TransferTrainer",
     "__version__",
+    "anytime",
     "backbones",
     "datasets",
     "evaluate",
     "features",
     "image_layers",
     "load_l2t_resnet32",
+    "measure",
     "resnet",
     "tap",
     "training",

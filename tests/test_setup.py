@@ -26,7 +26,7 @@ MAY_IMPORT = {  # "imports go down only": which part of the library each part ma
     "__init__": {"ground", "transfer", "anytime", "upstairs"},
     "__main__": {"ground", "transfer", "anytime", "upstairs", "explore"},
 }
-UPSTAIRS = {"recipes", "benchmarks"}
+UPSTAIRS = {"recipes", "transfer_recipes", "anytime_recipes", "benchmarks"}
 IMPORT_NAMES = {
     "scikit-learn": "sklearn",
     "pillow": "PIL",
