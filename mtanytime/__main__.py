@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run NAME | bench transfer | bench anytime`."""
+"""The command line: `python -m mtanytime list | run NAME | bench transfer | bench anytime | explore FILE`."""
 
 import argparse
 import json
@@ -47,11 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         anytime.add_argument(name, type=_count, default=default, help=f"{help} (default {default})")
     anytime.add_argument("--compile", action="store_true", help="time torch.compile, too (needs a C++ compiler)")
+    explore = commands.add_parser(
+        "explore", help="make one HTML file of a trace or a curve, to look at without Jupyter"
+    )
+    explore.add_argument("table", type=Path, help="a CSV file: a run's trace.csv, or a curve")
+    explore.add_argument("--html", type=Path, required=True, help="the file to write")
+    explore.add_argument("--force", action="store_true", help="overwrite it if it is there")
     options = parser.parse_args(arguments)
     if options.command == "list":
         return _list()
     if options.command == "run":
         return _run(options)
+    if options.command == "explore":
+        return _explore(options)
     return _bench_anytime(options) if options.what == "anytime" else _bench_transfer(options)
 
 
@@ -127,6 +135,17 @@ def _write(results: Results, options: argparse.Namespace) -> None:
             text = f"# {command}; {where}; {versions}\n{table.to_csv(index=False)}"
             _temporary(file).write_text(text, encoding="utf-8")
             _temporary(file).replace(file)
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from mtanytime.explore.export import export_csv  # loads matplotlib
+
+    try:
+        print(export_csv(options.table, options.html, options.force))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _bench_transfer(options: argparse.Namespace) -> int:

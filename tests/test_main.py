@@ -174,6 +174,36 @@ def test_bad_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert "wanted a whole number >= 1, got '0'" in capsys.readouterr().err
 
 
+def test_bench_anytime(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line is one JSON object that a script can read; the table names each ratio."""
+    small = ["--width", "8", "--branches", "2", "--blocks", "1", "--batch", "2", "--rounds", "1"]
+    assert main(["bench", "anytime", "--json", *small]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in ("sliced_joint_s", "widest_s", "inclusive_joint_s", "stepup_s", "first_s", "full_s"):
+        assert found[name] > 0
+    wanted = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1, "batch": 2, "dtype": "float32"}
+    assert wanted.items() <= found["config"].items()
+    assert found["config"]["threads"] == torch.get_num_threads()
+    assert main(["bench", "anytime", *small]) == 0
+    assert "× widest" in capsys.readouterr().out
+
+
+def test_explore_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A curve becomes a page; what is there already stays unless forced; a bad table is one line of error."""
+    csv, page = tmp_path / "curve.csv", tmp_path / "curve.html"
+    csv.write_text("model,exit,macs,accuracy\na,1,1000000,0.5\na,2,2000000,0.6\n")
+    assert main(["explore", str(csv), "--html", str(page)]) == 0
+    before = page.read_bytes()
+    assert main(["explore", str(csv), "--html", str(page)]) == 1
+    assert main(["explore", str(csv), "--html", str(page), "--force"]) == 0
+    assert page.read_bytes() == before
+    csv.write_text("model,exit,accuracy\na,1,0.5\n")
+    capsys.readouterr()
+    assert main(["explore", str(csv), "--html", str(tmp_path / "other.html")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "other.html").exists()
+
+
 def test_bench_of_a_folder_that_is_no_clone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped folder is refused before anything is timed."""
     assert main(["bench", "transfer", "--authors", str(tmp_path)]) == 1
