@@ -123,7 +123,7 @@ class SlicedResNeXt(AnytimeNetwork):
         kept: list[tuple[Tensor, Tensor]] = []  # of each block, what its two 1×1 convolutions read, all slices
         pooled: list[Tensor] = []
         for j in range(self.exits):
-            pooled.append(self._refined(images, kept, j))
+            pooled.append(self._features_of_slice(images, kept, j))
             keep = yield self.heads[j](torch.cat(pooled, dim=1)).detach()
             if keep is not None:
                 if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
@@ -133,7 +133,7 @@ class SlicedResNeXt(AnytimeNetwork):
                 kept = [tuple(part[keep] for part in pair) for pair in kept]
 
     @torch.no_grad()
-    def _refined(self, images: Tensor, kept: list[tuple[Tensor, Tensor]], j: int) -> Tensor:
+    def _features_of_slice(self, images: Tensor, kept: list[tuple[Tensor, Tensor]], j: int) -> Tensor:
         """The features of slice j, what earlier slices left in `kept` given."""
         maps, number = self._stem_of_slice(images, j), 0
         for i, stage in enumerate(self.trunk.stages):
@@ -143,7 +143,7 @@ class SlicedResNeXt(AnytimeNetwork):
                 if j == 0:
                     sizes = (sum(block.conv1.inputs), sum(block.conv3.inputs))
                     kept.append(tuple(maps.new_empty(len(maps), size, *maps.shape[2:]) for size in sizes))
-                maps = _refined(block, maps, *kept[number], j)
+                maps = _slice_of_block(block, maps, *kept[number], j)
                 number += 1
         stop = self.heads[j].in_features
         return Trunk.pooled(_normalised(self.trunk.norm, maps, stop - maps.shape[1], stop))
@@ -232,7 +232,7 @@ class _Triangular(torch.autograd.Function):
         return of_maps, *of_weights
 
 
-def _refined(block: Block, maps: Tensor, stream: Tensor, branches: Tensor, j: int) -> Tensor:
+def _slice_of_block(block: Block, maps: Tensor, stream: Tensor, branches: Tensor, j: int) -> Tensor:
     """Slice j of a block's output. What the 1×1 convolutions read is in `stream` and `branches`, up to slice j - 1, and
     that of slice j is put there."""
     start, width = sum(block.conv1.inputs[:j]), block.conv1.inputs[j]
