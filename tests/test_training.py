@@ -256,7 +256,7 @@ def test_schedules() -> None:
     assert rates("steps") == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
     assert rates("cosine", 4) == pytest.approx([0.1 * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)])
     assert rates(lambda progress: 1 - progress, 4) == pytest.approx([0.1, 0.075, 0.05, 0.025])
-    assert set(SCHEDULES) == {"cosine", "steps", "constant"}
+    assert set(SCHEDULES) == {"cosine", "steps", "constant", "warm-up cosine"}  # the last has a test of its own
 
 
 # Evaluation.
@@ -442,7 +442,7 @@ def test_bad_settings_of_the_wrong_kind(begin: Begin) -> None:  # noqa: F811
         ({"precision": "float16"}, "ValueError: wanted precision one of ('float32', 'bfloat16'); got 'float16'"),
         (
             {"schedule": "linear"},
-            "ValueError: wanted schedule a function or one of ['cosine', 'steps', 'constant']; got",
+            "ValueError: wanted schedule a function or one of ['cosine', 'steps', 'constant', 'warm-up cosine']; got",
         ),
         ({"epochs": 2.5}, "ValueError: wanted epochs a whole number >= 1; got 2.5"),
         ({"data": [1, 2]}, "ValueError: wanted data as an ImageSet or a DataLoader; got [1, 2]"),
