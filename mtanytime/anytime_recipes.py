@@ -12,7 +12,7 @@ from mtanytime.backbones import Normalized
 from mtanytime.datasets import Task, crop_flip
 from mtanytime.measure import exit_costs, macs, parameters
 from mtanytime.training import Trainer, TrainingResult
-from mtanytime.transfer_recipes import Parts, Settings, check_scored_on, run_folder, whole_cifar10
+from mtanytime.transfer_recipes import Parts, Settings, check_scored_on, listed, run_folder, whole_cifar10
 
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # as the authors normalise
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -47,7 +47,7 @@ CIFAR10: Settings = {
 
 def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
     """Each of the settings' models; "separate" is a network of its own for each exit of "inclusive"."""
-    models = _models(settings)
+    models = listed(settings, "model", MODELS)
     check_scored_on(settings)
     task = _task(settings, seed)
     shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "precision")}
@@ -113,15 +113,6 @@ def _network(model: str, classes: int, settings: Settings) -> nn.Module:
         sizes = (settings["inclusive_width"], settings["bottleneck"], settings["inclusive_branches"])
         return InclusiveResNeXt(classes, *sizes, settings["blocks"], settings["inclusive_exits"])
     return MSDNet(classes, *(settings[f"msdnet_{name}"] for name in ("blocks", "base", "step")))
-
-
-def _models(settings: Settings) -> list[str]:
-    models = str(settings["models"]).split(",")
-    if unknown := [model for model in models if model not in MODELS]:
-        raise ValueError(f"model {unknown[0]!r} is not known (has: {', '.join(MODELS)})")
-    if len(set(models)) < len(models):
-        raise ValueError(f"wanted each model once, got {settings['models']!r}")
-    return models
 
 
 def _numbers(settings: Mapping[str, Any], name: str, kind: type = float) -> list[Any]:

@@ -1,7 +1,7 @@
 """The recipes of paper 1: a source network, then a target network trained by each of several methods."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,17 @@ def _betas(settings: Settings) -> list[float]:
 
 
 def _methods(settings: Settings) -> list[str]:
-    methods = str(settings["methods"]).split(",")
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise ValueError(f"method {unknown[0]!r} is not known (has: {', '.join(METHODS)})")
-    if len(set(methods)) < len(methods):
-        raise ValueError(f"wanted each method once, got {settings['methods']!r}")
-    return methods
+    return listed(settings, "method", METHODS)
+
+
+def listed(settings: Settings, kind: str, known: Collection[str]) -> list[str]:
+    """The names in the setting "methods" or "models", with commas between; ValueError for an unknown or doubled one."""
+    names = str(settings[f"{kind}s"]).split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{kind} {unknown[0]!r} is not known (has: {', '.join(known)})")
+    if len(set(names)) < len(names):
+        raise ValueError(f"wanted each {kind} once, got {settings[f'{kind}s']!r}")
+    return names
 
 
 def _check(settings: Settings) -> None:
