@@ -41,6 +41,7 @@ CIFAR10: Settings = {
     "msdnet_blocks": 7,
     "msdnet_base": 2,
     "msdnet_step": 1,
+    "msdnet_initialization": "fan_out",
     "checkpoint_seconds": 30.0,
 }
 
@@ -112,7 +113,8 @@ def _network(model: str, classes: int, settings: Settings) -> nn.Module:
     if model == "inclusive":
         sizes = (settings["inclusive_width"], settings["bottleneck"], settings["inclusive_branches"])
         return InclusiveResNeXt(classes, *sizes, settings["blocks"], settings["inclusive_exits"])
-    return MSDNet(classes, *(settings[f"msdnet_{name}"] for name in ("blocks", "base", "step")))
+    options = {name: settings[f"msdnet_{name}"] for name in ("blocks", "base", "step", "initialization")}
+    return MSDNet(classes, **options)
 
 
 def _numbers(settings: Mapping[str, Any], name: str, kind: type = float) -> list[Any]:

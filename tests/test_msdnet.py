@@ -300,14 +300,15 @@ def test_other_image_sizes(height: int, width: int) -> None:
         torch.testing.assert_close(network.extract(k)(batch), answer, rtol=0, atol=1e-11)
 
 
-def test_starts_as_the_authors_code_does() -> None:
-    """He's normal distribution by fan-out, zero biases: the published results rely on it."""
+@pytest.mark.parametrize(("options", "fan"), [({}, "out_channels"), ({"initialization": "fan_in"}, "in_channels")])
+def test_starts_as_the_authors_code_does(options: dict[str, str], fan: str) -> None:
+    """He's normal distribution by fan-out, zero biases: the published results rely on it; by fan-in where asked."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MSDNet(10)
+        network = MSDNet(10, **options)
     drawn = torch.cat(
         [
-            (m.weight * (m.out_channels * m.kernel_size[0] ** 2 / 2) ** 0.5).flatten()
+            (m.weight * (getattr(m, fan) * m.kernel_size[0] ** 2 / 2) ** 0.5).flatten()
             for m in network.modules()
             if isinstance(m, nn.Conv2d)
         ]
@@ -334,6 +335,7 @@ def refused(**options: Any) -> Callable[[], object]:
         (refused(factors=(1, 0)), "a scale's factor is 0; wanted a whole number of at least 1"),
         (refused(factors=()), "factors is empty; wanted one for each scale"),
         (refused(step_mode="odd"), r"step_mode is 'odd'; wanted one of \['even', 'lin_grow'\]"),
+        (refused(initialization="he"), r"initialization is 'he'; wanted one of \['fan_out', 'fan_in'\]"),
         (refused(growth=3, factors=(1, 1, 2)), r"growth is 3 and factors are \(1, 1, 2\); wanted an even product"),
         (refused(reduction=0.0), "reduction is 0.0; wanted more than 0 and at most 1"),
         (refused(reduction=math.nan), "reduction is nan; wanted more than 0 and at most 1"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mtanytime.anytime.network import AnytimeNetwork
 
 StepMode = Literal["even", "lin_grow"]
+Initialization = Literal["fan_out", "fan_in"]
 Maps = list[Float[Tensor, "batch _ _ _"]]  # one tensor a scale, fine to coarse
 HEAD_WIDTH = 128  # channels of a head's two convolutions
 
@@ -46,9 +47,12 @@ class MSDNet(AnytimeNetwork):
         factors: one number a scale, fine to coarse; so there are as many scales. A bottleneck is the factor of the
             scale that it reads times as wide as the 3×3 convolution behind it, or as its input where that is less.
         reduction: the part of the channels that a transition leaves.
+        initialization: of the convolutions, normal with variance 2/fan_out (the authors') or 2/fan_in. A dense layer
+            makes few channels of many, so fan_out starts with larger weights; behind a batch norm, larger weights are
+            no larger outputs but slower ones to change.
 
     Raises:
-        ValueError: a size below 1, another step mode, no factors, a growth that a coarser scale cannot halve, a
+        ValueError: a size below 1, another step mode or initialization, no factors, a growth that a coarser scale cannot halve, a
             reduction outside (0, 1] or one that leaves no channel.
     """
 
@@ -63,10 +67,14 @@ class MSDNet(AnytimeNetwork):
         growth: int = 6,
         factors: Sequence[int] = (1, 2, 4),
         reduction: float = 0.5,
+        initialization: Initialization = "fan_out",
     ) -> None:
         super().__init__()
         sizes = {"num_classes": num_classes, "blocks": blocks, "base": base, "step": step}
         _check(sizes | {"channels": channels, "growth": growth}, step_mode, factors, reduction)
+        if initialization not in get_args(Initialization):
+            wanted = f"wanted one of {list(get_args(Initialization))}"
+            raise ValueError(f"initialization is {initialization!r}; {wanted}")
         ends = list(accumulate([base, *(step if step_mode == "even" else step * k + 1 for k in range(1, blocks))]))
         depth, scales = ends[-1], len(factors)
         span = math.ceil(depth / scales)  # layers between the ends of two scales
@@ -90,7 +98,7 @@ class MSDNet(AnytimeNetwork):
         self.heads = nn.ModuleList(_Head(channels_after[end - 1] * factors[-1], num_classes) for end in ends)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode=initialization, nonlinearity="relu")
             elif isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
