@@ -7,11 +7,12 @@ PY     := $(VENV)/bin/python
 # The environment's own Jupyter kernel, also where a user-wide kernel of the same name is installed.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help run lab notebooks test setup clean
+.PHONY: help run lab app notebooks test setup clean
 
 help:
 	@echo "make run        set up $(VENV) if needed, execute all notebooks, write build/index.html"
 	@echo "make lab        set up, then open JupyterLab on notebooks/   (options: make lab ARGS=--no-browser)"
+	@echo "make app        set up, then serve the explorers as a web page, on this machine alone   (options: make app ARGS=--no-browser)"
 	@echo "make test       set up, then ruff, pytest and the notebooks against their stored outputs"
 	@echo "make notebooks  execute the notebooks in place, so that their outputs can be committed   (some: ARGS=notebooks/00_x.ipynb)"
 	@echo "make setup      only set up; another Python: make setup PYTHON=python3.12"
@@ -38,6 +39,10 @@ notebooks: $(STAMP)
 
 lab: $(STAMP)
 	$(PY) -m jupyterlab $(ARGS) notebooks
+
+# notebooks/voila.json keeps it to this machine, and the page from fetching its icons from the network.
+app: $(STAMP)
+	cd notebooks && ../$(PY) -m voila 07_explore.ipynb $(ARGS)
 
 # All parts run even when one fails, so that one call shows everything there is to mend.
 test: $(STAMP)

@@ -4,8 +4,8 @@
     python notebooks/build.py --in-place                       store the outputs in the notebooks, to commit them
     python notebooks/build.py notebooks/00_quickstart.ipynb    only these
 
-Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and seconds), and for each
-notebook build/NAME.ipynb and build/NAME.html. Stops at the first failing cell, names it, and exits with status 1.
+Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and seconds, and links to the
+explorers that notebooks exported to build/explore), and for each notebook build/NAME.ipynb and build/NAME.html. Stops at the first failing cell, names it, and exits with status 1.
 """
 
 import argparse
@@ -181,7 +181,7 @@ FRAME = """<!DOCTYPE html>
 <h1>mtanytime: the notebooks</h1>
 <ol>
 {contents}</ol>
-{sections}</body>
+{explorers}{sections}</body>
 </html>
 """
 SECTION = """<section id="{p.name}">
@@ -192,17 +192,34 @@ or <a href="{p.name}.ipynb">as a notebook</a>.</p>
 {figures}</section>
 """
 FIGURE = '<figure><img src="{source}" alt="{alt}"{width}><figcaption>{alt}</figcaption></figure>\n'
+EXPLORERS = """<section>
+<h2>Explorers to move</h2>
+<p>Each is one file that works without a kernel and without a network; send it to whom you like.</p>
+<ul>
+{links}</ul>
+</section>
+"""
+LINK = '<li><a href="explore/{file}">{title}</a> <span class="quiet">{file}</span></li>\n'
 ENTRY = '<li><a href="#{p.name}">{p.title}</a> <span class="quiet">{p.seconds:.0f} s</span></li>\n'
 
 
-def index(pages: list[Page]) -> str:
-    """One self-contained HTML page over all notebooks, readable in light and dark."""
+def index(pages: list[Page], explorers: list[Path]) -> str:
+    """One self-contained HTML page over all notebooks, readable in light and dark, with links to exported explorers."""
+    links = "".join(LINK.format(file=html.escape(path.name), title=title_of(path)) for path in explorers)
     contents = sections = ""
     for p in pages:
         figures = "".join(FIGURE.format(source=source, alt=alt, width=width) for source, alt, width in p.figures)
         contents += ENTRY.format(p=p)
         sections += SECTION.format(p=p, figures=figures)
-    return FRAME.format(style=STYLE, contents=contents, sections=sections)
+    return FRAME.format(
+        style=STYLE, contents=contents, explorers=EXPLORERS.format(links=links) if links else "", sections=sections
+    )
+
+
+def title_of(path: Path) -> str:
+    """What an HTML page calls itself, as HTML; its file's name where it has no title."""
+    found = re.search("<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.DOTALL)
+    return found[1] if found else html.escape(path.stem)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -222,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
     if not options.notebooks:  # all of them: runs that earlier notebooks left in build/ are not gone on with
-        shutil.rmtree(HERE.parent / "build" / "runs", ignore_errors=True)
+        for left in ("runs", "explore"):
+            shutil.rmtree(HERE.parent / "build" / left, ignore_errors=True)
     exporter = HTMLExporter()
     pages = []
     for number, path in enumerate(paths, start=1):
@@ -251,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
         pages.append(page(path.stem, notebook, progress.seconds))
     if not options.in_place:
         target = options.output / "index.html"
-        target.write_text(index(pages), encoding="utf-8")
+        explorers = sorted((options.output / "explore").glob("*.html"))
+        target.write_text(index(pages, explorers), encoding="utf-8")
         print(f"\nThe notebooks and their figures: {target.resolve().as_uri()}")
     return 0
 

@@ -52,8 +52,8 @@ class MSDNet(AnytimeNetwork):
             no larger outputs but slower ones to change.
 
     Raises:
-        ValueError: a size below 1, another step mode or initialization, no factors, a growth that a coarser scale cannot halve, a
-            reduction outside (0, 1] or one that leaves no channel.
+        ValueError: a size below 1, another step mode or initialization, no factors, a growth that a coarser
+            scale cannot halve, a reduction outside (0, 1] or one that leaves no channel.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What an explorer shows, as plain lists and names that JSON can hold: made from a table here, drawn by explorer.js.
+"""What an explorer shows, as plain lists and names that JSON can hold: made from a table here, drawn by front/.
 
 The notebook's widgets and the exported pages hold the same contents, so that both show the same. Contents are bounded:
 a table with more than a page can hold is thinned, and `note` says so.
@@ -255,11 +255,7 @@ def _strip(
         raise ValueError("wanted images and predictions together; got only one of them")
     if images is None:
         return None
-    if not (isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1] == 3 and images.dtype == np.uint8):
-        came = f"{getattr(images, 'dtype', type(images).__name__)} of shape {tuple(getattr(images, 'shape', ()))}"
-        raise ValueError(f"wanted images as a NumPy array of uint8 (n, 3, height, width); got {came}")
-    if not 1 <= len(images) <= IMAGES_UP_TO:
-        raise ValueError(f"wanted 1 to {IMAGES_UP_TO} images; got {len(images)}")
+    check_images(images)
     table = draw.read_table(predictions, "predictions table", "image", "model", "exit")
     if "answer" not in table:
         raise ValueError(f"the predictions table lacks column 'answer' (has: {', '.join(map(str, table))})")
@@ -278,10 +274,19 @@ def _strip(
         if not pd.isna(row.get("right")):
             answer["right"] = bool(row["right"])
         answers.setdefault(key[0], {}).setdefault(str(key[1]), {})[str(int(row["image"]))] = answer
-    return {"images": [_data_uri(image) for image in images], "answers": answers}
+    return {"images": [data_uri(image) for image in images], "answers": answers}
 
 
-def _data_uri(image: UInt8[np.ndarray, "3 h w"]) -> str:
+def check_images(images: Any) -> None:
+    """ValueError unless they are what a strip can hold: uint8 (n, 3, height, width), not too many."""
+    if not (isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1] == 3 and images.dtype == np.uint8):
+        came = f"{getattr(images, 'dtype', type(images).__name__)} of shape {tuple(getattr(images, 'shape', ()))}"
+        raise ValueError(f"wanted images as a NumPy array of uint8 (n, 3, height, width); got {came}")
+    if not 1 <= len(images) <= IMAGES_UP_TO:
+        raise ValueError(f"wanted 1 to {IMAGES_UP_TO} images; got {len(images)}")
+
+
+def data_uri(image: UInt8[np.ndarray, "3 h w"]) -> str:
     """An image as a PNG that a page can hold, made smaller if it is large."""
     from PIL import Image
 
@@ -290,3 +295,10 @@ def _data_uri(image: UInt8[np.ndarray, "3 h w"]) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def pixels(uri: str) -> UInt8[np.ndarray, "3 h w"]:
+    """The image in a data URI of `data_uri`."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).transpose(2, 0, 1)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -440,6 +441,59 @@ def accuracy_by_budget(
         title_fontsize=9,
         alignment="left",
     )
+    return picture
+
+
+def answers_by_time(
+    answers: Table, image: UInt8[np.ndarray, "3 h w"] | None = None, deadline: float | None = None
+) -> Picture:
+    """The answers of an anytime network to one image: when each came, and how sure it was.
+
+    Args:
+        answers: exit, milliseconds, answer, confidence[, right]; a row an exit.
+        image: drawn beside them.
+        deadline: milliseconds; a line that divides those in time from those that are late.
+
+    Raises:
+        ValueError: a column is missing, or the table is empty.
+    """
+    table = read_table(answers, "answers table", "exit", "milliseconds", "confidence").sort_values("milliseconds")
+    if "answer" not in table:
+        raise ValueError(f"the answers table lacks column 'answer' (has: {', '.join(map(str, table))})")
+    in_time = table if deadline is None else table[table["milliseconds"] <= deadline]
+    told = "no answer" if in_time.empty else f"{in_time['answer'].iloc[-1]} by exit {in_time['exit'].iloc[-1]}"
+    by = "" if deadline is None else f" after {deadline:.3g} ms"
+    picture = Picture(f"Confidence of the answers to an image against time{by}: {told}", 8.4, 3.4)
+    if image is None:
+        ax = picture.subplots()
+    else:
+        beside, ax = picture.subplots(1, 2, width_ratios=(1, 2.6))
+        beside.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+        beside.set(xticks=[], yticks=[])
+    end = max(
+        1.05 * table["milliseconds"].max(), 0.0 if deadline is None else min(deadline, 2 * table["milliseconds"].max())
+    )
+    ends = [*table["milliseconds"].iloc[1:], end]
+    known = "right" in table and table["right"].notna().all()
+    for row, until in zip(table.itertuples(), ends, strict=True):
+        late = deadline is not None and row.milliseconds > deadline
+        look = {"color": "#0072B2", "alpha": 0.25 if late else 1.0}
+        ax.plot([row.milliseconds, until], [100 * row.confidence] * 2, lw=2.5, **look)
+        ax.plot(row.milliseconds, 100 * row.confidence, "o", **look)
+        mark = f" ({'right' if row.right else 'wrong'})" if known else ""
+        place = (row.milliseconds, 100 * row.confidence)
+        ax.annotate(
+            f"{row.exit}: {row.answer}{mark}",
+            place,
+            (4, 6 if row.exit % 2 else -13),  # so that answers close to each other stay legible
+            textcoords="offset points",
+            fontsize=8,
+            alpha=look["alpha"],
+        )
+    if deadline is not None and deadline <= end:
+        ax.axvline(deadline, color="0.3", ls="--", lw=1, label="deadline")
+        ax.legend(loc="lower right", frameon=False, fontsize=9)
+    ax.set(xlim=(0, 1.3 * end), ylim=(0, 112), xlabel="time since the image came (ms)", ylabel="confidence (%)")
     return picture
 
 

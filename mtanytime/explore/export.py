@@ -11,6 +11,10 @@ import pandas as pd
 from mtanytime.explore import contents, draw
 
 BYTES_UP_TO = 3_000_000
+FRONT = Path(__file__).with_name("front")
+SCRIPTS = ("common", "transfer", "budget", "playground", "live", "render")  # one script, in this order
+SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 KINDS = {"trace": ("step", "source", "target", "weight"), "curve": ("model", "exit", "macs", "accuracy")}
 
 # The policy forbids every request: what the page needs, it holds. {{ and }} are braces of the page.
@@ -67,7 +71,7 @@ def save(
 
     Args:
         path: the file.
-        content: from `contents.transfer_contents` or `contents.budget_contents`.
+        content: an explorer's, such as `contents.transfer_contents` gives.
         choices: the explorer's traits.
         alt: what the picture shows, in words, for a reader without JavaScript.
         force: replace a file that is there already.
@@ -77,15 +81,14 @@ def save(
         OSError: the page cannot be written.
     """
     path = _free(path, force)
-    folder = Path(__file__).parent
     # In a script element only "<" could end it or begin another; JSON has another way to write it.
     state = json.dumps({"content": content, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     page = PAGE.format(
         title=html.escape(content["title"]),
         summary=html.escape(content["summary"]),
         alt=html.escape(alt),
-        css=(folder / "explorer.css").read_text(encoding="utf-8"),
-        script=(folder / "explorer.js").read_text(encoding="utf-8"),
+        css=STYLE,
+        script=SCRIPT,
         state=state.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
     )
     data = page.encode()

@@ -11,14 +11,13 @@ from mtanytime.explore import draw, export
 
 
 class Explorer(anywidget.AnyWidget):
-    """A widget that explorer.js draws from `content`; a move of its slider needs no answer from the kernel.
+    """A widget that the scripts in front/ draw from `content`; a move of its slider needs no answer from the kernel.
 
     A subclass holds the reader's choices as traits, named in `CHOICES`; they follow the front end, and the front end
     follows them.
     """
 
-    _esm = (Path(__file__).with_name("explorer.js")).read_text(encoding="utf-8")
-    _css = (Path(__file__).with_name("explorer.css")).read_text(encoding="utf-8")
+    _esm, _css = export.SCRIPT, export.STYLE
     CHOICES: tuple[str, ...] = ()
 
     content = traitlets.Dict().tag(sync=True)

@@ -1,0 +1,96 @@
+// What the explorers' drawings share. They run in a notebook as an anywidget, in an exported page without a kernel: all
+// files of this folder, one after the other, are one script (see export.py). `model` holds the contents (see contents.py)
+// and the reader's choices; every text goes in as text, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'; // as in explorer.css
+const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, or JupyterLab takes its arrow keys for its own
+const SMALL = 0.75; // small letters against these
+const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
+const LETTERS_UP_TO = 60; // of a name in a picture
+
+function node(name, attributes = {}, ...children) {
+  const made = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
+  return fill(made, attributes, ...children);
+}
+
+function fill(made, attributes, ...children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined) made.removeAttribute(key);
+    else made.setAttribute(key, value);
+  }
+  if (children.length) made.replaceChildren(...children.filter((child) => child !== null));
+  return made;
+}
+
+const svg = (name, attributes, ...children) => node(`svg:${name}`, attributes, ...children);
+const words = (x, y, text, more = {}) => svg("text", { x, y, ...more }, text);
+const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
+
+function picture(width, height, label, ...children) {
+  const attributes = { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label };
+  return svg("svg", attributes, ...children);
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+function width_of(texts) {
+  pen.font = FONT;
+  return Math.ceil(Math.max(...texts.map((text) => pen.measureText(text).width)));
+}
+
+// a name with its middle left out, if it would leave no room for the picture
+const shortened = (name) => (name.length <= LETTERS_UP_TO ? name : `${name.slice(0, LETTERS_UP_TO / 2)}…${name.slice(1 - LETTERS_UP_TO / 2)}`);
+
+function choice(label, options, value, choose) {
+  const select = node("select", KEYS, ...options.map(([key, text]) => node("option", { value: key }, text)));
+  select.value = value;
+  select.addEventListener("change", () => choose(select.value));
+  return { element: node("label", {}, label, select), select };
+}
+
+// "1.32", or two digits where everything is small
+const number = (value, largest) => (largest >= 0.1 ? value.toFixed(2) : value.toPrecision(2));
+const percent = (value) => `${Math.round(100 * value)}%`;
+
+// about `most` round values from low to high
+function ticks(low, high, most) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i += 1) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+
+// 1, 2 and 5 times the powers of ten between low and high, or the powers alone if those would be too many
+function log_ticks(low, high) {
+  const decades = Math.log10(high / low);
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    for (const factor of decades > 3 ? [1] : [1, 2, 5]) {
+      const value = Number(`${factor}e${power}`);
+      if (value >= low && value <= high) found.push(value);
+    }
+  }
+  return found;
+}
+
+function short(value) {
+  for (const [size, letter] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+    if (value >= size) return `${Number((value / size).toPrecision(3))}${letter}`;
+  }
+  return `${Number(value.toPrecision(3))}`;
+}
+
+// black on bright cells, white on dark ones
+function ink_on(rgb) {
+  const [red, green, blue] = rgb.map((part) => part / 255);
+  return 0.2126 * red ** 2.2 + 0.7152 * green ** 2.2 + 0.0722 * blue ** 2.2 > 0.2 ? "#000" : "#fff";
+}
+
+function slider(label, count) {
+  const input = node("input", { ...KEYS, type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
+  const stop = node("output", { class: "stop" });
+  return { input, stop, element: node("label", {}, label, input, stop) };
+}

@@ -1,0 +1,68 @@
+// Draws a LiveTraining.
+
+function live(model, content, root, on) {
+  const controls = node("div", { class: "controls" });
+  const figures = node("div", { class: "figures" });
+  const bar = node("progress", { max: 1, value: 0, "aria-label": "Training" });
+  const said = node("output", { class: "stop" });
+  const halt = node("button", { ...KEYS, type: "button" }, "■ Stop");
+  const note = node("p", { class: "note", role: "status" });
+  halt.addEventListener("click", () => {
+    model.set("stop", true);
+    model.save_changes();
+    halt.disabled = true;
+    fill(halt, {}, "stopping…");
+  });
+  fill(controls, {}, halt, bar, said);
+  fill(root, {}, controls, figures, note);
+
+  function panel({ title, unit, lines }, steps) {
+    const [width, left, right, top, bottom] = [460, 52, 448, 28, 200];
+    const known = lines.flatMap((l) => l.values.filter((value) => value !== null));
+    let [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
+    if (!(high > low)) [low, high] = [low - 0.5, high + 0.5];
+    const room = (high - low) * 0.05;
+    [low, high] = [low - room, high + room];
+    const x = (step) => left + ((right - left) * step) / Math.max(steps, 1);
+    const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low);
+    const drawn = [];
+    for (const tick of ticks(low, high, 4)) drawn.push(line(left, y(tick), right, y(tick), "grid"), words(left - 6, y(tick) + 4, `${tick}`, { "text-anchor": "end" }));
+    for (const tick of ticks(0, steps, 5).filter((t) => Number.isInteger(t))) drawn.push(words(x(tick), bottom + 16, `${tick}`, { "text-anchor": "middle" }));
+    drawn.push(line(left, bottom, right, bottom, "axis"), words(left, 14, `${title}${unit}`, { class: "strong" }), words((left + right) / 2, bottom + 34, "training step", { "text-anchor": "middle" }));
+    let [across, below] = [left, bottom + 52];
+    lines.forEach((l, k) => {
+      const look = { stroke: l.colour === "#000000" ? "var(--ink)" : l.colour, "stroke-width": 2, "stroke-dasharray": DASHES[k % DASHES.length], fill: "none" };
+      const points = l.values.map((value, i) => (value === null ? null : [x(l.steps[i]), y(value)])).filter((p) => p);
+      drawn.push(svg("polyline", { points: points.map((p) => p.join(",")).join(" "), ...look }));
+      if (points.length < 20) for (const [a, b] of points) drawn.push(svg("circle", { cx: a, cy: b, r: 2.5, fill: look.stroke }));
+      const wide = width_of([l.name]) + 44;
+      if (across > left && across + wide > right) [across, below] = [left, below + 17];
+      drawn.push(svg("line", { x1: across, x2: across + 26, y1: below - 4, y2: below - 4, ...look }), words(across + 31, below, l.name));
+      across += wide;
+    });
+    return picture(width, below + 8, `${title}${unit} against the training step: ${lines.map((l) => `${l.name} now ${short_of(l.values)}`).join(", ")}`, ...drawn);
+  }
+  const short_of = (values) => {
+    const last = values.filter((value) => value !== null).pop();
+    return last === undefined ? "unknown" : `${Number(last.toPrecision(3))}`;
+  };
+
+  function show() {
+    const { panels, step, steps, words: text, state } = model.get("content");
+    fill(bar, { max: steps, value: step });
+    said.textContent = text;
+    const running = state === "running";
+    halt.hidden = !running || content.page === true;
+    if (!model.get("stop")) {
+      halt.disabled = false;
+      fill(halt, {}, "■ Stop");
+    }
+    fill(figures, {}, ...panels.map((p) => node("div", {}, panel(p, steps))));
+    if (!panels.length) figures.replaceChildren();
+    note.textContent = model.get("content").note;
+  }
+
+  show();
+  on(["content", "stop"], show);
+  return () => {};
+}

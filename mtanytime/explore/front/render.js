@@ -1,0 +1,23 @@
+// Where the others come together: the front end of all explorers.
+
+const DRAWN_BY = { transfer, budget, playground, live };
+
+function render({ model, el }) {
+  const content = model.get("content");
+  const heard = [];
+  const on = (names, call) => {
+    for (const name of names) {
+      model.on(`change:${name}`, call);
+      heard.push([`change:${name}`, call]);
+    }
+  };
+  const root = node("section", { class: "mtanytime", "aria-label": content.title });
+  el.replaceChildren(root);
+  const stop = DRAWN_BY[content.kind](model, content, root, on);
+  return () => {
+    stop();
+    for (const [name, call] of heard) model.off(name, call);
+  };
+}
+
+export default { render };
