@@ -5,7 +5,8 @@
     python notebooks/build.py notebooks/00_quickstart.ipynb    only these
 
 Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and seconds, and links to the
-explorers that notebooks exported to build/explore), and for each notebook build/NAME.ipynb and build/NAME.html. Stops at the first failing cell, names it, and exits with status 1.
+explorers that notebooks exported to build/explore), and for each notebook build/NAME.ipynb and build/NAME.html. Stops
+at the first failing cell, names it, and exits with status 1.
 """
 
 import argparse

@@ -3,6 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from mtanytime.anytime import Taxonomy
+
+TREE = Taxonomy({"animal": ["cat", "dog"], "vehicle": ["car"]}, ("cat", "dog", "car"))
+
 
 def trace(
     sources: tuple[str, ...] = ("layer1", "layer2"),
@@ -69,3 +73,9 @@ def strip(curve: pd.DataFrame, count: int = 3) -> tuple[np.ndarray, pd.DataFrame
         for i in range(count)
     ]
     return images, pd.DataFrame(rows)
+
+
+def pictures(count: int = 2) -> tuple[np.ndarray, tuple[str, ...], list[int]]:
+    """Grey images, the classes of `TREE`, and labels: the first image is a cat, all others are cars."""
+    images = np.stack([np.full((3, 16, 16), 50 * i % 256, np.uint8) for i in range(count)])
+    return images, TREE.classes, [0] + [2] * (count - 1)

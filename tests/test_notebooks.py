@@ -6,6 +6,7 @@ carries the tag `nbval-ignore-output` and asserts bounds instead; a cell that ca
 """
 
 import base64
+import html
 import json
 import re
 import subprocess
@@ -100,6 +101,9 @@ def test_build_executes_and_gathers(tmp_path: Path) -> None:
     path = tmp_path / "00_first.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     before = path.read_bytes()
+    explorer = tmp_path / "build" / "explore" / "a&b.html"
+    explorer.parent.mkdir(parents=True)
+    explorer.write_text("<title>What is &lt;moved&gt;</title>", encoding="utf-8")
     finished = build(tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert re.search(r"\[1/1\] 00_first  1 cells, [\d.]+ s\n", finished.stdout)
@@ -111,10 +115,11 @@ def test_build_executes_and_gathers(tmp_path: Path) -> None:
     assert "What it <code>does</code>.\nStill the first.</p>" in page
     assert "More." not in page
     assert f'<img src="data:image/png;base64,{PNG}" alt="λ &lt; 6 &amp; more" width="9">' in page
+    assert '<a href="explore/a&amp;b.html">What is &lt;moved&gt;</a>' in page
     assert "<script" not in page
     assert "http" not in page
     for link in re.findall(r'href="([^#"]+)"', page):
-        assert (tmp_path / "build" / link).is_file()
+        assert (tmp_path / "build" / html.unescape(link)).is_file()
 
 
 @pytest.mark.parametrize("keeps_state", [False, True])

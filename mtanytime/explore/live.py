@@ -45,6 +45,10 @@ class LiveTraining(Explorer):
         self._drawn_at = -math.inf
         self._began: tuple[float, int] = (time.monotonic(), trainer.step)  # for the speed
         super().__init__(content=self._contents("waiting", {}))
+        # From 7.4 on ipykernel hands a widget's messages to the thread that last wrote to it, here the busy one, even
+        # where the front end asks for a thread of their own: the button needs what the front end asks for.
+        if hasattr(self.comm, "_reply_subshell_for"):
+            self.comm._reply_subshell_for = lambda data, asked_for: asked_for
 
     def train(self) -> TrainingResult | None:
         """Show the figure, run what is left of the training, and return its result; None if it was stopped before.

@@ -228,7 +228,7 @@ def _contents(
     return content, pd.DataFrame(rows)
 
 
-def _shown_groups(shares: list[Float[Tensor, "exits groups"]], parents: list[list[int]]) -> list[list[int]]:
+def _shown_groups(shares: list[Float[Tensor, "exits _"]], parents: list[list[int]]) -> list[list[int]]:
     """Of every level the groups to draw, those below one group side by side: all, or the likeliest at any exit."""
     shown: list[list[int]] = []
     for level, part in enumerate(shares):

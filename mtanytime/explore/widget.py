@@ -48,7 +48,7 @@ class Explorer(anywidget.AnyWidget):
             layout.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}: {self.content['summary']}"
+        return f"{type(self).__name__}: {self.content.get('summary', 'not made yet')}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         data, about = self.picture()._repr_mimebundle_()

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync")
 START_SECONDS = 120
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +60,32 @@ def tab(browser: Any) -> Iterator[Callable[..., Any]]:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callable[[str], str]]]:
     """A JupyterLab on this machine alone: its folder, and the address of a notebook in it."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
-    folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
+    folder, state, token = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state"), secrets.token_hex(16)
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--LabApp.news_url=", "--expose-app-in-browser"]
+    options += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
+    with _serving("jupyterlab", options, folder, state, token) as address:
+        yield folder, lambda name: f"{address}/lab/tree/{name}?token={token}&reset"
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the web app that `make app` serves, started in a copy of the folders that it reads."""
+    pytest.importorskip("voila", reason="Voilà is not installed")
+    folder, state = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("state")
+    shutil.copytree(ROOT / "data" / "results", folder / "data" / "results")
+    (folder / "notebooks").mkdir()
+    for name in ("07_explore.ipynb", "voila.json"):
+        shutil.copy(ROOT / "notebooks" / name, folder / "notebooks")
+    with _serving("voila", ["07_explore.ipynb", "--no-browser"], folder / "notebooks", state, "") as address:
+        yield address
+
+
+@contextmanager
+def _serving(module: str, options: list[str], folder: Path, state: Path, token: str) -> Iterator[str]:
+    """The address of a Jupyter server that runs in a folder, with settings of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    token = secrets.token_hex(16)
     settings = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_RUNTIME_DIR": "runtime",
@@ -72,22 +95,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callab
     }
     environment = os.environ | {name: str(state / place) for name, place in settings.items()}
     environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": token}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += [
-        "--ServerApp.port_retries=0",
-        "--LabApp.news_url=",
-        "--expose-app-in-browser",
-        f"--ServerApp.root_dir={folder}",
-    ]
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", module, *options, f"--port={port}"]
     with (
         (state / "log.txt").open("w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as lab,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log) as server,
     ):
         try:
-            _wait_for(f"http://127.0.0.1:{port}/api", lab, state / "log.txt")
-            yield folder, lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}?token={token}&reset"
+            address = f"http://127.0.0.1:{port}"
+            _wait_for(f"{address}/api" if token else f"{address}/voila/static/voila.js", server, state / "log.txt")
+            yield address
         finally:
-            lab.terminate()
+            server.terminate()
 
 
 def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:

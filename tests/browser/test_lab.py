@@ -29,17 +29,28 @@ def run_cell(page: Any, number: int) -> None:
 
 
 @pytest.fixture
-def notebook(lab: tuple[Path, Callable[[str], str]], tab: Callable[..., Any]) -> Any:
+def opened(lab: tuple[Path, Callable[[str], str]], tab: Callable[..., Any]) -> Callable[..., Any]:
+    """`opened(name, *code)` is the page of a new notebook with these cells, its kernel running."""
+
+    def go(name: str, *code: str) -> Any:
+        folder, address = lab
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        cells = [new_code_cell(text) for text in code]
+        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / name)
+        page = tab(viewport={"width": 1300, "height": 1000})
+        page.set_default_timeout(90_000)
+        page.goto(address(name))
+        page.locator(".jp-Notebook .cm-content").first.wait_for()
+        page.get_by_text("| Idle").wait_for()  # the kernel is there
+        return page
+
+    return go
+
+
+@pytest.fixture
+def notebook(opened: Callable[..., Any]) -> Any:
     """A notebook with two explorers on the screen."""
-    folder, address = lab
-    cells = [new_code_cell(code) for code in (*CELLS, ASK, CLOSE)]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / "explore.ipynb")
-    page = tab(viewport={"width": 1300, "height": 1000})
-    page.set_default_timeout(90_000)
-    page.goto(address("explore.ipynb"))
-    page.locator(".jp-Notebook .cm-content").first.wait_for()
-    page.get_by_text("| Idle").wait_for()  # the kernel is there
+    page = opened("explore.ipynb", *CELLS, ASK, CLOSE)
     for number in range(len(CELLS)):
         run_cell(page, number)
     page.locator(".mtanytime svg").nth(3).wait_for()
@@ -81,3 +92,32 @@ def test_explorers_follow_the_dark_theme(notebook: Any) -> None:
     dark = title.evaluate(ink)
     brightness = [sum(map(float, colour[colour.index("(") + 1 : -1].split(",")[:3])) for colour in (light, dark)]
     assert brightness[0] < 200 < 550 < brightness[1]
+
+
+TRAIN = """from mtanytime import Trainer, datasets
+from mtanytime.explore.live import LiveTraining
+from torch import nn
+make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+trainer = Trainer(make, datasets.digits(16), epochs=100_000, lr=0.01, progress=False)
+live = LiveTraining(trainer)
+result = live.train()
+print("kernel:", result, trainer.step < trainer.steps)"""
+AGAIN = "trainer.steps = trainer.step + 3\nprint('kernel:', live.train().accuracy > 0)"
+
+
+def test_training_is_watched_and_stopped(opened: Callable[..., Any]) -> None:
+    """The figure grows while its cell runs, the button reaches the kernel meanwhile, and the run goes on afterwards."""
+    page = opened("live.ipynb", TRAIN, AGAIN)
+    run_cell(page, 0)
+    page.locator(".mtanytime svg").first.wait_for()
+    step = lambda: int(page.locator(".mtanytime output").inner_text().split()[1].replace(",", ""))  # noqa: E731
+    first = step()
+    said = "document.querySelector('.mtanytime output').textContent"
+    page.wait_for_function(f"first => Number({said}.split(' ')[1].replaceAll(',', '')) > first", arg=first)
+    assert page.locator(".mtanytime").count() == 1  # in place
+    page.get_by_role("button", name="Stop", exact=False).filter(has_text="■").click()
+    page.get_by_text("kernel: None True").wait_for()
+    assert "stopped" in page.locator(".mtanytime output").inner_text()
+    assert "goes on from here" in page.locator(".mtanytime [role=status]").inner_text()
+    run_cell(page, 1)
+    page.get_by_text("kernel: True").wait_for()

@@ -1,16 +1,23 @@
 """The exported pages in a real browser, from a file and without a network: what a colleague opens."""
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tables
+import torch
+from torch import nn
 
+from mtanytime.datasets import digits
 from mtanytime.explore.budget import BudgetExplorer
+from mtanytime.explore.live import LiveTraining
+from mtanytime.explore.playground import AnytimePlayground
 from mtanytime.explore.transfer import TransferExplorer
+from mtanytime.training import Trainer
 
 SLIDER = "input[type=range]"
 
@@ -169,6 +176,61 @@ def test_pages_follow_the_readers_colours(scheme: str, visit: Callable[..., Any]
         assert (luminance(paper) < 0.1) == (scheme == "dark")
 
 
+class Steps(nn.Module):
+    """Three answers to any image: an animal, a dog, a car."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def refine(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
+        """One answer after the other, some milliseconds apart."""
+        for row in ([2.0, 1.99, 1.0], [0.0, 3.0, 0.0], [0.0, 0.0, 5.0]):
+            time.sleep(0.005)
+            yield torch.tensor([row])
+
+
+def trained() -> LiveTraining:
+    """A short run that has ended."""
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))  # noqa: E731
+    explorer = LiveTraining(Trainer(make, digits(16), epochs=3, validation=0.2, lr=0.01, progress=False))
+    explorer.run()
+    explorer.show("finished")
+    return explorer
+
+
+def test_playground_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
+    """Answers come as the deadline moves on, the tree lights up from coarse to fine, and a click changes the image."""
+    page = visit(AnytimePlayground(Steps(), *tables.pictures(), tables.TREE))
+    page.locator(SLIDER).focus()
+    page.keyboard.press("Home")
+    assert page.locator("output").inner_text() == "0 ms · no answer yet"
+    assert "no answer yet; the first comes after" in page.locator("[role=status]").inner_text()
+    assert page.locator(".node.lit").count() == 0
+    lit = {}
+    for _ in range(100):
+        page.keyboard.press("ArrowRight")
+        lit[page.locator("output").inner_text().partition(" · ")[2]] = page.locator(".node.lit").count()
+    assert lit == {"no answer yet": 0, "exit 1 of 3": 1, "exit 2 of 3": 2, "exit 3 of 3": 2}
+    assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is wrong.")
+    page.get_by_role("button", name="image 1, car").click()
+    assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is right.")
+    assert page.locator("tbody tr").first.inner_text().split()[-2:] == ["animal", "84%"]
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    page.get_by_role("button", name="Play").wait_for()
+    assert page.locator("output").inner_text().endswith("exit 3 of 3")
+
+
+def test_training_page_shows_the_run(visit: Callable[..., Any]) -> None:
+    """A finished run can be sent: two panels with words for the blind, and no button that could not do anything."""
+    page = visit(trained())
+    assert page.locator("output").inner_text().endswith("finished")
+    assert page.locator("svg[role=img]").count() == 2
+    assert page.get_by_role("button").count() == 0
+    assert "val accuracy now" in page.locator("svg[role=img]").nth(1).get_attribute("aria-label")
+
+
 LONG = tuple(f"imagenet/encoder.layers.encoder_layer_{i}.mlp" for i in range(3))
 PAGES = {
     "transfer": lambda: TransferExplorer(tables.trace(), tables.channels(tables.trace(), 100)),
@@ -178,6 +240,8 @@ PAGES = {
     "small and large": lambda: TransferExplorer(tables.trace().assign(weight=lambda t: t["weight"] * 1e-5)),
     "budget": lambda: BudgetExplorer(tables.curve()),
     "one exit": lambda: BudgetExplorer(tables.curve().iloc[:1]),
+    "playground": lambda: AnytimePlayground(Steps(), *tables.pictures(), tables.TREE),
+    "training": lambda: trained(),
 }
 
 
