@@ -350,17 +350,21 @@ def interpolated(curve: pd.DataFrame, at: float | Sequence[float] | np.ndarray, 
     return pd.concat(found, ignore_index=True)
 
 
-def gap(curve: pd.DataFrame, model: str, against: str, *, cost: str = "macs") -> pd.DataFrame:
+def gap(
+    curve: pd.DataFrame, model: str, against: str, *, cost: str = "macs", last_stands: bool = False
+) -> pd.DataFrame:
     """How far `model` is above `against` at each of the latter's exits, in points (per cent of the images).
 
     Columns: exit and cost of `against`; accuracy, of `model` interpolated there, and accuracy_against, both means over
     seeds; gap_points, their difference, and sem_points, its standard error, the runs taken as independent (NaN with one
-    seed). NaN where a run of `model` does not reach. ValueError also for a model that the curve does not hold.
+    seed). NaN where a run of `model` does not reach; with `last_stands`, only below its first exit: a budget beyond its
+    last exit buys that one. ValueError also for a model that the curve does not hold.
     """
     table = _checked(curve, cost, model, against)
     theirs = _mean(table, against, cost)
     of_model = _runs(table[table["model"] == model], cost)
-    ours = pd.DataFrame([_at(theirs[cost].to_numpy(), budgets, accuracies) for _, budgets, accuracies in of_model])
+    at = theirs[cost].to_numpy()
+    ours = pd.DataFrame([_at(at, budgets, accuracies, last_stands) for _, budgets, accuracies in of_model])
     accuracy = ours.mean(skipna=False).to_numpy()
     return pd.DataFrame(
         {
@@ -425,8 +429,9 @@ def _runs(table: pd.DataFrame, cost: str) -> Iterator[tuple[dict[str, Any], np.n
         yield dict(zip(keys, values, strict=True)), np.log(rows[cost].to_numpy()), rows["accuracy"].to_numpy()
 
 
-def _at(costs: np.ndarray, budgets: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
-    return np.interp(np.log(costs), budgets, accuracies, left=np.nan, right=np.nan)
+def _at(costs: np.ndarray, budgets: np.ndarray, accuracies: np.ndarray, last_stands: bool = False) -> np.ndarray:
+    beyond = accuracies[-1] if last_stands else np.nan
+    return np.interp(np.log(costs), budgets, accuracies, left=np.nan, right=beyond)
 
 
 def _mean(table: pd.DataFrame, model: str, cost: str) -> pd.DataFrame:

@@ -590,6 +590,10 @@ def test_gap_by_hand() -> None:
     # Two values d apart: standard deviation d/√2, standard error d/2.
     expected = [math.hypot(2, 2), 2, math.nan]
     assert found["sem_points"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert measure.gap(pd.concat([ours, theirs]), "ours", "theirs", last_stands=True)["gap_points"].tolist() == [
+        *found["gap_points"].tolist()[:2],
+        pytest.approx(72 - 85),
+    ]
 
 
 def test_gap_where_one_seed_does_not_reach() -> None:
