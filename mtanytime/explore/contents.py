@@ -128,6 +128,8 @@ def _plain(values: np.ndarray) -> list[list[float | None]]:
     largest = np.abs(values[np.isfinite(values)]).max(initial=0)
     digits = 4 - int(np.floor(np.log10(largest))) - 1 if largest > 0 else 4
     rows = np.round(values, max(digits, 0)).tolist()
+    if np.isfinite(values).all():
+        return rows
     return [[value if np.isfinite(value) else None for value in row] for row in rows]
 
 

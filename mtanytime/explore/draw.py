@@ -35,7 +35,7 @@ Step = int | np.integer | None
 
 NUMBERS_UP_TO = 12  # layers a side; beyond, numbers in the cells would be too small to read
 LETTER = 0.075  # inches that a letter of 9 points takes
-NAMES_UP_TO = 90  # along an axis
+NAMES_UP_TO = 40  # along an axis; beyond, every second or third is written, for writing takes most of the time
 LETTERS_UP_TO = 60  # of a name in a picture
 LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
 MAPS_A_ROW = 4
@@ -63,7 +63,7 @@ class Picture(Figure):
     def png(self, dpi: float = 144) -> bytes:
         """The picture as a PNG file; its size depends on the layers and methods in the table, not on values."""
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=dpi)
+        self.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
         return file.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:

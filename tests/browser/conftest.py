@@ -63,7 +63,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callab
     folder, state, token = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state"), secrets.token_hex(16)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--LabApp.news_url=", "--expose-app-in-browser"]
     options += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
-    with _serving("jupyterlab", options, folder, state, token) as address:
+    with serving("jupyterlab", options, folder, state, token) as address:
         yield folder, lambda name: f"{address}/lab/tree/{name}?token={token}&reset"
 
 
@@ -76,12 +76,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "notebooks").mkdir()
     for name in ("07_explore.ipynb", "voila.json"):
         shutil.copy(ROOT / "notebooks" / name, folder / "notebooks")
-    with _serving("voila", ["07_explore.ipynb", "--no-browser"], folder / "notebooks", state, "") as address:
+    with serving("voila", ["07_explore.ipynb", "--no-browser"], folder / "notebooks", state, "") as address:
         yield address
 
 
 @contextmanager
-def _serving(module: str, options: list[str], folder: Path, state: Path, token: str) -> Iterator[str]:
+def serving(module: str, options: list[str], folder: Path, state: Path, token: str) -> Iterator[str]:
     """The address of a Jupyter server that runs in a folder, with settings of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
