@@ -12,7 +12,7 @@ from mtanytime.backbones import Normalized
 from mtanytime.datasets import Task, crop_flip
 from mtanytime.measure import exit_costs, macs, parameters
 from mtanytime.training import Trainer, TrainingResult
-from mtanytime.transfer_recipes import Parts, Settings, check_scored_on, listed, run_folder, whole_cifar10
+from mtanytime.transfer_recipes import Parts, Settings, check_files, check_scored_on, listed, run_folder, whole_cifar10
 
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # as the authors normalise
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -50,6 +50,10 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     """Each of the settings' models; "separate" is a network of its own for each exit of "inclusive"."""
     models = listed(settings, "model", MODELS)
     check_scored_on(settings)
+    check_files(settings, "images")
+    exits, branches = settings["inclusive_exits"], settings["inclusive_branches"]
+    if exits < 1 or branches % exits:
+        raise ValueError(f"wanted inclusive_exits that divide inclusive_branches; got {exits} and {branches}")
     task = _task(settings, seed)
     shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "precision")}
     shared |= {"nesterov": True, "schedule": "warm-up cosine", "augment": crop_flip()}
@@ -57,10 +61,8 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     classes = len(task.classes)
     for model in models:
         if model == "separate":
-            exits = settings["inclusive_exits"]
             for k in range(1, exits + 1):
-                branches = settings["inclusive_branches"] * k // exits
-                sizes = (settings["inclusive_width"], settings["bottleneck"], branches, settings["blocks"])
+                sizes = (settings["inclusive_width"], settings["bottleneck"], branches * k // exits, settings["blocks"])
                 make = lambda sizes=sizes: _normalised(resnext(classes, *sizes))  # noqa: E731
                 part = f"separate-{k}"
                 yield part, Trainer(make, task, folder=run_folder(folder, f"{part}-seed{seed}"), **shared)

@@ -166,10 +166,10 @@ def _timed(modules: list[nn.Module], images: Tensor, repeats: int, warmup: int, 
     times = np.empty((len(modules), warmup + repeats))
     for i in tqdm(range(warmup + repeats), f"timing batch {len(images)}", file=sys.stdout, disable=not progress):
         for j, module in enumerate(modules):
-            _synchronise(images.device)
+            synchronise(images.device)
             started = time.perf_counter()
             module(images)
-            _synchronise(images.device)
+            synchronise(images.device)
             times[j, i] = 1000 * (time.perf_counter() - started)
     lower, median, upper = np.percentile(times[:, warmup:], [25, 50, 75], axis=1)
     setting = {"batch": len(images), "threads": torch.get_num_threads(), "device": str(images.device)}
@@ -179,7 +179,8 @@ def _timed(modules: list[nn.Module], images: Tensor, repeats: int, warmup: int, 
     ]
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what was asked of it; before a clock is read."""
     backend = getattr(torch, device.type)  # torch.cpu, whose call does nothing, torch.cuda, torch.mps, …
     backend.synchronize(*(() if device.type == "mps" else (device,)))  # there is only one mps
 

@@ -174,9 +174,7 @@ def _digits(per_class: int, seed: int, scored_on: str) -> Task:
 def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
     """CIFAR-10 with few labels from the authors' TinyImageNet source, a tenth of the labels held back to validate."""
     _check(settings)
-    for file in ("source", "images"):
-        if not Path(settings[file]).exists():
-            raise ValueError(f"there is no {settings[file]!r}: set {file}=…, {_WHERE[file]}")
+    check_files(settings, "source", "images")
     source = load_l2t_resnet32(settings["source"])
     whole = whole_cifar10(settings["images"])
     task = Task(whole.train.few(settings["per_class"], seed), whole.test)
@@ -184,6 +182,13 @@ def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bo
     options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
     options["checkpoint_seconds"] = settings["checkpoint_seconds"]
     yield from _targets(settings, seed, folder, source, make, task, **options)
+
+
+def check_files(settings: Settings, *names: str) -> None:
+    """ValueError, which says where to get it, for a setting that names a file that is not there."""
+    for name in names:
+        if not Path(settings[name]).exists():
+            raise ValueError(f"there is no {settings[name]!r}: set {name}=…, {_WHERE[name]}")
 
 
 _WHERE = {

@@ -79,6 +79,9 @@ def test_plan_counts_every_network(small_task: Task, tmp_path: Path) -> None:
         ({"models": "msdnet,msdnet"}, "wanted each model once"),
         ({"slice_widths": "8,x"}, "slice_widths takes numbers with commas between"),
         ({"slice_weights": "1,2,3"}, "wanted 2 weights, one for each exit"),
+        ({"images": "nowhere.npz"}, "there is no 'nowhere.npz': set images=…, a folder with torchvision's CIFAR-10"),
+        ({"models": "separate", "inclusive_exits": "3"}, "wanted inclusive_exits that divide inclusive_branches"),
+        ({"models": "separate", "inclusive_exits": "0"}, "wanted inclusive_exits that divide inclusive_branches"),
         ({"scored_on": "train"}, "scored_on is 'test' or 'validation'"),
     ],
 )

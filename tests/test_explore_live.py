@@ -1,13 +1,14 @@
 """The figure that grows during training: its numbers, its stop button, and the progress bar where nothing shows it."""
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from ipywidgets import Widget
 from torch import nn
 
 from mtanytime.datasets import ImageSet, Task
@@ -78,7 +79,7 @@ def test_output_is_not_flooded(notebook: list[object], monkeypatch: pytest.Monke
     explorer.observe(lambda change: sent.append(change), "content")
     monkeypatch.setattr(live, "SECONDS_BETWEEN", 3600.0)
     explorer.train()
-    assert len(sent) == 2  # the beginning and the end
+    assert len(sent) == 4  # the beginning, the end, the test and its end
     assert len([shown for shown in notebook if shown is explorer]) == 1
 
 
@@ -87,30 +88,54 @@ def test_stop_leaves_a_run_that_resumes(notebook: list[object], tmp_path: Path) 
     whole = trainer()
     whole.train()
     first = LiveTraining(trainer(tmp_path))
-    reports = iter(first._trainer)
-    for _ in range(3):
-        next(reports)
-    del reports
-    first.observe(lambda change: first.set_trait("stop", True), "content")  # at the first sign of life
+    press_at(first, 5)
     assert first.train() is None
     assert first.content["state"] == "stopped"
     assert "goes on from here" in first.content["note"]
-    at = first._trainer.step
-    assert 3 < at < whole.steps
+    assert first._trainer.step == 5
     second = LiveTraining(trainer(tmp_path))
-    assert second._trainer.step == at
+    assert "Resumed at step 5." in second.content["note"]
     assert second.train() is not None
     for name, value in second._trainer.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name])
 
 
+def press_at(explorer: LiveTraining, step: int) -> None:
+    """Press the button during a step, once: the front end's message comes in another thread."""
+    after = explorer._trainer._after_step
+
+    def pressed() -> None:
+        after()
+        if explorer._trainer.step == step:
+            message = {"content": {"data": {"method": "custom", "content": {"kind": "stop"}}}, "buffers": []}
+            thread = threading.Thread(target=explorer._handle_msg, args=(message,))
+            thread.start()
+            thread.join()
+
+    explorer._trainer._after_step = pressed
+
+
 def test_train_again_after_stop(notebook: list[object]) -> None:
     """Running the cell again goes on, too, without a folder."""
     explorer = LiveTraining(trainer())
-    explorer.observe(lambda change: explorer.set_trait("stop", explorer._trainer.step < 2), "content")
+    press_at(explorer, 2)
     assert explorer.train() is None
-    explorer.unobserve_all("content")
+    assert explorer._trainer.step == 2
     assert explorer.train() is not None
+    assert explorer.content["state"] == "finished"
+
+
+def test_interrupted_is_stopped(notebook: list[object]) -> None:
+    """The interrupt key leaves a run that goes on, as the button does, and the figure says so."""
+    explorer = LiveTraining(trainer())
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    explorer._trainer._after_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        explorer.train()
+    assert explorer.content["state"] == "stopped"
 
 
 def test_errors_come_through(notebook: list[object]) -> None:
@@ -134,13 +159,33 @@ def test_progress_bar_outside_notebooks(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_long_logs_are_thinned() -> None:
-    """Ten thousand steps are two hundred points, each the mean of as many steps; exits are named."""
-    steps = np.arange(1, 10_001)
-    log = pd.DataFrame({"step": steps, "loss": steps / 1e4, "accuracy_2": 0.5, "lr": 0.1})
-    log.loc[5, "loss"] = np.inf
-    found = live.panels(log)
-    line = found[0]["lines"][0]
-    assert len(line["values"]) <= live.POINTS_UP_TO
-    assert line["values"][-1] == pytest.approx(np.mean(steps[-50:]) / 1e4, abs=3e-3)
-    assert [one["name"] for one in found[1]["lines"]] == ["accuracy of exit 2"]
-    assert found[1]["lines"][0]["values"][0] == 50
+    """Ten thousand steps are two hundred points at most, means of equally many; what is not finite is left out."""
+    lines: dict[str, live._Line] = {}
+    rows = ({"step": k, "loss": math.inf if k == 6 else k / 1e4, "lr": 0.1} for k in range(1, 10_001))
+    live.add_rows(lines, rows)
+    assert list(lines) == ["loss"]
+    points = lines["loss"].points
+    assert live.POINTS_UP_TO / 2 <= len(points) <= live.POINTS_UP_TO
+    assert sum(count for _, _, count in points) == 9_999
+    assert {count for _, _, count in points[:-1]} == {lines["loss"].each}
+    np.testing.assert_allclose([s / n / 1e4 for s, _, n in points], [v / n for _, v, n in points])
+
+
+def test_exits_are_named_and_thinned() -> None:
+    """Of many exits the first and the last ones are drawn with the validation, and the others named beside it."""
+    lines: dict[str, live._Line] = {}
+    names = ["accuracy", *(f"accuracy_{k}" for k in range(1, 9)), "val_accuracy"]
+    live.add_rows(lines, [{"step": 1, **dict.fromkeys(names, 0.5)}])
+    panels, left_out = live._panels(lines)
+    drawn = [line["name"] for line in panels[0]["lines"]]
+    assert len(drawn) == live.LINES_UP_TO
+    assert {"accuracy of exit 1", "accuracy of exit 8", "val accuracy"} <= set(drawn)
+    assert left_out == ["accuracy of exit 2", "accuracy of exit 3"]
+    assert panels[0]["lines"][0]["values"] == [50]
+
+
+def test_nothing_is_left_after_closing() -> None:
+    """A closed figure takes its widgets with it."""
+    before = set(Widget.get_manager_state()["state"])
+    LiveTraining(trainer()).close()
+    assert set(Widget.get_manager_state()["state"]) == before

@@ -92,9 +92,11 @@ def test_every_anytime_network_plays(kind: str) -> None:
         model.eval()
         wanted = torch.cat(model(torch.full((1, 3, 16, 16), 50 / 255))).softmax(dim=1)
     model.train()
+    list(network.modules())[-1].eval()  # a part that stays frozen
     played = AnytimePredictor(model, (3, 16, 16)) if kind == "predictor" else model
     explorer = AnytimePlayground(played, images(), CLASSES, repeats=1)
     assert network.training
+    assert not list(network.modules())[-1].training
     explorer.image = 1
     np.testing.assert_allclose(explorer.answers()["confidence"], wanted.amax(dim=1), atol=1e-4)
     assert explorer.answers()["answer"].tolist() == [CLASSES[k] for k in wanted.argmax(dim=1)]
@@ -110,9 +112,11 @@ def test_many_classes_are_thinned() -> None:
     tree = Taxonomy({f"group {g}": names[100 * g : 100 * g + 100] for g in range(10)}, names)
     explorer = AnytimePlayground(Wide(), images(64), names, None, tree, repeats=1)
     shown = explorer.content["shown"][0]
-    assert len(shown[0]) == 10
-    assert 0 < len(shown[1]) <= playground.GROUPS_UP_TO
+    assert 0 < len(shown[0]) <= 10
+    assert 0 < len(shown[1]) <= playground.CLASSES_UP_TO + 3
     assert int(Wide.logits[2].argmax()) in shown[1]
+    assert {explorer.content["parents"][1][group] for group in shown[1]} == set(shown[0])  # none without a child
+    assert {answer["group"] for answer in explorer.content["answers"][0][:1]} <= set(shown[0])
     assert "likeliest" in explorer.content["note"]
     assert len(json.dumps(explorer.content)) < 1_500_000
 
@@ -144,8 +148,9 @@ def test_bad_choices_are_refused() -> None:
     explorer = AnytimePlayground(Slow(), images(), CLASSES, repeats=1)
     with pytest.raises(ValueError, match="wanted an image from 0 to 1; got 2"):
         explorer.image = 2
-    with pytest.raises(ValueError, match="wanted a deadline of 0 ms or more; got -1"):
-        explorer.deadline = -1.0
+    for wrong in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="wanted a deadline of 0 ms or more, and finite; got"):
+            explorer.deadline = wrong
     assert (explorer.image, explorer.deadline) == (0, explorer.content["most"])
 
 

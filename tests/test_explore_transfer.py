@@ -216,3 +216,12 @@ def test_layer_names_of_a_file_stay_text(tmp_path: Path) -> None:
     """Layers "1.1" and "1.10" are two layers, though the same number."""
     tables.trace(sources=("1.1", "1.10"), targets=("0",)).to_csv(tmp_path / "trace.csv", index=False)
     assert TransferExplorer(tmp_path / "trace.csv").content["sources"] == ["1.1", "1.10"]
+
+
+def test_a_choice_without_pairs() -> None:
+    """A network that is matched to one slice only has nothing to show in another, and says so."""
+    trace = tables.trace(sources=("birds/a", "cars/a"), slices=("1", "2"))
+    trace = trace[(trace["source"] == "birds/a") == (trace["slice"] == "1")]
+    explorer = TransferExplorer(trace)
+    explorer.network, explorer.slice = "birds", "2"
+    assert "No pair of layers was matched" in explorer.picture().alt

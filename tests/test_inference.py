@@ -122,6 +122,21 @@ def test_normalised_network() -> None:
     torch.testing.assert_close(predictor.leave_early(some_images(), [2.0, 2.0, 0.0])[0], wanted[2])
 
 
+def test_costs_are_of_the_images_that_come() -> None:
+    """A network that makes images smaller first costs what the smaller ones do."""
+    network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), size=16).double()
+    costs = AnytimePredictor(network, (3, 64, 64)).costs
+    assert costs["macs"].tolist() == exit_costs(network, (3, 64, 64))["macs_own_head"].tolist()
+    assert costs["macs"].tolist() == exit_costs(network.network, (3, 16, 16))["macs_own_head"].tolist()
+
+
+def test_images_are_taken_to_the_network() -> None:
+    """Images of another type or place than the network's are brought there, as a trainer does."""
+    network = trained_like("sliced")
+    answer = AnytimePredictor(network, (3, 16, 16)).predict(some_images().float(), 1, "exit")
+    assert answer.logits.dtype == torch.float64
+
+
 def test_answer_by() -> None:
     """No time gives the first answer, all the time the last, every answer being told on the way."""
     network = trained_like("sliced")

@@ -480,7 +480,7 @@ def test_a_trainer_takes_the_loss_and_tells_two_of_them_apart(tmp_path: Path):
     log = trainer(CoarseToFineLoss(taxonomy, 2)).train().log
     assert log["loss"].tail(6).mean() < 0.9 * log["loss"].head(6).mean()
     record = json.loads((tmp_path / "run" / "config.json").read_text())["loss"]
-    assert "levels (1, 2), weights (1.0, 1.0)" in record
+    assert "'levels': (1, 2), 'weights': (1.0, 1.0)" in record
     assert trainer(CoarseToFineLoss(taxonomy, (1, 2), [1, 1])).step == 36  # the same run, finished
 
     swapped = Taxonomy({"low": ["class 0", "class 1"], "high": ["class 2", "class 3"]}, data.classes)

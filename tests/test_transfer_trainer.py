@@ -845,7 +845,7 @@ def refused(error: type[Exception], match: str, folder: Path, **options: Any) ->
         ({"pairs": []}, r"wanted one or more pairs \(source layer, target layer\); got \[\]"),
         ({"pairs": [("first", "first", "first")]}, r"wanted one or more pairs \(source layer, target layer\); got"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: str(value).split(" at 0x")[0][:40],
 )
 def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], match: str) -> None:
     """Each bad setting is refused with what was wanted and what came, of the wrong type or not."""
@@ -917,7 +917,7 @@ TWO = {"a": tiny.made(3, seed=2), "b": tiny.made(3, seed=3)}
             r"^target: Sequential has no feature_layers of its own; wanted target_layers \(features.image_layers",
         ),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: str(value).split(" at 0x")[0][:60],
 )
 def test_layers_and_pairs(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     """Layers and pairs that are not there, come twice or are left over are named, with the network they are of."""
@@ -1015,7 +1015,7 @@ NO_GRADIENT = r"gets no gradient: no trained parameter comes before it in the fo
         ({"outer": lambda forward, images, labels: labels.sum()}, "^outer .*: wanted a scalar tensor that depends"),
         ({"outer": lambda forward, images, labels: forward(images, 1)}, "^outer .*lambda.*: .*positional argument"),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: str(value).split(" at 0x")[0][:60],
 )
 def test_networks_that_do_not_fit(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     """Networks, labels and objectives that can't work are found on a few images, before anything begins."""

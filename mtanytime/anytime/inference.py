@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.sliced import TriangularConv
 from mtanytime.backbones import Normalized
-from mtanytime.measure import latency, macs
+from mtanytime.measure import latency, macs, synchronise
 from mtanytime.training import require
 
 Unit = Literal["macs", "ms", "exit"]
@@ -56,15 +56,21 @@ class AnytimePredictor:
         costs: pd.DataFrame | None = None,
         batch: int = 1,
     ) -> None:
-        self._wrapper = network if isinstance(network, Normalized) else None
         inner = network.network if isinstance(network, Normalized) else network
         require(isinstance(inner, AnytimeNetwork), "an AnytimeNetwork", type(inner).__name__)
         self._image_shape, self._batch = tuple(image_shape), batch
+        self._wrapper = None
+        if isinstance(network, Normalized):
+            self._wrapper = Normalized(
+                nn.Identity(), network.mean.flatten().tolist(), network.std.flatten().tolist(), network.size
+            )
+            self._wrapper.to(network.mean)
         self._exits = [fold_batch_norms(inner.extract(k)) for k in range(1, inner.exits + 1)]
         self._whole = fold_batch_norms(inner) if hasattr(inner, "refine") else None
+        self._like = next(self._exits[0].parameters())
         if costs is None:
             numbers = range(1, inner.exits + 1)
-            costs = pd.DataFrame({"exit": numbers, "macs": [macs(part, image_shape) for part in self._exits]})
+            costs = pd.DataFrame({"exit": numbers, "macs": [macs(part, image_shape) for part in self._as_run()]})
         missing = {"exit", "macs"} - set(costs.columns)
         require(not missing, "costs with columns exit and macs", list(costs.columns))
         self.costs = costs.sort_values("exit", ignore_index=True)
@@ -83,7 +89,7 @@ class AnytimePredictor:
         column, words = ("macs", "multiply-adds an image") if unit == "macs" else ("latency_ms", "ms a batch")
         if column not in self.costs:
             images = torch.rand(self._batch, *self._image_shape)
-            self.costs["latency_ms"] = [latency(part, images)["latency_ms"] for part in self._exits]
+            self.costs["latency_ms"] = [latency(part, images)["latency_ms"] for part in self._as_run()]
         within = self.costs[self.costs[column] <= budget]
         if within.empty:
             least = self.costs[column].min()
@@ -115,6 +121,7 @@ class AnytimePredictor:
         require(deadline >= 0, "a deadline of 0 ms or more", deadline)
         cost = self.costs["macs"].tolist()
         for k, logits in enumerate(self._refine(images), 1):
+            synchronise(logits.device)
             answer = Answer(logits, k, 1000 * (time.perf_counter() - started))
             if on_answer is not None:
                 on_answer(answer)
@@ -149,7 +156,13 @@ class AnytimePredictor:
         require(self._whole is not None, "a network with refine, such as SlicedResNeXt", "one without")
         return self._whole.refine(self._normalised(images))
 
+    def _as_run(self) -> list[nn.Module]:
+        """Every exit with what is done to the images before it."""
+        return self._exits if self._wrapper is None else [nn.Sequential(self._wrapper, part) for part in self._exits]
+
     def _normalised(self, images: Tensor) -> Tensor:
+        """The images as the network reads them, on its device."""
+        images = images.to(self._like.device, self._like.dtype)
         return images if self._wrapper is None else self._wrapper.normalised(images)
 
 

@@ -128,8 +128,6 @@ class MSDNet(AnytimeNetwork):
 class _Convolution(nn.Sequential):
     """Convolution, batch norm, ReLU. The norm may be an `nn.Identity` where it has been folded into the convolution."""
 
-    convolutions_with_norms = (("conv", "norm"),)  # what `inference.fold_batch_norms` may join
-
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)

@@ -226,8 +226,7 @@ class CoarseToFineLoss:
         require(len(self.weights) == len(self.levels), f"{len(self.levels)} weights, one an exit", self.weights)
         require(all(0 <= w < math.inf for w in self.weights) and any(self.weights), "weights >= 0, not all 0", weights)
         require(0 <= self.fine < math.inf, "fine >= 0", fine)
-        # What the record of a run tells of this loss, beside `fine`: see training.name_of.
-        self.settings = f"levels {self.levels}, weights {self.weights}"
+        # What the record of a run tells of this loss, beside its numbers: see training.name_of.
         self.groups = taxonomy._groups
 
     def __call__(

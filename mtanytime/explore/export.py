@@ -82,7 +82,9 @@ def save(
     """
     path = _free(path, force)
     # In a script element only "<" could end it or begin another; JSON has another way to write it.
-    state = json.dumps({"content": content, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    state = json.dumps(
+        {"content": content, "page": True, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     page = PAGE.format(
         title=html.escape(content["title"]),
         summary=html.escape(content["summary"]),

@@ -2,49 +2,52 @@
 
 import math
 import sys
+import threading
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import traitlets
 from matplotlib.colors import to_hex
 
 from mtanytime.explore import contents, draw
 from mtanytime.explore.widget import Explorer
-from mtanytime.training import StepReport, Trainer, TrainingResult
+from mtanytime.training import Trainer, TrainingResult
 
 SECONDS_BETWEEN = 0.5  # two states of the figure
 POINTS_UP_TO = 200  # of a line
 LINES_UP_TO = 8  # of a panel
+RESUMES = (
+    "The run goes on from here when train() is called again, or in a new trainer with the same arguments and folder."
+)
 
 
 class LiveTraining(Explorer):
     """The losses and accuracies of a run, drawn while it trains.
 
     `LiveTraining(trainer).train()` takes the place of `trainer.train()`: the figure stands below the cell and is
-    redrawn there, at most twice a second; the output does not grow. Each point is the mean of equally many steps.
-    "Stop" ends the run after the present step; like an interrupt it leaves a run that goes on, by `train()` again or by
-    a new trainer with the same arguments and folder. (A kernel hears the button during a cell where messages to widgets
-    have a thread of their own: JupyterLab from 4.4 with ipykernel from 7. Elsewhere interrupt the kernel.)
+    redrawn there, at most twice a second; the output does not grow. In a long run a point is the mean of several steps.
+    "Stop" ends the run after the present step; like an interrupt it leaves a run that goes on. (A kernel hears the
+    button during a cell where messages to widgets have a thread of their own: JupyterLab from 4.4 with ipykernel from
+    7. Elsewhere interrupt the kernel.)
 
     Where nothing shows widgets, in a script or a terminal, `train()` is the trainer's own, with its progress bar. What
     is left in a notebook without a front end (GitHub, nbconvert) is the picture of the whole run.
 
     Args:
         trainer: any `Trainer`, new or resumed.
-
-    Attributes:
-        stop: whether the run is to end after the present step; set by the button.
     """
-
-    stop = traitlets.Bool().tag(sync=True)
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
+        self._lines: dict[str, _Line] = {}
+        self._read = 0  # rows of the log that the lines hold
+        self._stop = threading.Event()  # the button is heard in another thread
         self._drawn_at = -math.inf
         self._began: tuple[float, int] = (time.monotonic(), trainer.step)  # for the speed
-        super().__init__(content=self._contents("waiting", {}))
+        self._resumed_at = trainer.step
+        super().__init__(content=self._contents("waiting"))
+        self.on_msg(self._heard)
         # From 7.4 on ipykernel hands a widget's messages to the thread that last wrote to it, here the busy one, even
         # where the front end asks for a thread of their own: the button needs what the front end asks for.
         if hasattr(self.comm, "_reply_subshell_for"):
@@ -53,112 +56,168 @@ class LiveTraining(Explorer):
     def train(self) -> TrainingResult | None:
         """Show the figure, run what is left of the training, and return its result; None if it was stopped before.
 
-        Errors of the trainer come through, with the figure left as it was.
+        Errors of the trainer and interrupts come through, with the figure left as it was.
         """
-        shell = _notebook()
-        if shell is None:
+        if _notebook() is None:
             return self._trainer.train()
         from IPython.display import display
 
-        self.stop = False
         handle = display(self, display_id=True)
-        state = "broke off"
         try:
-            finished = self.run()
-            state = "finished" if finished else "stopped"
-            return self._trainer.result() if finished else None
+            if not self.run():
+                return None
+            self._show("testing")
+            result = self._trainer.result()
+            self._show("finished")
+            return result
+        except BaseException as error:
+            self._show("stopped" if isinstance(error, KeyboardInterrupt) else "broke off")
+            raise
         finally:
-            self.show(state)
             handle.update(self)  # for readers without a front end: the picture as it is now
 
     def run(self) -> bool:
-        """Train until the end or until `stop`; whether the end was reached. The figure is kept up to date."""
+        """Train until the end or until `stop`, with the figure kept up to date; whether the end was reached."""
         trainer = self._trainer
+        self._stop.clear()
         self._began = (time.monotonic(), trainer.step)
-        report: StepReport | None = None
-        self.show("running")
-        for report in trainer:
+        self._show("running")
+        for _ in trainer:
             if time.monotonic() - self._drawn_at >= SECONDS_BETWEEN:
-                self.show("running", report)
-            if self.stop:
+                self._show("running")
+            if self._stop.is_set():
                 break
-        return trainer.step >= trainer.steps
+        finished = trainer.step >= trainer.steps
+        self._show("finished" if finished else "stopped")
+        return finished
 
-    def show(self, state: str, report: StepReport | None = None) -> None:
-        """Bring the figure up to date; `state` is "running", or how the run ended."""
-        self.content = self._contents(state, {} if report is None else report.metrics)
-        self._drawn_at = time.monotonic()
+    def stop(self) -> None:
+        """End a run after its present step; from any thread."""
+        self._stop.set()
 
     def picture(self) -> draw.Picture:
         """Losses and accuracies so far."""
-        log = self._log()
-        if log.empty:
-            return draw.Picture("A training run that has not begun", 4, 0.5)
-        return draw.learning_curves(log)
+        if not self.content["panels"]:
+            return draw.Picture("A training run without losses and accuracies so far", 4, 0.5)
+        return draw.learning_curves(pd.DataFrame(self._trainer.tables["log"]))
 
-    def _log(self) -> pd.DataFrame:
-        return pd.DataFrame(self._trainer.tables["log"])
+    def _heard(self, _: Any, message: Any, buffers: Any) -> None:
+        if isinstance(message, dict) and message.get("kind") == "stop":
+            self.stop()
 
-    def _contents(self, state: str, metrics: Any) -> contents.Contents:
+    def _show(self, state: str) -> None:
+        self.content = self._contents(state)
+        self._drawn_at = time.monotonic()
+
+    def _contents(self, state: str) -> contents.Contents:
         trainer = self._trainer
+        self._take(trainer.tables["log"])
         steps, step, epochs = trainer.steps, trainer.step, trainer.epochs
-        epoch = min(step * epochs // steps + 1, epochs)
-        words = f"step {step:,} of {steps:,} · epoch {epoch} of {epochs}"
+        words = f"step {step:,} of {steps:,} · epoch {min(step * epochs // steps + 1, epochs)} of {epochs}"
         since, first = self._began
-        if state == "running" and step > first:
+        if state != "running":
+            words += f" · {state}"
+        elif step > first:
             speed = (step - first) / max(time.monotonic() - since, 1e-9)
             words += f" · {speed:.3g} steps/s · {_duration((steps - step) / speed)} left"
-        elif state != "running":
-            words += f" · {state}"
-        resumes = "The run goes on from here by train(), or by the same trainer with the same folder."
+        panels, left_out = _panels(self._lines)
+        notes = list(trainer.notes)
+        if self._resumed_at:
+            notes.append(f"Resumed at step {self._resumed_at:,}.")
+        if left_out:
+            notes.append(f"Not drawn: {', '.join(left_out)}.")
+        if state == "stopped":
+            notes.append(RESUMES)
         return {
             "kind": "live",
             "title": "Training",
             "summary": f"{step} of {steps} steps, {state}",
-            "note": resumes if state == "stopped" else "",
+            "note": " ".join(notes),
             "state": state,
             "step": step,
             "steps": steps,
             "words": words,
-            "panels": panels(self._log()),
+            "panels": panels,
         }
 
+    def _take(self, rows: list[dict[str, Any]]) -> None:
+        """Add the log's new rows to the lines; all anew where the run went back to a checkpoint."""
+        if len(rows) < self._read:
+            self._lines, self._read = {}, 0
+        add_rows(self._lines, rows[self._read :])
+        self._read = len(rows)
 
-def panels(log: pd.DataFrame) -> list[contents.Contents]:
-    """A log's losses, and its accuracies in percent, as lines of at most 200 points, means of equally many rows."""
-    found = []
-    for ending, title, unit, factor in (("loss", "Loss", "", 1), ("accuracy", "Accuracy", " (%)", 100)):
-        names = [name for name in log if _kind(name) == ending and log[name].notna().any()]
-        colours = draw.distinct_colours(names[:LINES_UP_TO])
-        lines = []
-        for name in names[:LINES_UP_TO]:
-            line = log[["step", name]].replace([np.inf, -np.inf], np.nan).dropna()
-            every = -(-len(line) // POINTS_UP_TO)
-            means = line.groupby(np.arange(len(line)) // max(every, 1)).mean()
-            lines.append(
-                {
-                    "name": _worded(name),
-                    "colour": to_hex(colours[name]),
-                    "steps": [round(step) for step in means["step"].tolist()],
-                    "values": [float(f"{factor * value:.4g}") for value in means[name].tolist()],
-                }
-            )
-        if lines:
-            found.append({"title": title, "unit": unit, "lines": lines})
-    return found
+
+class _Line:
+    """Values over steps as at most `POINTS_UP_TO` means of equally many; when they are full, neighbours are joined."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float, int]] = []  # sums of steps and values, and how many
+        self.each = 1
+
+    def add(self, step: float, value: float) -> None:
+        """One more value; the steps must rise."""
+        if self.points and self.points[-1][2] < self.each:
+            steps, values, count = self.points.pop()
+        else:
+            steps, values, count = 0.0, 0.0, 0
+        self.points.append((steps + step, values + value, count + 1))
+        if len(self.points) > POINTS_UP_TO:
+            pairs = [self.points[i : i + 2] for i in range(0, len(self.points), 2)]
+            self.points = [tuple(map(sum, zip(*pair, strict=True))) for pair in pairs]
+            self.each *= 2
+
+
+def add_rows(lines: dict[str, _Line], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add the losses and accuracies in a log's rows to the lines of their names; what is not finite is left out."""
+    for row in rows:
+        for name, value in row.items():
+            if _kind(name) and math.isfinite(value):
+                lines.setdefault(name, _Line()).add(row["step"], value)
+
+
+def _panels(lines: Mapping[str, _Line]) -> tuple[list[contents.Contents], list[str]]:
+    """The losses, and the accuracies in percent, as the front end draws them; and the names that found no room: of many
+    exits, all but the first and the last few."""
+    panels, left_out = [], []
+    for kind, title, unit, factor in (("loss", "Loss", "", 1), ("accuracy", "Accuracy", " (%)", 100)):
+        names = [name for name in lines if _kind(name) == kind]
+        if not names:
+            continue
+        of_exits = [name for name in names if _exit(name)]
+        surplus = max(len(names) - LINES_UP_TO, 0)
+        hidden = of_exits[1 : 1 + surplus] or names[LINES_UP_TO:] if surplus else []
+        names = [name for name in names if name not in hidden]
+        left_out += map(_worded, hidden)
+        colours = draw.distinct_colours(names)
+        drawn = [
+            {
+                "name": _worded(name),
+                "colour": to_hex(colours[name]),
+                "steps": [round(steps / count) for steps, _, count in lines[name].points],
+                "values": [float(f"{factor * values / count:.4g}") for _, values, count in lines[name].points],
+            }
+            for name in names
+        ]
+        panels.append({"title": title, "unit": unit, "lines": drawn})
+    return panels, left_out
+
+
+def _exit(name: str) -> str:
+    """The exit's number in "accuracy_2"; else nothing."""
+    number = name.rpartition("_")[2]
+    return number if number.isdigit() else ""
 
 
 def _kind(name: str) -> str:
-    """ "loss", "accuracy" (of one exit, too: "accuracy_2"), or something else."""
-    stem, _, number = name.rpartition("_")
-    name = stem if number.isdigit() else name
-    return next((kind for kind in ("loss", "accuracy") if name.endswith(kind)), "")
+    """ "loss", "accuracy" (of one exit, too: "accuracy_2"), or nothing."""
+    stem = name.rpartition("_")[0] if _exit(name) else name
+    return next((kind for kind in ("loss", "accuracy") if stem.endswith(kind)), "")
 
 
 def _worded(name: str) -> str:
-    stem, _, number = name.rpartition("_")
-    if number.isdigit():
-        return f"{stem.replace('_', ' ')} of exit {number}"
+    if _exit(name):
+        return f"{name.rpartition('_')[0].replace('_', ' ')} of exit {_exit(name)}"
     return draw.BATCH_ACCURACY if name == "accuracy" else name.replace("_", " ")
 
 

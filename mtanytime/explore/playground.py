@@ -1,5 +1,6 @@
 """One image at a time: the answers of an anytime network as they come, and the deadline that takes one of them."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +17,9 @@ from tqdm import tqdm
 
 from mtanytime.explore import contents, draw
 from mtanytime.explore.widget import Explorer
+from mtanytime.stateless import undisturbed
 
-GROUPS_UP_TO = 24  # of a level in the picture: those that some exit takes for the likeliest
+CLASSES_UP_TO = 24  # in the picture of an image: those that some exit takes for the likeliest
 
 
 class Run(NamedTuple):
@@ -106,8 +108,8 @@ class AnytimePlayground(Explorer):
         name, value = proposal["trait"].name, proposal["value"]
         if name == "image" and not 0 <= value < len(self.content["images"]):
             raise ValueError(f"wanted an image from 0 to {len(self.content['images']) - 1}; got {value}")
-        if name == "deadline" and not value >= 0:
-            raise ValueError(f"wanted a deadline of 0 ms or more; got {value}")
+        if name == "deadline" and not 0 <= value < math.inf:
+            raise ValueError(f"wanted a deadline of 0 ms or more, and finite; got {value}")
         return value
 
 
@@ -121,7 +123,7 @@ def _answerer(model: Any) -> Answerer:
         def by_predictor(image: Tensor) -> Iterator[tuple[Tensor, float]]:
             found = []
             model.answer_by(image, float("inf"), found.append)
-            return iter([(answer.logits, answer.milliseconds) for answer in found])
+            return iter([(answer.logits.cpu(), answer.milliseconds) for answer in found])
 
         return by_predictor
     inner = getattr(model, "network", model)
@@ -137,13 +139,10 @@ def _answerer(model: Any) -> Answerer:
     if hasattr(inner, "refine"):
 
         def by_steps(image: Tensor) -> Iterator[tuple[Tensor, float]]:
-            was, started = inner.training, time.perf_counter()
-            inner.eval()
-            try:
+            with undisturbed(inner, place.device, training=False):
+                started = time.perf_counter()
                 for logits in inner.refine(prepared(image)):
                     yield logits.cpu(), 1000 * (time.perf_counter() - started)  # .cpu() waits for an accelerator
-            finally:
-                inner.train(was)
 
         return by_steps
     alone = [inner.extract(k).eval() for k in range(1, inner.exits + 1)]
@@ -193,7 +192,7 @@ def _contents(
         by_level = [
             leaves.new_zeros(exits, len(n)).index_add_(1, g, leaves) for n, g in zip(names, groups, strict=True)
         ]
-        shown = _shown_groups(by_level, parents)
+        shown = _shown_groups(by_level, groups, parents, assigned)
         answers = []
         for k, level in enumerate(assigned):
             confidence, group = by_level[level - 1][k].max(dim=0)
@@ -215,7 +214,7 @@ def _contents(
         "summary": f"{count} image{'s' * (count > 1)}, {exits} exit{'s' * (exits > 1)}, {len(classes)} classes"
         + (f" in {depth} levels" if depth > 1 else ""),
         "note": "Times were measured once, on the machine that made this, one image at a time."
-        + (f" Of each level the {GROUPS_UP_TO} likeliest groups are drawn." if left_out else ""),
+        + (f" Of the classes some {CLASSES_UP_TO} are drawn: the likeliest." if left_out else ""),
         "images": [contents.data_uri(image) for image in images],
         "truths": None if truths is None else [classes[label] for label in truths],
         "levels": names,
@@ -228,15 +227,21 @@ def _contents(
     return content, pd.DataFrame(rows)
 
 
-def _shown_groups(shares: list[Float[Tensor, "exits _"]], parents: list[list[int]]) -> list[list[int]]:
-    """Of every level the groups to draw, those below one group side by side: all, or the likeliest at any exit."""
-    shown: list[list[int]] = []
-    for level, part in enumerate(shares):
-        likeliest = part.amax(dim=0).argsort(descending=True, stable=True)[:GROUPS_UP_TO].tolist()
-        if level:
-            likeliest = [group for group in likeliest if parents[level][group] in shown[-1]]
-            likeliest.sort(key=lambda group: (shown[-1].index(parents[level][group]), group))
-        else:
-            likeliest.sort()
-        shown.append(likeliest)
-    return shown
+def _shown_groups(
+    shares: list[Float[Tensor, "exits _"]],
+    groups: list[Int[Tensor, " classes"]],
+    parents: list[list[int]],
+    assigned: Sequence[int],
+) -> list[list[int]]:
+    """Of every level the groups to draw, those below one group side by side: all, or those of the classes that are
+    likeliest at any exit, and of the likeliest class of every group that an exit answers with."""
+    classes = shares[-1].amax(dim=0)
+    shown = set(classes.argsort(descending=True, stable=True)[:CLASSES_UP_TO].tolist())
+    for k, level in enumerate(assigned):
+        members = groups[level - 1] == shares[level - 1][k].argmax()
+        shown.add(int((classes * members).argmax()))
+    found = [sorted({int(of[one]) for one in shown}) for of in groups]
+    for level in range(1, len(found)):
+        above = found[level - 1]
+        found[level].sort(key=lambda group: (above.index(parents[level][group]), group))
+    return found

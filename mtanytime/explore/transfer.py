@@ -55,6 +55,8 @@ class TransferExplorer(Explorer):
 
     def picture(self) -> draw.Picture:
         """The heat-map of the present choices."""
+        if self._shown().empty:
+            return draw.Picture("No pair of layers was matched in this choice of network and slice", 4, 0.5)
         now = self._shown().loc[self.step].rename("weight").reset_index().assign(step=self.step)
         largest = self._scaled().max(axis=None)  # of all steps, so that their pictures compare
         return draw.heatmap(now, self.step, self.relative, vmax=float(largest) if largest > 0 else 1.0)

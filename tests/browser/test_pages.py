@@ -195,7 +195,6 @@ def trained() -> LiveTraining:
     make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))  # noqa: E731
     explorer = LiveTraining(Trainer(make, digits(16), epochs=3, validation=0.2, lr=0.01, progress=False))
     explorer.run()
-    explorer.show("finished")
     return explorer
 
 

@@ -23,10 +23,7 @@ function budget(model, content, root, on) {
   const table_box = node("div", { class: "scroll" });
   const strip_box = node("div", { class: "scroll" });
   fill(root, {}, controls, options, readout, node("div", { class: "figures" }, chart_box, table_box), strip_box, node("p", { class: "note" }, content.note));
-  const set = (name, value) => {
-    model.set(name, value);
-    model.save_changes();
-  };
+  const set = setter(model);
   const bar = slider("Budget", 1);
   bar.input.addEventListener("input", () => set("at", now.view.stops[Number(bar.input.value)].at[0]));
   fill(controls, {}, bar.element);

@@ -91,6 +91,35 @@ function ink_on(rgb) {
 
 function slider(label, count) {
   const input = node("input", { ...KEYS, type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
-  const stop = node("output", { class: "stop" });
+  const stop = node("output", { class: "stop", "aria-live": "off" }); // the slider says it, too
   return { input, stop, element: node("label", {}, label, input, stop) };
+}
+
+const setter = (model) => (name, value) => {
+  model.set(name, value);
+  model.save_changes();
+};
+
+// A button that calls `step` every so many milliseconds until it returns false. While it plays, the read-out is silent:
+// several sentences a second would drown everything else.
+function player(readout, milliseconds, begin, step) {
+  const button = node("button", { ...KEYS, type: "button" }, "▶ Play");
+  let timer = null;
+  const pause = () => {
+    clearInterval(timer);
+    timer = null;
+    fill(button, {}, "▶ Play");
+    readout.setAttribute("aria-live", "polite");
+  };
+  button.addEventListener("click", () => {
+    if (timer !== null) return pause();
+    readout.setAttribute("aria-live", "off");
+    fill(button, {}, "⏸ Pause");
+    begin();
+    timer = setInterval(() => {
+      if (!step()) pause();
+    }, milliseconds);
+    return undefined;
+  });
+  return { button, pause };
 }

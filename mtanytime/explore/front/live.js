@@ -4,12 +4,11 @@ function live(model, content, root, on) {
   const controls = node("div", { class: "controls" });
   const figures = node("div", { class: "figures" });
   const bar = node("progress", { max: 1, value: 0, "aria-label": "Training" });
-  const said = node("output", { class: "stop" });
+  const said = node("output", { class: "stop", "aria-live": "off" }); // twice a second is too much to hear
   const halt = node("button", { ...KEYS, type: "button" }, "■ Stop");
   const note = node("p", { class: "note", role: "status" });
   halt.addEventListener("click", () => {
-    model.set("stop", true);
-    model.save_changes();
+    model.send({ kind: "stop" });
     halt.disabled = true;
     fill(halt, {}, "stopping…");
   });
@@ -51,9 +50,8 @@ function live(model, content, root, on) {
     const { panels, step, steps, words: text, state } = model.get("content");
     fill(bar, { max: steps, value: step });
     said.textContent = text;
-    const running = state === "running";
-    halt.hidden = !running || content.page === true;
-    if (!model.get("stop")) {
+    halt.hidden = state !== "running" || model.get("page") === true; // a page has no kernel to stop
+    if (state !== "running") {
       halt.disabled = false;
       fill(halt, {}, "■ Stop");
     }
@@ -63,6 +61,6 @@ function live(model, content, root, on) {
   }
 
   show();
-  on(["content", "stop"], show);
+  on(["content"], show);
   return () => {};
 }

@@ -13,34 +13,21 @@ function playground(model, content, root, on) {
   const table_box = node("div", { class: "scroll" });
   const note = node("p", { class: "note" }, content.note);
   fill(root, {}, controls, gallery, readout, node("div", { class: "figures" }, large, chart_box, tree_box), table_box, note);
-  const set = (name, value) => {
-    model.set(name, value);
-    model.save_changes();
-  };
+  const set = setter(model);
   const stops = 100;
   const time = slider("Deadline", stops + 1);
   const at_stop = (i) => Number(((most * i) / stops).toPrecision(3));
   time.input.addEventListener("input", () => set("deadline", at_stop(Number(time.input.value))));
-  let timer = null;
-  const play = node("button", { ...KEYS, type: "button" }, "▶ Play");
-  const pause = () => {
-    clearInterval(timer);
-    timer = null;
-    fill(play, {}, "▶ Play");
-    readout.setAttribute("aria-live", "polite");
-  };
-  play.addEventListener("click", () => {
-    if (timer !== null) return pause();
-    readout.setAttribute("aria-live", "off");
-    fill(play, {}, "⏸ Pause");
-    const place = () => Math.min(stops, Math.round((stops * model.get("deadline")) / most));
-    if (place() >= stops) set("deadline", 0);
-    timer = setInterval(() => {
+  const place = () => Math.min(stops, Math.round((stops * model.get("deadline")) / most));
+  const { button: play, pause } = player(
+    readout,
+    SWEEP_MS / stops,
+    () => (place() >= stops ? set("deadline", 0) : undefined),
+    () => {
       if (place() < stops) set("deadline", at_stop(place() + 1));
-      if (place() >= stops) pause();
-    }, SWEEP_MS / stops);
-    return undefined;
-  });
+      return place() < stops;
+    },
+  );
   fill(controls, {}, play, time.element);
   const thumbs = images.map((uri, i) => {
     const thumb = node("button", { ...KEYS, type: "button", class: "thumb", "aria-label": `image ${i}${truths ? `, ${truths[i]}` : ""}` }, node("img", { src: uri, alt: "" }));
@@ -111,7 +98,7 @@ function playground(model, content, root, on) {
       const name = levels[l][group];
       const share = words(left + wide - 5, above + 13, "", { "text-anchor": "end" });
       const fits = name.length > 15 ? `${name.slice(0, 14)}…` : name;
-      return { group, filled, share, join, left, wide, element: svg("g", {}, filled, ring, words(left + 5, above + 13, fits), share), ring };
+      return { group, filled, share, join, left, wide, element: svg("g", {}, svg("title", {}, name), filled, ring, words(left + 5, above + 13, fits), share), ring };
     }));
     const title = levels.length > 1 ? "Probability, coarse to fine" : "Probability of each class";
     now.tree = picture(Math.max(TREE_COLUMN * levels.length - 34, width_of([title]) * 1.2), top + TREE_ROW * leaves.length, "", words(0, 14, title, { class: "strong" }), ...joins, ...now.nodes.flat().map((n) => n.element));
@@ -121,14 +108,14 @@ function playground(model, content, root, on) {
   function show() {
     const deadline = model.get("deadline");
     const { i, row } = now;
-    const there = row.filter((answer) => answer.ms <= deadline);
-    const exit = there.length; // of the answer there is; 0: none yet
+    const in_time = row.map((answer) => answer.ms <= deadline); // exits that run alone need not come in order
+    const exit = in_time.lastIndexOf(true) + 1; // of the answer there is; 0: none yet
     time.input.value = Math.round((stops * deadline) / most);
     const stop = `${Number(deadline.toPrecision(3))} ms · ${exit ? `exit ${exit} of ${row.length}` : "no answer yet"}`;
     time.input.setAttribute("aria-valuetext", stop);
     time.stop.textContent = stop;
     fill(now.cursor, { x1: x(Math.min(deadline, most)), x2: x(Math.min(deadline, most)) });
-    now.parts.forEach((part, k) => part.setAttribute("opacity", k < exit ? 1 : 0.15));
+    now.parts.forEach((part, k) => part.setAttribute("opacity", in_time[k] ? 1 : 0.15));
     const answer = exit ? row[exit - 1] : null;
     const lit = new Set();
     if (answer) {
@@ -148,13 +135,13 @@ function playground(model, content, root, on) {
       if (n.join) n.join.classList.toggle("lit", lit.has(`${l} ${n.group}`));
     }));
     const right = { true: ", which is right", false: ", which is wrong", null: "" };
-    const first = `no answer yet; the first comes after ${row[0].ms.toPrecision(3)} ms`;
+    const first = `no answer yet; the first comes after ${Math.min(...row.map((a) => a.ms)).toPrecision(3)} ms`;
     const said = answer ? `exit ${exit} of ${row.length}, after ${answer.ms.toPrecision(3)} ms, says ${named(answer)} (${percent(answer.confidence)})${right[answer.right]}` : first;
     readout.textContent = `Deadline ${Number(deadline.toPrecision(3))} ms: ${said}.`;
     now.chart.setAttribute("aria-label", `Confidence against time. ${readout.textContent}`);
     now.tree.setAttribute("aria-label", `Probabilities of the classes. ${readout.textContent}`);
     const heads = ["exit", "after", "answer", "confidence"].map((text) => node("th", { scope: "col" }, text));
-    const body = row.map((a, k) => node("tr", { class: k < exit ? null : "later" }, node("th", { scope: "row" }, `${k + 1}`), node("td", {}, `${a.ms.toPrecision(3)} ms`), node("td", {}, k < exit ? `${mark(a)}${named(a)}` : "…"), node("td", {}, k < exit ? percent(a.confidence) : "")));
+    const body = row.map((a, k) => node("tr", { class: in_time[k] ? null : "later" }, node("th", { scope: "row" }, `${k + 1}`), node("td", {}, `${a.ms.toPrecision(3)} ms`), node("td", {}, in_time[k] ? `${mark(a)}${named(a)}` : "…"), node("td", {}, in_time[k] ? percent(a.confidence) : "")));
     fill(table_box, {}, node("table", {}, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
   }
 

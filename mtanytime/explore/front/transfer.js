@@ -19,31 +19,18 @@ function transfer(model, content, root, on) {
   const note = node("p", { class: "note" });
   fill(root, {}, controls, options, readout, node("div", { class: "figures" }, map_box, detail_box), note);
 
-  const set = (name, value) => {
-    model.set(name, value);
-    model.save_changes();
-  };
+  const set = setter(model);
   const time = slider("Training step", steps.length);
   time.input.addEventListener("input", () => set("step", steps[Number(time.input.value)]));
-  let timer = null;
-  const play = node("button", { ...KEYS, type: "button" }, "▶ Play");
-  const pause = () => {
-    clearInterval(timer);
-    timer = null;
-    fill(play, {}, "▶ Play");
-    readout.setAttribute("aria-live", "polite");
-  };
-  play.addEventListener("click", () => {
-    if (timer !== null) return pause();
-    readout.setAttribute("aria-live", "off"); // four sentences a second would drown everything else
-    fill(play, {}, "⏸ Pause");
-    if (index_of() === steps.length - 1) set("step", steps[0]);
-    timer = setInterval(() => {
+  const { button: play, pause } = player(
+    readout,
+    PLAY_MS,
+    () => (index_of() === steps.length - 1 ? set("step", steps[0]) : undefined),
+    () => {
       if (index_of() < steps.length - 1) set("step", steps[index_of() + 1]);
-      if (index_of() === steps.length - 1) pause();
-    }, PLAY_MS);
-    return undefined;
-  });
+      return index_of() < steps.length - 1;
+    },
+  );
   fill(controls, {}, ...(steps.length > 1 ? [play] : []), time.element);
   time.input.disabled = steps.length < 2;
 
@@ -84,11 +71,17 @@ function transfer(model, content, root, on) {
       fill(control.select, {}, ...names.map((name) => node("option", { value: name }, name)));
       if (!names.length) control.select.replaceChildren();
     }
+    if (!shown.length) {
+      for (const box of [map_box, detail_box]) box.replaceChildren();
+      return show();
+    }
     draw_map();
     choose_pair();
+    return undefined;
   }
 
   function choose_pair() {
+    if (!now.shown.length) return;
     const [source, target] = model.get("pair");
     const s = sources.indexOf(source);
     const t = targets.indexOf(target);
@@ -287,6 +280,10 @@ function transfer(model, content, root, on) {
   function show() {
     const i = index_of();
     const step = steps[i];
+    if (!now.shown.length) {
+      readout.textContent = "No pair of layers was matched in this choice of network and slice.";
+      return;
+    }
     const row = now.scaled[i];
     const last = steps[steps.length - 1];
     time.input.value = i;
