@@ -6,13 +6,15 @@
 
 Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and seconds, and links to the
 explorers that notebooks exported to build/explore), and for each notebook build/NAME.ipynb and build/NAME.html. Stops
-at the first failing cell, names it, and exits with status 1.
+at the first failing cell, names it, and exits with status 1. Before all of them are executed, what earlier ones left in
+build/runs and build/explore is deleted.
 """
 
 import argparse
 import asyncio
 import contextlib
 import html
+import os
 import re
 import shutil
 import signal
@@ -200,13 +202,16 @@ EXPLORERS = """<section>
 {links}</ul>
 </section>
 """
-LINK = '<li><a href="explore/{file}">{title}</a> <span class="quiet">{file}</span></li>\n'
+LINK = '<li><a href="{place}">{title}</a> <span class="quiet">{file}</span></li>\n'
 ENTRY = '<li><a href="#{p.name}">{p.title}</a> <span class="quiet">{p.seconds:.0f} s</span></li>\n'
 
 
-def index(pages: list[Page], explorers: list[Path]) -> str:
-    """One self-contained HTML page over all notebooks, readable in light and dark, with links to exported explorers."""
-    links = "".join(LINK.format(file=html.escape(path.name), title=title_of(path)) for path in explorers)
+def index(pages: list[Page], explorers: list[Path], folder: Path) -> str:
+    """One HTML page over all notebooks, light and dark, with links from its folder to exported explorers."""
+    links = ""
+    for path in explorers:
+        place = html.escape(Path(os.path.relpath(path, folder.resolve())).as_posix())
+        links += LINK.format(place=place, file=html.escape(path.name), title=title_of(path))
     contents = sections = ""
     for p in pages:
         figures = "".join(FIGURE.format(source=source, alt=alt, width=width) for source, alt, width in p.figures)
@@ -227,9 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Execute, write, and return the exit status: 0, or 1 when a notebook failed or there was none."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all beside this script, in order")
-    parser.add_argument(
-        "--in-place", action="store_true", help="store the outputs in the notebooks, write nothing else"
-    )
+    parser.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks, write no pages")
     parser.add_argument("--output", type=Path, default=HERE.parent / "build", help="default: build/ in the project")
     options = parser.parse_args(arguments)
     paths = options.notebooks or sorted(HERE.glob("*.ipynb"))
@@ -270,8 +273,9 @@ def main(arguments: list[str] | None = None) -> int:
         pages.append(page(path.stem, notebook, progress.seconds))
     if not options.in_place:
         target = options.output / "index.html"
-        explorers = sorted((options.output / "explore").glob("*.html"))
-        target.write_text(index(pages, explorers), encoding="utf-8")
+        exported = {folder.resolve() for folder in (options.output / "explore", HERE.parent / "build" / "explore")}
+        explorers = sorted(page for folder in exported for page in folder.glob("*.html"))
+        target.write_text(index(pages, explorers, options.output), encoding="utf-8")
         print(f"\nThe notebooks and their figures: {target.resolve().as_uri()}")
     return 0
 
