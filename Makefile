@@ -1,6 +1,7 @@
 # Two commands: `make run` shows everything, `make test` checks everything. Both set up .venv themselves.
 PYTHON ?= python3
 VENV   := .venv
+JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 PY     := $(VENV)/bin/python
 
@@ -14,6 +15,7 @@ help:
 	@echo "make lab        set up, then open JupyterLab on notebooks/   (options: make lab ARGS=--no-browser)"
 	@echo "make app        set up, then serve the explorers as a web page, on this machine alone   (options: make app ARGS=--no-browser)"
 	@echo "make test       set up, then ruff, pytest and the notebooks against their stored outputs"
+	@echo "            on more than two cores: make test JOBS=8"
 	@echo "make notebooks  execute the notebooks in place, so that their outputs can be committed   (some: ARGS=notebooks/00_x.ipynb)"
 	@echo "make setup      only set up; another Python: make setup PYTHON=python3.12"
 	@echo "make clean      remove build/ and the caches ($(VENV) stays: rm -rf $(VENV) removes it)"
@@ -44,14 +46,15 @@ lab: $(STAMP)
 app: $(STAMP)
 	cd notebooks && ../$(PY) -m voila 07_explore.ipynb $(ARGS)
 
-# All parts run even when one fails, so that one call shows everything there is to mend.
+# Two at a time, each with one thread: quicker than one with two. All parts run even when one fails, so that one call shows everything there is to mend.
 test: $(STAMP)
 	@failed=""; \
 	$(PY) -m ruff check . || failed="$$failed ruff-check"; \
 	$(PY) -m ruff format --check . || failed="$$failed ruff-format"; \
-	$(PY) -m pytest $(ARGS) || failed="$$failed pytest"; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS) || failed="$$failed pytest"; \
 	if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		rm -rf build/runs; $(PY) -m pytest --nbval --nbval-current-env notebooks || failed="$$failed nbval"; \
+		rm -rf build/runs; \
+		OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env notebooks || failed="$$failed nbval"; \
 	else echo "nbval: there are no notebooks yet"; fi; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi; echo "all checks passed"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mtanytime.benchmarks import ANYTIME_PARTS, bench_anytime, bench_transfer, processor
+from mtanytime.benchmarks import bench_anytime, bench_transfer, processor
 from mtanytime.recipes import RECIPES, Results, plan, run
 
 
@@ -37,8 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser_.add_argument("--rounds", type=_count, default=5, help="counted rounds (default 5)")
     help = "T, matching steps of the lookahead (default 2)"
     transfer.add_argument("--inner-steps", type=_count, default=2, help=help)
-    help = "a clone of alinlab/L2T-ww, to time the authors' code, too: it is run, so pass a folder that you trust"
-    transfer.add_argument("--authors", type=Path, metavar="FOLDER", help=help)
+    for parser_, name in ((transfer, "alinlab/L2T-ww"), (anytime, "hankook/IResNeXt")):
+        help = f"a clone of {name}, to time the authors' code, too: it is run, so pass a folder that you trust"
+        parser_.add_argument("--authors", type=Path, metavar="FOLDER", help=help)
     for name, default, help in (
         ("--width", 64, "channels of the first stage"),
         ("--bottleneck", 4, "channels of a branch"),
@@ -174,16 +175,23 @@ def _bench_transfer(options: argparse.Namespace) -> int:
 def _bench_anytime(options: argparse.Namespace) -> int:
     sizes = (options.width, options.bottleneck, options.branches, options.blocks)
     try:
-        result = bench_anytime(*sizes, options.batch, options.rounds, options.compile, progress=not options.json)
-    except (ValueError, RuntimeError) as error:
+        shown = not options.json
+        result = bench_anytime(*sizes, options.batch, options.rounds, options.compile, shown, options.authors)
+    except (ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps(result))
         return 0
-    ratios = {"sliced_joint": "widest", "inclusive_joint": "sliced_joint", "stepup": "full", "first": "full"}
+    ratios = {
+        "sliced_joint": "widest",
+        "inclusive_joint": "sliced_joint",
+        "authors_joint": "sliced_joint",
+        "stepup": "full",
+        "first": "full",
+    }
     print(f"{'':16} {'s':>9}")
-    for name in ANYTIME_PARTS:
+    for name in [key.removesuffix("_s") for key in result if key.endswith("_s")]:
         against = (
             f"  {result[f'{name}_s'] / result[f'{ratios[name]}_s']:.2f} × {ratios[name]}" if name in ratios else ""
         )

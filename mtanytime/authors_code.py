@@ -1,15 +1,16 @@
-"""One iteration of the L2T-ww authors' own code, from a clone of their repository, to time beside ours.
+"""The authors' own code of either paper, from a clone of their repository, to time it beside ours.
 
-Their code (github.com/alinlab/L2T-ww, MIT licence) is not part of this package: `bench transfer --authors FOLDER` reads
-it from a clone and runs it, so pass a folder that you trust. On present PyTorch it runs only where gradients are set to
-zero and not to None, which is done here from outside; nothing else of it is changed.
+Their code is not part of this package: `bench … --authors FOLDER` reads it from a clone and runs it, so pass a folder
+that you trust. Paper 1: github.com/alinlab/L2T-ww (MIT licence); on present PyTorch it runs only where gradients are
+set to zero and not to None, which is done here from outside; nothing else of it is changed. Paper 2:
+github.com/hankook/IResNeXt; its logger, which needs TensorBoard, is left out.
 """
 
 import ast
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,33 @@ def authors_iteration(folder: Path, batch: int, inner_steps: int, device: torch.
             meta.step()
 
     return iteration
+
+
+def authors_joint_step(folder: Path, sizes: Sequence[int], images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """A training step of all exits of the authors' inclusive ResNeXt, by their training loop's calls: a pass and its
+    gradient for each exit, then SGD. `sizes`: width, bottleneck, branches (as many exits), blocks.
+
+    ValueError where the folder is no clone.
+    """
+    if not (folder / "models" / "anytime_resnext.py").exists():
+        raise ValueError(f"wanted a clone of hankook/IResNeXt, with models/anytime_resnext.py in it; got {folder}")
+    width, bottleneck, branches, blocks = sizes
+    utils = ModuleType("utils")
+    utils.__path__ = [str(folder / "utils")]
+    sys.modules["utils"] = utils  # in place of the package, which would load the logger
+    make = _module(folder, "models.anytime_resnext").AnytimeResNeXt
+    network = make(blocks, 10, width, bottleneck, branches, branches, init=True).to(images.device).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for k in range(network.anytime):
+            loss = F.cross_entropy(network(images, k), labels)
+            loss.item()
+            loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def _module(folder: Path, name: str) -> ModuleType:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms
-from mtanytime.authors_code import authors_iteration
+from mtanytime.authors_code import authors_iteration, authors_joint_step
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.datasets import ImageSet
 from mtanytime.training import Trainer, best_device
@@ -122,9 +122,6 @@ def bench_transfer(
     return result
 
 
-ANYTIME_PARTS = ("sliced_joint", "widest", "inclusive_joint", "stepup", "first", "full")
-
-
 def bench_anytime(
     width: int = 64,
     bottleneck: int = 4,
@@ -134,6 +131,7 @@ def bench_anytime(
     rounds: int = 5,
     compiled: bool = False,
     progress: bool = True,
+    authors: Path | None = None,
 ) -> dict[str, Any]:
     """Median seconds, taken in turn, of what an anytime ResNeXt does on 32×32 images, in float32.
 
@@ -141,7 +139,8 @@ def bench_anytime(
     sub-network alone, `extract(K)`, and "inclusive_joint_s" all exits of an `InclusiveResNeXt`. Inference with folded
     batch norms: "full_s" one forward pass of the widest, "stepup_s" all answers by `refine`, "first_s" the first of
     them. "batch_1" has the inference again for one image; "unfolded" with the batch norms as they are; with `compiled`,
-    "compiled" has "full_s" under torch.compile, and "compile_s", which the first call took.
+    "compiled" has "full_s" under torch.compile, and "compile_s", which the first call took. `authors`, a clone of the
+    repository of their inclusive ResNeXt, adds "authors_joint_s", a training step of it.
     """
     torch.manual_seed(0)
     sliced = SlicedResNeXt(10, width, bottleneck, branches, blocks)
@@ -151,9 +150,13 @@ def bench_anytime(
     labels = torch.arange(batch, device=device) % 10
     networks = {"sliced_joint": sliced, "widest": sliced.extract(sliced.exits), "inclusive_joint": inclusive}
     steps = {name: _training_step(network.to(device), images, labels) for name, network in networks.items()}
+    if authors is not None:
+        steps["authors_joint"] = authors_joint_step(authors, (width, bottleneck, branches, blocks), images, labels)
     medians = _in_turn(steps, rounds, progress)
     medians |= _in_turn(_inference(sliced, images, folded=True), rounds, progress)
-    result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in ANYTIME_PARTS}
+    result: dict[str, Any] = {
+        f"{name}_s": round(medians[name], 4) for name in (*ANYTIME_PARTS, *medians.keys() - {*ANYTIME_PARTS})
+    }
     for name, part, folded in (("unfolded", images, False), ("batch_1", images[:1], True)):
         times = _in_turn(_inference(sliced, part, folded), rounds if folded is False else 4 * rounds, progress)
         result[name] = {f"{key}_s": round(value, 5) for key, value in times.items()}

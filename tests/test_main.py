@@ -186,6 +186,8 @@ def test_bench_anytime(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["config"]["threads"] == torch.get_num_threads()
     assert main(["bench", "anytime", *small]) == 0
     assert "× widest" in capsys.readouterr().out
+    assert main(["bench", "anytime", *small, "--authors", "nowhere"]) == 1
+    assert "wanted a clone of hankook/IResNeXt" in capsys.readouterr().err
 
 
 def test_explore_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
