@@ -154,9 +154,7 @@ def bench_anytime(
         steps["authors_joint"] = authors_joint_step(authors, (width, bottleneck, branches, blocks), images, labels)
     medians = _in_turn(steps, rounds, progress)
     medians |= _in_turn(_inference(sliced, images, folded=True), rounds, progress)
-    result: dict[str, Any] = {
-        f"{name}_s": round(medians[name], 4) for name in (*ANYTIME_PARTS, *medians.keys() - {*ANYTIME_PARTS})
-    }
+    result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in medians}
     for name, part, folded in (("unfolded", images, False), ("batch_1", images[:1], True)):
         times = _in_turn(_inference(sliced, part, folded), rounds if folded is False else 4 * rounds, progress)
         result[name] = {f"{key}_s": round(value, 5) for key, value in times.items()}
