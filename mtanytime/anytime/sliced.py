@@ -204,7 +204,7 @@ def _product(maps: Float[Tensor, "batch channel pixel"], weights: Sequence[Tenso
 
 
 class _Triangular(torch.autograd.Function):
-    """`_product`, whose gradient is summed up in one place instead of one padded tensor a slice."""
+    """`_product`, with a gradient of its own: autograd would pad one tensor a slice, and add them up."""
 
     @staticmethod
     def forward(ctx, maps: Tensor, *weights: Tensor) -> Tensor:
@@ -220,16 +220,18 @@ class _Triangular(torch.autograd.Function):
                 F.pad(torch.matmul(weight.t(), part), (0, 0, 0, maps.shape[1] - weight.shape[1]))
                 for weight, part in zip(weights, slices, strict=True)
             )
-        else:
-            of_maps = torch.zeros_like(maps) if ctx.needs_input_grad[0] else None
-            for weight, part in zip(weights, slices, strict=True) if of_maps is not None else ():
-                to = of_maps[:, : weight.shape[1]]
-                torch.baddbmm(to, weight.t().expand(len(maps), -1, -1), part, out=to)
-        of_weights = (
-            torch.bmm(part, maps[:, : weight.shape[1]].transpose(1, 2)).sum(dim=0)
-            for weight, part in zip(weights, slices, strict=True)
-        )
-        return of_maps, *of_weights
+            of_weights = (
+                torch.bmm(part, maps[:, : weight.shape[1]].transpose(1, 2)).sum(dim=0)
+                for weight, part in zip(weights, slices, strict=True)
+            )
+            return of_maps, *of_weights
+        # One dense product with zeros in the forbidden blocks is quicker than a narrow one a slice.
+        of_maps = None
+        if ctx.needs_input_grad[0]:
+            whole = torch.cat([F.pad(weight, (0, maps.shape[1] - weight.shape[1])) for weight in weights])
+            of_maps = torch.bmm(whole.t().expand(len(maps), -1, -1), gradient)
+        rows = torch.bmm(gradient, maps.transpose(1, 2)).sum(dim=0).split([len(weight) for weight in weights])
+        return of_maps, *(row[:, : weight.shape[1]].contiguous() for row, weight in zip(rows, weights, strict=True))
 
 
 def _slice_of_block(block: Block, maps: Tensor, stream: Tensor, branches: Tensor, j: int) -> Tensor:
