@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import filelock
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -163,6 +164,10 @@ class RunFolder:
             writer.writerow(rows[0])
         writer.writerows([row.values() for row in rows])
         file.flush()
+
+    def write(self, table: str, rows: pd.DataFrame) -> None:
+        """Write a table as a whole, which replaces one that is there."""
+        self._write(f"{table}.csv", lambda file: file.write(rows.to_csv(index=False).encode()))
 
     def _rows(self, table: str, last_step: int) -> bytes:
         """The bytes of a table up to its last whole line of `last_step` or before: the steps only grow."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, SlicedResNeXt, evaluate_exits
 from mtanytime.datasets import Batches, crop_flip
+from mtanytime.measure import exit_costs
 
 
 def made() -> SlicedResNeXt:
@@ -123,6 +125,18 @@ def test_resumes_where_it_was_stopped(tmp_path: Path) -> None:
     assert all(torch.equal(value, state[name]) for name, value in whole.model.state_dict().items())
     with pytest.raises(ValueError, match="loss"):
         trainer(tmp_path / "run", **{**options, "loss": JointLoss([1, 2, 4], distillation=0.5)})
+
+
+def test_folder_holds_the_curve(tmp_path: Path) -> None:
+    """A finished run can be explored from its folder: what each exit costs and its test accuracy."""
+    first = trainer(tmp_path / "run")
+    assert not (tmp_path / "run" / "curve.csv").exists()
+    result = first.train()
+    curve = pd.read_csv(tmp_path / "run" / "curve.csv")
+    assert curve.columns.tolist() == ["model", "seed", "exit", "macs", "macs_own_head", "params", "accuracy"]
+    assert curve["accuracy"].tolist() == pytest.approx(result.accuracy)
+    assert curve["macs"].tolist() == exit_costs(first.model, (3, 8, 8))["macs"].tolist()
+    assert trainer(tmp_path / "run").train().accuracy == result.accuracy
 
 
 def test_any_anytime_network() -> None:

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mtanytime.backbones import Normalized
 from mtanytime.datasets import ImageSet, Task
+from mtanytime.measure import exit_costs
 from mtanytime.training import (
     Precision,
     Trainer,
@@ -104,6 +106,17 @@ class AnytimeTrainer(Trainer):
         **options: Unpack[TrainerOptions],
     ) -> None:
         super().__init__(model, data, test, loss=JointLoss() if loss is None else loss, **options)
+
+    def result(self) -> AnytimeResult:
+        """As `Trainer.result`. The run's folder then holds its curve, too, curve.csv: model (the class of the network),
+        seed, exit, macs, macs_own_head, params, accuracy; for networks whose exits can be cut out (`extract`)."""
+        result = super().result()
+        network = self.model.network if isinstance(self.model, Normalized) else self.model
+        if self.folder is not None and result.accuracy is not None and hasattr(network, "extract"):
+            costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])
+            names = {"model": type(network).__name__, "seed": self.seed}
+            self.folder.write("curve", costs.assign(accuracy=result.accuracy, **names)[[*names, *costs, "accuracy"]])
+        return result
 
     def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         with autocast(self.device, self.precision):
