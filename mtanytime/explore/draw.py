@@ -293,7 +293,8 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
 
 
 def accuracy_by_method(results: Table) -> Picture:
-    """Accuracy of every method, in the table's order: a dot a seed, the mean, and its 95 % interval (Student's t).
+    """Accuracy of every method, in the table's order: a dot a seed, the mean, and its 95 % interval (Student's t; of
+    three seeds or more).
 
     Args:
         results: method, seed, accuracy (a fraction of 1).
@@ -716,8 +717,9 @@ def _legend(picture: Picture, panels: list[Axes], colours: dict[str, Any], title
 
 
 def _interval(values: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of the mean of a few independent values, by Student's t; the value itself when there is one."""
+    """The 95 % interval of the mean of a few independent values, by Student's t; nothing around fewer than three, whose
+    interval would be wider than anything drawn with it."""
     from scipy.stats import t
 
-    half = t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    half = t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values)) if len(values) > 2 else 0.0
     return values.mean() - half, values.mean() + half
