@@ -103,7 +103,7 @@ def test_costs_that_are_there() -> None:
     curve = tables.curve()
     costs = lambda table: [cost["name"] for cost in BudgetExplorer(table).content["costs"]]  # noqa: E731
     assert costs(curve) == ["macs", "latency_ms", "params"]
-    assert costs(curve[["model", "exit", "latency_ms", "accuracy"]]) == ["latency_ms"]
+    assert costs(curve[["model", "seed", "exit", "latency_ms", "accuracy"]]) == ["latency_ms"]
     assert costs(curve.assign(latency_ms=curve["latency_ms"].where(curve["exit"] > 1))) == ["macs", "params"]
 
 
@@ -177,6 +177,9 @@ def test_missing_columns(column: str) -> None:
         (lambda c: c.assign(accuracy=93.0), "'accuracy' of the curve must be a fraction of 1, got 93 to 93"),
         (lambda c: c.assign(macs=0), "'macs' of the curve holds 0, wanted a number above 0"),
         (lambda c: c.assign(macs=np.inf), "'macs' of the curve holds inf, wanted a number above 0"),
+        (lambda c: pd.concat([c, c]), "the curve has several rows for model sliced, exit 1, seed 0; wanted one"),
+        (lambda c: c.drop(columns="seed"), "the curve has several rows for model sliced, exit 1; wanted one, or a col"),
+        (lambda c: c.assign(macs=["2M", *c["macs"][1:]]), "'macs' of the curve is not numeric, for example '2M'"),
         (lambda c: c.assign(exit=1.5), "'exit' of the curve holds 1.5, wanted whole numbers"),
         (lambda c: c.iloc[:0], "the curve has no rows"),
     ],

@@ -10,6 +10,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from ipywidgets import Widget
 from torch import nn
+from typechecker import unchecked
 
 from mtanytime.datasets import ImageSet, Task
 from mtanytime.explore import live
@@ -91,7 +92,7 @@ def test_stop_leaves_a_run_that_resumes(notebook: list[object], tmp_path: Path) 
     press_at(first, 5)
     assert first.train() is None
     assert first.content["state"] == "stopped"
-    assert "goes on from here" in first.content["note"]
+    assert "goes on from step 5" in first.content["note"]
     assert first._trainer.step == 5
     second = LiveTraining(trainer(tmp_path))
     assert "Resumed at step 5." in second.content["note"]
@@ -153,8 +154,10 @@ def test_progress_bar_outside_notebooks(capsys: pytest.CaptureFixture) -> None:
     assert InteractiveShell._instance is None
     plain = trainer()
     plain.progress = True
-    result = LiveTraining(plain).train()
+    explorer = LiveTraining(plain)
+    result = explorer.train()
     assert result.accuracy is not None
+    assert explorer.content["state"] == "finished"
     assert f"{plain.steps}/{plain.steps}" in capsys.readouterr().out
 
 
@@ -182,6 +185,12 @@ def test_exits_are_named_and_thinned() -> None:
     assert {"accuracy of exit 1", "accuracy of exit 8", "val accuracy"} <= set(drawn)
     assert left_out == ["accuracy of exit 2", "accuracy of exit 3"]
     assert panels[0]["lines"][0]["values"] == [50]
+
+
+def test_only_trainers_are_watched() -> None:
+    """Something else is refused before there is a widget."""
+    with pytest.raises(ValueError, match="wanted a Trainer; got str"):
+        unchecked(LiveTraining.__init__)(LiveTraining.__new__(LiveTraining), "x")
 
 
 def test_nothing_is_left_after_closing() -> None:

@@ -127,6 +127,7 @@ def test_many_classes_are_thinned() -> None:
         ({"images": images().astype(float)}, "wanted images as a NumPy array of uint8"),
         ({"images": images()[:0]}, "wanted 1 to 64 images; got 0"),
         ({"labels": [0]}, r"wanted 2 labels from 0 to 2; got \[0\]"),
+        ({"labels": ["cat", "dog"]}, r"wanted 2 labels from 0 to 2; got \['cat', 'dog'\]"),
         ({"labels": [0, 3]}, r"wanted 2 labels from 0 to 2; got \[0, 3\]"),
         ({"model": nn.Linear(2, 2)}, "wanted an AnytimePredictor, or a network with refine or extract; got Linear"),
         ({"classes": ["a", "b"]}, "wanted 2 outputs, one a class; got 3"),

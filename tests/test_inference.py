@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from typechecker import unchecked
 
 from mtanytime.anytime import (
     AnytimePredictor,
@@ -128,6 +129,18 @@ def test_costs_are_of_the_images_that_come() -> None:
     costs = AnytimePredictor(network, (3, 64, 64)).costs
     assert costs["macs"].tolist() == exit_costs(network, (3, 64, 64))["macs_own_head"].tolist()
     assert costs["macs"].tolist() == exit_costs(network.network, (3, 16, 16))["macs_own_head"].tolist()
+
+
+def test_images_that_do_not_fit_are_refused() -> None:
+    """Another size costs something else, and bytes are no fractions: neither may pass without a word."""
+    predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16))
+    with pytest.raises(ValueError, match=r"images \(3, 16, 16\).*\(4, 3, 32, 32\)"):
+        predictor.predict(torch.rand(4, 3, 32, 32), 1e9)
+    assert predictor.predict(torch.rand(4, 3, 32, 32), 1, "exit").exit == 1
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\].*uint8"):
+        unchecked(AnytimePredictor.predict)(predictor, torch.zeros(4, 3, 16, 16, dtype=torch.uint8), 1, "exit")
+    with pytest.raises(ValueError, match="a budget that is a number"):
+        unchecked(AnytimePredictor.choose)(predictor, None)
 
 
 def test_images_are_taken_to_the_network() -> None:

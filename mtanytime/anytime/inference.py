@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Literal, get_args
 
 import pandas as pd
@@ -83,6 +84,7 @@ class AnytimePredictor:
         ValueError for a budget that does not pay for the first exit (naming what that costs), or another unit.
         """
         require(unit in get_args(Unit), f"unit one of {get_args(Unit)}", unit)
+        require(isinstance(budget, Real), "a budget that is a number", budget)
         if unit == "exit":
             require(budget in list(self.costs["exit"]), f"an exit from 1 to {len(self.costs)}", budget)
             return int(budget)
@@ -100,8 +102,11 @@ class AnytimePredictor:
     def predict(
         self, images: Float[Tensor, "batch channel height width"], budget: float, unit: Unit = "macs"
     ) -> Answer:
-        """The answer of the widest exit within a budget; see `choose`."""
+        """The answer of the widest exit within a budget to images in [0, 1]; see `choose`. ValueError also for images
+        of another size than the costs are for, where the budget is not an exit, and for images that are no floats."""
         k = self.choose(budget, unit)
+        if unit != "exit":
+            require(tuple(images.shape[1:]) == self._image_shape, f"images {self._image_shape}", tuple(images.shape))
         return Answer(self._exits[k - 1](self._normalised(images)), k)
 
     def answer_by(
@@ -162,6 +167,8 @@ class AnytimePredictor:
 
     def _normalised(self, images: Tensor) -> Tensor:
         """The images as the network reads them, on its device."""
+        fine = isinstance(images, Tensor) and images.is_floating_point()
+        require(fine, "a tensor of floats in [0, 1]", getattr(images, "dtype", type(images).__name__))
         images = images.to(self._like.device, self._like.dtype)
         return images if self._wrapper is None else self._wrapper.normalised(images)
 

@@ -182,13 +182,14 @@ def budget_contents(
     counts = [sum(name == model for name, _ in order) for model in models]
     exits_said = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
     each = f" with {exits_said} exit{'s' * (max(counts) > 1)}" + " each" * (len(models) > 1)
-    runs = int(exits["runs"].max())
+    fewest, runs = int(exits["runs"].min()), int(exits["runs"].max())
+    said = f"{runs}" if fewest == runs else f"{fewest} to {runs}"
     return {
         "kind": "budget",
         "title": "Accuracy for a budget",
-        "summary": f"{len(models)} model{'s' * (len(models) > 1)}{each}" + (f", {runs} runs" if runs > 1 else ""),
+        "summary": f"{len(models)} model{'s' * (len(models) > 1)}{each}" + (f", {said} runs" if runs > 1 else ""),
         "note": "A budget pays for the most expensive exit of each model that it covers."
-        + (f" Bars: ± 1 standard deviation of {runs} runs." if runs > 1 else ""),
+        + (" Bars: ± 1 standard deviation of the runs, where there are several." if runs > 1 else ""),
         "models": [
             {"name": model, "colour": to_hex(colour)} for model, colour in draw.distinct_colours(models).items()
         ],

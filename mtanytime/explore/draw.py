@@ -567,7 +567,9 @@ def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
             if table[column].isna().any():
                 raise ValueError(f"column '{column}' of the {name} has rows without a name")
         elif not pd.api.types.is_numeric_dtype(table[column]):
-            raise ValueError(f"column '{column}' of the {name} is not numeric, for example {table[column].iloc[0]!r}")
+            wrong = table[column][pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()]
+            example = table[column].iloc[0] if wrong.empty else wrong.iloc[0]
+            raise ValueError(f"column '{column}' of the {name} is not numeric, for example {example!r}")
     return table.astype({column: str for column in TEXT_COLUMNS if column in columns})
 
 
@@ -599,8 +601,8 @@ def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
         runs, n − 1; nan for one) and runs (those that have an accuracy).
 
     Raises:
-        ValueError: as `read_table`; an accuracy is no fraction of 1, an exit is no whole number, or a cost is not
-            above 0.
+        ValueError: as `read_table`; an accuracy is no fraction of 1, an exit is no whole number, a cost is not above 0,
+            or two rows stand for the same exit (of one run).
     """
     table = read_table(curve, "curve", "model", "exit", *costs, "accuracy")
     costs = [name for name in COSTS if name in table and (name in costs or table[name].notna().all())] or ["macs"]
@@ -617,6 +619,10 @@ def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
     levels = ["level"] if "level" in table else []
     if levels:
         table = table.assign(level=table["level"].astype(str))
+    same = ["model", "exit", *levels, *(["seed"] if "seed" in table else [])]
+    if (double := table.duplicated(same)).any():
+        what = ", ".join(f"{column} {value}" for column, value in table.loc[double, same].iloc[0].items())
+        raise ValueError(f"the curve has several rows for {what}; wanted one, or a column 'seed' that tells runs apart")
     exits = table.groupby(["model", "exit", *levels], sort=False)
     means = exits[[*costs, "accuracy"]].mean()
     return means.assign(spread=exits["accuracy"].std(), runs=exits["accuracy"].count()).reset_index()

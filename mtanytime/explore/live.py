@@ -17,9 +17,7 @@ from mtanytime.training import Trainer, TrainingResult
 SECONDS_BETWEEN = 0.5  # two states of the figure
 POINTS_UP_TO = 200  # of a line
 LINES_UP_TO = 8  # of a panel
-RESUMES = (
-    "The run goes on from here when train() is called again, or in a new trainer with the same arguments and folder."
-)
+RESUMES = "The run goes on from step {:,} by train() again, or in a new trainer with the same arguments and folder."
 
 
 class LiveTraining(Explorer):
@@ -36,9 +34,14 @@ class LiveTraining(Explorer):
 
     Args:
         trainer: any `Trainer`, new or resumed.
+
+    Raises:
+        ValueError: something else in place of a trainer.
     """
 
     def __init__(self, trainer: Trainer) -> None:
+        if not isinstance(trainer, Trainer):
+            raise ValueError(f"wanted a Trainer; got {type(trainer).__name__}")
         self._trainer = trainer
         self._lines: dict[str, _Line] = {}
         self._read = 0  # rows of the log that the lines hold
@@ -59,7 +62,10 @@ class LiveTraining(Explorer):
         Errors of the trainer and interrupts come through, with the figure left as it was.
         """
         if _notebook() is None:
-            return self._trainer.train()
+            try:
+                return self._trainer.train()
+            finally:
+                self._show("finished" if self._trainer.step >= self._trainer.steps else "stopped")
         from IPython.display import display
 
         handle = display(self, display_id=True)
@@ -92,7 +98,7 @@ class LiveTraining(Explorer):
         return finished
 
     def stop(self) -> None:
-        """End a run after its present step; from any thread."""
+        """End `run`, or `train` in a notebook, after the present step; from any thread."""
         self._stop.set()
 
     def picture(self) -> draw.Picture:
@@ -127,7 +133,7 @@ class LiveTraining(Explorer):
         if left_out:
             notes.append(f"Not drawn: {', '.join(left_out)}.")
         if state == "stopped":
-            notes.append(RESUMES)
+            notes.append(RESUMES.format(step))
         return {
             "kind": "live",
             "title": "Training",

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +75,10 @@ class AnytimePlayground(Explorer):
         progress: bool = True,
     ) -> None:
         contents.check_images(images)
-        if labels is not None and (len(labels) != len(images) or not all(0 <= k < len(classes) for k in labels)):
+        whole = labels is None or all(isinstance(label, Integral) for label in labels)
+        if labels is not None and not (
+            len(labels) == len(images) and whole and all(0 <= k < len(classes) for k in labels)
+        ):
             raise ValueError(f"wanted {len(images)} labels from 0 to {len(classes) - 1}; got {list(labels)}")
         if taxonomy is not None and tuple(taxonomy.classes) != tuple(classes):
             raise ValueError(f"wanted a taxonomy of the classes {list(classes)}; got one of {list(taxonomy.classes)}")

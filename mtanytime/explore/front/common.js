@@ -63,7 +63,7 @@ function ticks(low, high, most) {
   return found;
 }
 
-// 1, 2 and 5 times the powers of ten between low and high, or the powers alone if those would be too many
+// 1, 2 and 5 times the powers of ten between low and high; the powers alone, or even steps, where those are too many or few
 function log_ticks(low, high) {
   const decades = Math.log10(high / low);
   const found = [];
@@ -73,7 +73,7 @@ function log_ticks(low, high) {
       if (value >= low && value <= high) found.push(value);
     }
   }
-  return found;
+  return found.length < 3 ? ticks(low, high, 4) : found;
 }
 
 function short(value) {

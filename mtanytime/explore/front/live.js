@@ -16,7 +16,7 @@ function live(model, content, root, on) {
   fill(root, {}, controls, figures, note);
 
   function panel({ title, unit, lines }, steps) {
-    const [width, left, right, top, bottom] = [460, 52, 448, 28, 200];
+    const [width, left, right, top, bottom] = [470, 52, 440, 28, 200];
     const known = lines.flatMap((l) => l.values.filter((value) => value !== null));
     let [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
     if (!(high > low)) [low, high] = [low - 0.5, high + 0.5];

@@ -63,7 +63,7 @@ function playground(model, content, root, on) {
     drawn.push(words(LEFT, 14, "Confidence of each exit's answer", { class: "strong" }));
     now.parts = now.row.map((answer, k) => {
       const end = Math.max(x(now.row[k + 1]?.ms ?? most), x(answer.ms));
-      const part = svg("g", {}, line(x(answer.ms), y(answer.confidence), end, y(answer.confidence), "answer"), svg("circle", { cx: x(answer.ms), cy: y(answer.confidence), r: 4, fill: "#0072B2" }), words(x(answer.ms), y(answer.confidence) - 8, `${k + 1}`, { "text-anchor": "middle" }));
+      const part = svg("g", {}, line(x(answer.ms), y(answer.confidence), end, y(answer.confidence), "answer"), svg("circle", { cx: x(answer.ms), cy: y(answer.confidence), r: 4, fill: "#0072B2" }), words(x(answer.ms), y(answer.confidence) + (answer.confidence > 0.9 ? 18 : -8), `${k + 1}`, { "text-anchor": "middle" }));
       return part;
     });
     now.cursor = line(0, TOP, 0, BOTTOM, "cursor");
