@@ -251,7 +251,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_latency_is_the_median_after_warming_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Median and quartiles by hand, on a clock of the test; the device is waited for on both sides of a pass."""
     notes: list[Any] = []
-    monkeypatch.setattr(measure, "_synchronise", lambda device: notes.append(str(device)))
+    monkeypatch.setattr(measure, "synchronise", lambda device: notes.append(str(device)))
     module = Clocked(1, clock, notes, [500, 400, 3, 1, 2, 5, 40])
     found = measure.latency(module, torch.zeros(6, *SHAPE), repeats=5, warmup=2)
     assert notes == ["cpu", (1, False, False, (6, *SHAPE)), "cpu"] * 7
