@@ -46,15 +46,15 @@ lab: $(STAMP)
 app: $(STAMP)
 	cd notebooks && ../$(PY) -m voila 07_explore.ipynb $(ARGS)
 
-# Two at a time, each with one thread: quicker than one with two. All parts run even when one fails, so that one call shows everything there is to mend.
+# Tests run two at a time, each with one thread: quicker than one with two. The notebooks go on with each other's runs,
+# so they stand in line. All parts run even when one fails, so that one call shows everything there is to mend.
 test: $(STAMP)
 	@failed=""; \
 	$(PY) -m ruff check . || failed="$$failed ruff-check"; \
 	$(PY) -m ruff format --check . || failed="$$failed ruff-format"; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS) || failed="$$failed pytest"; \
 	if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		rm -rf build/runs; \
-		OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env notebooks || failed="$$failed nbval"; \
+		rm -rf build/runs; $(PY) -m pytest --nbval --nbval-current-env notebooks || failed="$$failed nbval"; \
 	else echo "nbval: there are no notebooks yet"; fi; \
 	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi; echo "all checks passed"
 
