@@ -95,7 +95,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "anytime-cifar10": Recipe(
         reproduces="anytime networks side by side on CIFAR-10, at a scale for 2 cores: accuracy against multiply-adds",
-        duration="on 2 cores about 10 minutes for sliced, MSDNet and the separate ones together, 20 for inclusive",
+        duration="at one thread about 10 minutes for sliced and for MSDNet, 25 for inclusive and for the separate ones",
         expected="between 60 and 70 % at each exit after 8 epochs on 10,000 images",
         settings=anytime_recipes.CIFAR10,
         trainers=anytime_recipes.cifar10,

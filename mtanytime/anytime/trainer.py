@@ -112,7 +112,8 @@ class AnytimeTrainer(Trainer):
         seed, exit, macs, macs_own_head, params, accuracy; for networks whose exits can be cut out (`extract`)."""
         result = super().result()
         network = self.model.network if isinstance(self.model, Normalized) else self.model
-        if self.folder is not None and result.accuracy is not None and hasattr(network, "extract"):
+        there = self.folder is None or (self.folder.path / "curve.csv").exists()
+        if not there and result.accuracy is not None and hasattr(network, "extract"):
             costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])
             names = {"model": type(network).__name__, "seed": self.seed}
             self.folder.write("curve", costs.assign(accuracy=result.accuracy, **names)[[*names, *costs, "accuracy"]])
