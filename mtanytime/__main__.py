@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     for parser_, name in ((transfer, "alinlab/L2T-ww"), (anytime, "hankook/IResNeXt")):
         help = f"a clone of {name}, to time the authors' code, too: it is run, so pass a folder that you trust"
         parser_.add_argument("--authors", type=Path, metavar="FOLDER", help=help)
+    for parser_ in (transfer, anytime):
+        parser_.add_argument("--compile", action="store_true", help="time torch.compile, too (needs a C++ compiler)")
     for name, default, help in (
         ("--width", 64, "channels of the first stage"),
         ("--bottleneck", 4, "channels of a branch"),
@@ -47,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
         ("--blocks", 7, "blocks a stage"),
     ):
         anytime.add_argument(name, type=_count, default=default, help=f"{help} (default {default})")
-    anytime.add_argument("--compile", action="store_true", help="time torch.compile, too (needs a C++ compiler)")
     explore = commands.add_parser(
         "explore", help="make one HTML file of a trace or a curve, to look at without Jupyter"
     )
@@ -151,10 +152,10 @@ def _explore(options: argparse.Namespace) -> int:
 
 def _bench_transfer(options: argparse.Namespace) -> int:
     try:
-        result = bench_transfer(
-            options.batch, options.inner_steps, options.rounds, progress=not options.json, authors=options.authors
-        )
-    except (ValueError, ImportError) as error:
+        shown = not options.json
+        sizes = (options.batch, options.inner_steps, options.rounds)
+        result = bench_transfer(*sizes, options.compile, shown, options.authors)
+    except (ValueError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
@@ -168,6 +169,8 @@ def _bench_transfer(options: argparse.Namespace) -> int:
         print(f"of ours: {part.removesuffix('_s'):14} {seconds:.3f} s")
     error = result["first_order_error"]
     print(f"first order against exact: relative error {error['relative_error']}, cosine {error['cosine']}")
+    for name, seconds in result.get("compiled", {}).items():
+        print(f"compiling: {name.removesuffix('_s')} {seconds} s")
     print(", ".join(f"{key} {value}" for key, value in result["config"].items()))
     return 0
 

@@ -85,14 +85,21 @@ def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Te
 
 
 def bench_transfer(
-    batch: int = 64, inner_steps: int = 2, rounds: int = 5, progress: bool = True, authors: Path | None = None
+    batch: int = 64,
+    inner_steps: int = 2,
+    rounds: int = 5,
+    compiled: bool = False,
+    progress: bool = True,
+    authors: Path | None = None,
 ) -> dict[str, Any]:
     """Median seconds of one iteration in each mode, taken in turn, and each mode's peak memory in its own process.
 
     Seconds are under "NAME_s", mebibytes of a whole process under "NAME_mb"; "parts" splits "ours" into the source's
     forward pass, the target's own step, the matching loss in it, and the meta-gradient with the step of the
-    meta-networks; "first_order_error" is `first_order_error`'s. `authors`, a clone of the L2T-ww authors' repository,
-    adds "authors_s" and "authors_mb".
+    meta-networks; "first_order_error" is `first_order_error`'s. With `compiled`, "compiled" has the two parts that
+    torch.compile can take, the source's forward pass and the target's own step, as they are and compiled, and
+    "compile_s", which their first calls took (a compiled network can't be differentiated twice, so not the lookahead).
+    `authors`, a clone of the L2T-ww authors' repository, adds "authors_s" and "authors_mb".
     """
     modes = [*TRANSFER_MODES, *(["authors"] if authors is not None else [])]
     names = [*modes, *PARTS]
@@ -108,6 +115,8 @@ def bench_transfer(
         "meta_gradient_s": round(medians["ours"] - medians["matching"], 4),
     }
     result["first_order_error"] = first_order_error(batch, inner_steps)
+    if compiled:
+        result["compiled"] = _compiled_parts(batch, rounds, progress)
     result["config"] = {
         "source": "ResNet-32",
         "target": "VGG-9",
@@ -120,6 +129,26 @@ def bench_transfer(
         "torch": torch.__version__,
     }
     return result
+
+
+def _compiled_parts(batch: int, rounds: int, progress: bool) -> dict[str, float]:
+    """Seconds of a source's forward pass and of a target's training step, as they are and compiled, by turns."""
+    device = best_device()
+    images, labels = torch.rand(batch, 3, 32, 32, device=device), torch.arange(batch, device=device) % 10
+    source, target = resnet(32, 200).eval().to(device), vgg9(10).to(device)
+    quick_source, quick_target = torch.compile(source), torch.compile(vgg9(10).to(device))
+    work = {
+        "source": partial(_without_gradient, source, images),
+        "source_compiled": partial(_without_gradient, quick_source, images),
+        "step": _training_step(target, images, labels),
+        "step_compiled": _training_step(quick_target, images, labels),
+    }
+    started = time.perf_counter()
+    work["source_compiled"]()
+    work["step_compiled"]()
+    seconds = time.perf_counter() - started
+    medians = _in_turn(work, rounds, progress)
+    return {f"{name}_s": round(median, 4) for name, median in medians.items()} | {"compile_s": round(seconds, 1)}
 
 
 def bench_anytime(

@@ -88,6 +88,7 @@ RECIPES: dict[str, Recipe] = {
             "weight_decay": 1e-4,
             "beta": 0.5,
             "meta_lr": 1e-4,
+            "precision": "float32",
             "checkpoint_seconds": 30.0,
         },
         trainers=transfer_recipes.cifar10_few,

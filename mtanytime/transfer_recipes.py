@@ -180,7 +180,7 @@ def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bo
     task = Task(whole.train.few(settings["per_class"], seed), whole.test)
     make = lambda: Normalized(vgg9(10), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
     options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
-    options["checkpoint_seconds"] = settings["checkpoint_seconds"]
+    options |= {name: settings[name] for name in ("precision", "checkpoint_seconds")}
     yield from _targets(settings, seed, folder, source, make, task, **options)
 
 
