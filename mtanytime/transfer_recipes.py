@@ -9,16 +9,17 @@ from typing import Any
 from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
-from mtanytime.datasets import DIGITS_A_CLASS, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
+from mtanytime.datasets import DIGITS_A_CLASS, Augment, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
 from mtanytime.training import Trainer, TrainingResult
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import OtherImages, TransferTrainer
 
 Setting = int | float | str
 Settings = Mapping[str, Setting]
 Parts = Iterator[tuple[str, Trainer]]
 
 # The ways to train the target: the arguments of a `TransferTrainer`, or None from scratch. One-to-one pairs a source
-# stage with the target layer of its size.
+# stage with the target layer of its size. "l2t_other" is L2T-ww but for its start, λ = 1, and its outer objective, the
+# loss on other training images than the step's; a variant of ours.
 METHODS: dict[str, dict[str, object] | None] = {
     "scratch": None,
     "matching_all": {"what": False, "where": "off"},
@@ -30,6 +31,7 @@ METHODS: dict[str, dict[str, object] | None] = {
     "what": {"where": "off"},
     "where": {"what": False},
     "l2t": {},
+    "l2t_other": {"where_start": "even"},
 }
 
 BUILT_IN: Settings = {
@@ -48,6 +50,7 @@ BUILT_IN: Settings = {
     "beta": 4.0,  # strengths chosen on validation digits, see data/results/transfer_builtin_search.csv
     "beta_matching_one": 16.0,
     "meta_lr": 1e-4,
+    "meta_lr_l2t_other": 1e-3,
     "checkpoint_seconds": 30.0,
 }
 
@@ -69,6 +72,7 @@ def _targets(
             continue
         for beta in _betas(settings) or [settings.get(f"beta_{method}", settings["beta"])]:
             among = f"-beta{beta:g}" if _betas(settings) else ""
+            outer = _other_images(task, seed, **shared) if method == "l2t_other" else None
             yield (
                 method,
                 TransferTrainer(
@@ -78,11 +82,20 @@ def _targets(
                     folder=run_folder(folder, f"{method}{among}-seed{seed}"),
                     seed=seed,
                     beta=beta,
-                    meta_lr=settings["meta_lr"],
+                    meta_lr=settings.get(f"meta_lr_{method}", settings["meta_lr"]),
+                    outer=outer,
                     **METHODS[method],
                     **shared,
                 ),
             )
+
+
+def _other_images(
+    task: Task, seed: int, batch_size: int, augment: Augment, validation: float | None = None, **_: Any
+) -> OtherImages:
+    """The outer objective on further batches of the images that are trained on."""
+    train = task.train if validation is None else task.train.split(validation, seed)[0]  # as the trainer splits
+    return OtherImages(train, batch_size, augment)
 
 
 def run_folder(folder: Path | None, name: str) -> Path | None:

@@ -28,6 +28,15 @@ def test_start() -> None:
     assert all(torch.equal(a, b) for a, b in zip(meta.parameters(), again.parameters(), strict=True))
 
 
+def test_even_start() -> None:
+    """λ = 1 for all pairs and images, whatever the seed, and each weight of g can be learned."""
+    meta = MetaNetworks(PAIRS, CHANNELS, where_start="even")
+    weights = meta(features())
+    assert all(torch.equal(weights.pairs[pair], torch.ones(3, 1)) for pair in PAIRS)
+    sum(value.sum() for value in weights.pairs.values()).backward()
+    assert all((network.weight.grad != 0).all() for network in meta.where)
+
+
 def test_equals_the_formula() -> None:
     """softmax(f(pool S)) and relu6(g(pool S)), for each image on its own features."""
     meta = MetaNetworks(PAIRS, CHANNELS, generator=torch.Generator().manual_seed(0))
@@ -70,3 +79,5 @@ def test_unknown_kind() -> None:
     """A misspelt kind of λ is refused with the kinds there are."""
     with pytest.raises(ValueError, match="where is one of relu6, relu, constant, off; got 'sigmoid'"):
         unchecked(MetaNetworks.__init__)(MetaNetworks.__new__(MetaNetworks), PAIRS, CHANNELS, where="sigmoid")
+    with pytest.raises(ValueError, match="where_start is one of random, even; got 'zero'"):
+        unchecked(MetaNetworks.__init__)(MetaNetworks.__new__(MetaNetworks), PAIRS, CHANNELS, where_start="zero")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 Pair = tuple[str, str]
 Where = Literal["relu6", "relu", "constant", "off"]
+WhereStart = Literal["random", "even"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class MetaNetworks(nn.Module):
             how much the pair does.)
         where: "relu6" (the paper), "relu", "constant" (softplus(10·a), one learned a for each pair, the same for all
             images) or "off" (λ = 1).
-        generator: draws the initial weights of the *where* networks.
+        where_start: the initial weights of g, "random" (the authors' code: λ is one plus what a random layer makes of
+            the features, another map for each seed) or "even" (zero: all pairs and images start at λ = 1; ours).
+        generator: draws the random initial weights of the *where* networks.
     """
 
     def __init__(
@@ -60,11 +63,14 @@ class MetaNetworks(nn.Module):
         *,
         what: bool = True,
         where: Where = "relu6",
+        where_start: WhereStart = "random",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if where not in get_args(Where):
             raise ValueError(f"where is one of {', '.join(get_args(Where))}; got {where!r}")
+        if where_start not in get_args(WhereStart):
+            raise ValueError(f"where_start is one of {', '.join(get_args(WhereStart))}; got {where_start!r}")
         self.pairs, self.where_kind = list(pairs), where
         channels = [source_channels[source] for source, _ in self.pairs]
         linear = partial(nn.utils.skip_init, nn.Linear)  # nn.Linear itself would draw from torch's global generator
@@ -74,7 +80,7 @@ class MetaNetworks(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         for layer in self.where:  # torch's own initial weights of nn.Linear, from our generator
-            bound = layer.in_features**-0.5
+            bound = layer.in_features**-0.5 if where_start == "random" else 0.0
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             nn.init.ones_(layer.bias)
         self.constant = nn.Parameter(torch.zeros(len(self.pairs))) if where == "constant" else None

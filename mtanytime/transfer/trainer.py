@@ -29,7 +29,7 @@ from mtanytime.training import (
 )
 from mtanytime.transfer.bilevel import InnerStep, MetaGradient, Mode, Tensors, meta_gradient, sgd_rules, sgd_velocity
 from mtanytime.transfer.matching import FeatureMatching
-from mtanytime.transfer.metanets import MetaNetworks, Pair, PairWeights, Where
+from mtanytime.transfer.metanets import MetaNetworks, Pair, PairWeights, Where, WhereStart
 
 Layers = Sequence[str]
 Forward = Callable[[Tensor], Any]
@@ -93,13 +93,15 @@ class TransferTrainer(Trainer):
         pairs: the (source layer, target layer) pairs to match, in place of all of them.
         what, where: learn channel weights; learn pair weights ("relu6", "relu", "constant" or "off"). With both off
             the matching is the fixed one, λ = 1 and w = 1/C, and nothing is looked ahead.
+        where_start: "random" (the authors' code) or "even", λ = 1 for all pairs (see `MetaNetworks`).
         beta: β, the strength of the matching loss.
         inner_steps: T ≥ 1, the matching steps of the lookahead.
         stages: 3, or 2 for T steps on the task's loss plus the matching loss in place of matching steps and task step
             (described in the paper; the details are our reconstruction).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
-            lookahead, in train mode; default: the task's loss on the same batch. It is tried once before training.
+            lookahead, in train mode; default: the task's loss on the same batch; `OtherImages` has images of its own.
+            It is tried once before training.
         mode, first_order: how the meta-gradient is worked out (see `bilevel.meta_gradient`).
         trace_every: steps between rows of the trace, default a hundredth of the run; channel weights are kept at
             every fifth of them.
@@ -125,6 +127,7 @@ class TransferTrainer(Trainer):
         pairs: Sequence[Pair] | None = None,
         what: bool = True,
         where: Where = "relu6",
+        where_start: WhereStart = "random",
         beta: float = 0.5,
         inner_steps: int = 2,
         stages: int = 3,
@@ -154,7 +157,8 @@ class TransferTrainer(Trainer):
         listed = pairs is None or (len(pairs) > 0 and all(len(pair) == 2 for pair in pairs))
         require(listed, "one or more pairs (source layer, target layer)", pairs)
         self._layers = (source_layers, target_layers, pairs)
-        self.what, self.where, self.beta, self.inner_steps, self.stages = what, where, beta, inner_steps, stages
+        self.what, self.where, self.where_start = what, where, where_start
+        self.beta, self.inner_steps, self.stages = beta, inner_steps, stages
         self.meta_lr, self.meta_weight_decay = meta_lr, meta_weight_decay
         self.outer, self.mode, self.first_order, self.trace_every = outer, mode, first_order, trace_every
         super().__init__(target, data, test, **options)
@@ -190,7 +194,8 @@ class TransferTrainer(Trainer):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _REGRESSORS))
         matching = FeatureMatching(self.pairs, source_channels, target_channels, generator)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _META))
-        self.meta = MetaNetworks(self.pairs, source_channels, what=self.what, where=self.where, generator=generator)
+        switches = {"what": self.what, "where": self.where, "where_start": self.where_start}
+        self.meta = MetaNetworks(self.pairs, source_channels, generator=generator, **switches)
         self.meta.to(self.device, dtype)
         self.student = Student(target, matching.to(self.device, dtype))
         self._names = tensor_names(self.student)
@@ -223,6 +228,7 @@ class TransferTrainer(Trainer):
             "sources": {name: fingerprint(network.state_dict()) for name, network in self.networks.items()},
             "what": self.what,
             "where": self.where,
+            "where_start": self.where_start,
             "beta": self.beta,
             "inner_steps": self.inner_steps,
             "stages": self.stages,
