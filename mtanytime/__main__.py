@@ -10,6 +10,7 @@ import torch
 
 from mtanytime.benchmarks import bench_anytime, bench_transfer, processor
 from mtanytime.recipes import RECIPES, Results, plan, run
+from mtanytime.transfer_recipes import METHODS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _list() -> int:
     for name, recipe in RECIPES.items():
         print(f"{name}\n  reproduces: {recipe.reproduces}\n  takes: {recipe.duration}\n  expect: {recipe.expected}")
+        if "methods" in recipe.settings:
+            print(f"  methods: {' '.join(METHODS)}")
         print("  settings: " + " ".join(f"{key}={value}" for key, value in recipe.settings.items()))
     return 0
 
@@ -169,8 +172,10 @@ def _bench_transfer(options: argparse.Namespace) -> int:
         print(f"of ours: {part.removesuffix('_s'):14} {seconds:.3f} s")
     error = result["first_order_error"]
     print(f"first order against exact: relative error {error['relative_error']}, cosine {error['cosine']}")
-    for name, seconds in result.get("compiled", {}).items():
-        print(f"compiling: {name.removesuffix('_s')} {seconds} s")
+    if quick := result.get("compiled"):
+        for part in ("source", "step"):
+            print(f"torch.compile: {part} {quick[f'{part}_s']:.3f} s, compiled {quick[f'{part}_compiled_s']:.3f} s")
+        print(f"torch.compile: {quick['compile_s']} s to compile both")
     print(", ".join(f"{key} {value}" for key, value in result["config"].items()))
     return 0
 

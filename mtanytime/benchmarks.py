@@ -104,6 +104,7 @@ def bench_transfer(
     modes = [*TRANSFER_MODES, *(["authors"] if authors is not None else [])]
     names = [*modes, *PARTS]
     iterations = {name: transfer_iteration(name, batch, inner_steps, authors) for name in names}
+    parts_compiled = _compiled_parts(batch, rounds, progress) if compiled else None  # early: a compiler may be missing
     medians = _in_turn(iterations, rounds, progress)
     result: dict[str, Any] = {f"{name}_s": round(medians[name], 4) for name in modes}
     for name in modes:
@@ -115,8 +116,8 @@ def bench_transfer(
         "meta_gradient_s": round(medians["ours"] - medians["matching"], 4),
     }
     result["first_order_error"] = first_order_error(batch, inner_steps)
-    if compiled:
-        result["compiled"] = _compiled_parts(batch, rounds, progress)
+    if parts_compiled is not None:
+        result["compiled"] = parts_compiled
     result["config"] = {
         "source": "ResNet-32",
         "target": "VGG-9",
@@ -132,16 +133,17 @@ def bench_transfer(
 
 
 def _compiled_parts(batch: int, rounds: int, progress: bool) -> dict[str, float]:
-    """Seconds of a source's forward pass and of a target's training step, as they are and compiled, by turns."""
+    """Seconds of a source's forward pass and of a target's training step, as they are and compiled, by turns. Without
+    the hooks that training needs, so no more than this can be saved."""
     device = best_device()
     images, labels = torch.rand(batch, 3, 32, 32, device=device), torch.arange(batch, device=device) % 10
     source, target = resnet(32, 200).eval().to(device), vgg9(10).to(device)
-    quick_source, quick_target = torch.compile(source), torch.compile(vgg9(10).to(device))
+    compiled_source, compiled_target = torch.compile(source), torch.compile(vgg9(10).to(device))
     work = {
         "source": partial(_without_gradient, source, images),
-        "source_compiled": partial(_without_gradient, quick_source, images),
+        "source_compiled": partial(_without_gradient, compiled_source, images),
         "step": _training_step(target, images, labels),
-        "step_compiled": _training_step(quick_target, images, labels),
+        "step_compiled": _training_step(compiled_target, images, labels),
     }
     started = time.perf_counter()
     work["source_compiled"]()

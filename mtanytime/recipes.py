@@ -88,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
             "weight_decay": 1e-4,
             "beta": 0.5,
             "meta_lr": 1e-4,
-            "meta_lr_l2t_other": 1e-3,
+            "meta_lr_l2t_another": 1e-3,
             "precision": "float32",
             "checkpoint_seconds": 30.0,
         },

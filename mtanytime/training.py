@@ -615,19 +615,15 @@ def require(holds: bool, wanted: str, came: object) -> None:
         raise ValueError(f"wanted {wanted}; got {came!r}")
 
 
-def name_of(value: object, deep: bool = True) -> object:
-    """A function's or object's name and the plain settings it holds, for the record of a run; a string is its own.
-    With `deep`, functions among what it holds are settings, too."""
+def name_of(value: object) -> object:
+    """A function's or object's name and the plain settings it holds, for the record of a run; a string is its own."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, partial):
         return f"{name_of(value.func)} {value.args} {value.keywords}"
     plain_function = inspect.isfunction(function := inspect.unwrap(value))
     held = _closure(function) if plain_function else getattr(value, "__dict__", {})
-    held = {
-        k: fingerprint({k: v}) if isinstance(v, Tensor) else name_of(v, False) if deep and inspect.isfunction(v) else v
-        for k, v in sorted(held.items())
-    }
+    held = {k: fingerprint({k: v}) if isinstance(v, Tensor) else v for k, v in sorted(held.items())}
     plain = {k: v for k, v in held.items() if k[0] != "_" and _is_plain(v)}
     return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else "")
 

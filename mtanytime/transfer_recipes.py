@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
-from mtanytime.datasets import DIGITS_A_CLASS, Augment, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
+from mtanytime.datasets import DIGITS_A_CLASS, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
 from mtanytime.training import Trainer, TrainingResult
-from mtanytime.transfer import OtherImages, TransferTrainer
+from mtanytime.transfer import AnotherBatch, TransferTrainer
 
 Setting = int | float | str
 Settings = Mapping[str, Setting]
 Parts = Iterator[tuple[str, Trainer]]
 
 # The ways to train the target: the arguments of a `TransferTrainer`, or None from scratch. One-to-one pairs a source
-# stage with the target layer of its size. "l2t_other" is L2T-ww but for its start, λ = 1, and its outer objective, the
-# loss on other training images than the step's; a variant of ours.
+# stage with the target layer of its size. "l2t_another" is a variant of L2T-ww of ours: it starts at λ = 1, is judged
+# on another batch than the step's, and learns φ at a rate of its own, `meta_lr_l2t_another`.
 METHODS: dict[str, dict[str, object] | None] = {
     "scratch": None,
     "matching_all": {"what": False, "where": "off"},
@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, object] | None] = {
     "what": {"where": "off"},
     "where": {"what": False},
     "l2t": {},
-    "l2t_other": {"where_start": "even"},
+    "l2t_another": {"where_start": "even"},
 }
 
 BUILT_IN: Settings = {
@@ -50,7 +50,7 @@ BUILT_IN: Settings = {
     "beta": 4.0,  # strengths chosen on validation digits, see data/results/transfer_builtin_search.csv
     "beta_matching_one": 16.0,
     "meta_lr": 1e-4,
-    "meta_lr_l2t_other": 1e-3,
+    "meta_lr_l2t_another": 1e-3,
     "checkpoint_seconds": 30.0,
 }
 
@@ -62,17 +62,22 @@ def _targets(
     source: nn.Module,
     make: Callable[[], nn.Module],
     task: Task,
+    validation: float | None = None,
     **options: Any,
 ) -> Parts:
-    """The target network trained by each of the settings' methods, with its own strength β or with each of `betas`."""
+    """The target network trained by each of the settings' methods, with its own strength β or with each of `betas`;
+    `validation` is the share of the training images that is held back."""
     shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay")} | options
+    if validation is not None:  # here and not by the trainers, so that no method's φ sees what validates
+        train, shared["validation"] = task.train.split(validation, seed)
+        task = Task(train, task.test)
+    another = {"outer": AnotherBatch(task.train, settings["batch_size"], options["augment"])}
     for method in _methods(settings):
         if METHODS[method] is None:
             yield method, Trainer(make, task, folder=run_folder(folder, f"{method}-seed{seed}"), seed=seed, **shared)
             continue
         for beta in _betas(settings) or [settings.get(f"beta_{method}", settings["beta"])]:
             among = f"-beta{beta:g}" if _betas(settings) else ""
-            outer = _other_images(task, seed, **shared) if method == "l2t_other" else None
             yield (
                 method,
                 TransferTrainer(
@@ -83,19 +88,10 @@ def _targets(
                     seed=seed,
                     beta=beta,
                     meta_lr=settings.get(f"meta_lr_{method}", settings["meta_lr"]),
-                    outer=outer,
-                    **METHODS[method],
+                    **(METHODS[method] | another if method == "l2t_another" else METHODS[method]),
                     **shared,
                 ),
             )
-
-
-def _other_images(
-    task: Task, seed: int, batch_size: int, augment: Augment, validation: float | None = None, **_: Any
-) -> OtherImages:
-    """The outer objective on further batches of the images that are trained on."""
-    train = task.train if validation is None else task.train.split(validation, seed)[0]  # as the trainer splits
-    return OtherImages(train, batch_size, augment)
 
 
 def run_folder(folder: Path | None, name: str) -> Path | None:

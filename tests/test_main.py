@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -165,6 +166,26 @@ def test_bench_transfer(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < result["first_order_error"]["relative_error"] < 1 < 2 * result["first_order_error"]["cosine"]
     assert {"source", "target", "pairs", "batch", "inner_steps", "dtype", "threads"} <= set(result["config"])
     assert result["config"]["batch"] == 2
+
+
+def test_bench_of_compiled_parts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile gains is shown part by part; a machine without a compiler says so before any timing."""
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    small = ["bench", "transfer", "--compile", "--batch", "2", "--inner-steps", "1", "--rounds", "1"]
+    assert main(small) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()[:2]) for line in lines if ", compiled " in line] == [
+        "torch.compile: source",
+        "torch.compile: step",
+    ]
+
+    def missing(network: nn.Module) -> nn.Module:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    monkeypatch.setattr("mtanytime.benchmarks._in_turn", None)
+    assert main(small) == 1
+    assert "no C++ compiler" in capsys.readouterr().err
 
 
 def test_bad_count(capsys: pytest.CaptureFixture[str]) -> None:

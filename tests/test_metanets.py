@@ -81,3 +81,5 @@ def test_unknown_kind() -> None:
         unchecked(MetaNetworks.__init__)(MetaNetworks.__new__(MetaNetworks), PAIRS, CHANNELS, where="sigmoid")
     with pytest.raises(ValueError, match="where_start is one of random, even; got 'zero'"):
         unchecked(MetaNetworks.__init__)(MetaNetworks.__new__(MetaNetworks), PAIRS, CHANNELS, where_start="zero")
+    with pytest.raises(ValueError, match=r"where_start .even. goes with where relu6 or relu; got where=.constant."):
+        MetaNetworks(PAIRS, CHANNELS, where="constant", where_start="even")

@@ -1,5 +1,6 @@
-"""The outer objective on images of its own: which it draws, that φ follows them, and that runs repeat and resume."""
+"""The outer objective on a batch drawn anew: which it draws, that φ follows it, and that runs repeat and resume."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,21 +8,22 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from typechecker import unchecked
 
-from mtanytime.datasets import ImageSet, crop_flip
-from mtanytime.transfer import OtherImages, TransferTrainer
+from mtanytime.datasets import crop_flip
+from mtanytime.transfer import AnotherBatch, TransferTrainer
 
 
 def transfer(folder: Path | None = None, seed: int = 0, **options: Any) -> TransferTrainer:
-    """A small transfer of two epochs of two batches whose outer objective has images of its own."""
-    outer = OtherImages(tiny.images(9, seed=8), 4, crop_flip(1))
+    """A small transfer of two epochs of two batches whose outer objective draws batches of its own."""
+    outer = AnotherBatch(tiny.images(9, seed=8), 4, crop_flip(1))
     settings = {"epochs": 2, "batch_size": 6, "lr": 0.1, "meta_lr": 0.05, "device": "cpu", "progress": False}
     settings |= {"outer": outer, "folder": folder, "seed": seed, **options}
     return TransferTrainer(tiny.made(5, seed=2).eval(), tiny.made(4, seed=1), tiny.images(), **settings)
 
 
-def drawn(objective: OtherImages, seed: int) -> Tensor:
+def drawn(objective: AnotherBatch, seed: int) -> Tensor:
     """The images that an objective judges the network on."""
     seen: list[Tensor] = []
 
@@ -49,47 +51,59 @@ def test_what_is_drawn() -> None:
         return F.cross_entropy(output, labels)
 
     for size in (4, 9, 20):
-        objective = OtherImages(data, size, loss=loss)
+        objective = AnotherBatch(data, size, loss=loss)
         images = drawn(objective, seed=0)
-        assert images.dtype == torch.float64
+        assert images.dtype == torch.float64  # of the step's batch
         place = [(data.images == (255 * image).round().byte()).all(dim=(1, 2, 3)).nonzero().item() for image in images]
         assert len(set(place)) == len(place) == min(size, 9)
         assert losses.pop() == data.labels[place].tolist()
         assert torch.equal(drawn(objective, seed=0), images)
         assert not torch.equal(drawn(objective, seed=1), images)
-    whole = OtherImages(data, 9, crop_flip(2))
-    assert not torch.equal(drawn(whole, seed=0), drawn(OtherImages(data, 9), seed=0))
+    whole = AnotherBatch(data, 9, crop_flip(2))
+    assert not torch.equal(drawn(whole, seed=0), drawn(AnotherBatch(data, 9), seed=0))
 
 
-def test_learning_follows_the_other_images(tmp_path: Path) -> None:
-    """Other images, another φ, at the same seed; the same ones, the same φ, also after a break."""
-    whole = transfer()
-    whole.train()
-    again, batch = transfer(), transfer(outer=None)
-    again.train()
-    batch.train()
+def test_learning_follows_the_other_batch(tmp_path: Path) -> None:
+    """Another set to draw from, another φ, at the same seed; the same one, the same φ, also after a break."""
+    whole, again = transfer(), transfer()
+    others = [transfer(outer=None), transfer(outer=AnotherBatch(tiny.images(9, seed=9), 4, crop_flip(1)))]
+    for trainer in (whole, again, *others):
+        assert torch.equal(phi(trainer), phi(transfer(seed=0)))  # the start is the same
+        trainer.train()
     assert torch.equal(phi(again), phi(whole))
-    assert not torch.equal(phi(batch), phi(whole))
-    assert torch.equal(phi(transfer()), phi(transfer(outer=None)))  # the start is the same
-    first = transfer(tmp_path / "run")
-    next(iter(first))
-    first._save()
-    second = transfer(tmp_path / "run")
-    assert second.step == 1
-    second.train()
-    assert torch.equal(phi(second), phi(whole))
+    assert not any(torch.equal(phi(other), phi(whole)) for other in others)
+    next(iter(transfer(tmp_path / "run")))
+    resumed = transfer(tmp_path / "run")
+    assert resumed.step == 1
+    resumed.train()
+    assert torch.equal(phi(resumed), phi(whole))
 
 
 def test_a_folder_of_other_settings(tmp_path: Path) -> None:
-    """A run is not taken up with other outer images, or another augmentation of them."""
+    """A run is not taken up with another set to draw from, batch size, augmentation or loss."""
+    data = tiny.images(9, seed=8)
     transfer(tmp_path / "run").train()
-    for outer in (OtherImages(tiny.images(9, seed=9), 4, crop_flip(1)), OtherImages(tiny.images(9, seed=8), 4)):
-        with pytest.raises(ValueError, match="outer"):
+    for outer in (
+        AnotherBatch(tiny.images(9, seed=9), 4, crop_flip(1)),
+        AnotherBatch(data, 5, crop_flip(1)),
+        AnotherBatch(data, 4),
+        AnotherBatch(data, 4, crop_flip(1), partial(F.cross_entropy, label_smoothing=0.1)),
+        AnotherBatch(data, 4, crop_flip(1), nn.CrossEntropyLoss(label_smoothing=0.1)),
+    ):
+        with pytest.raises(ValueError, match=r"already holds another run \(outer"):
             transfer(tmp_path / "run", outer=outer)
 
 
-@pytest.mark.parametrize(("data", "size"), [(tiny.images(0), 4), (tiny.images(3), 0), ("images", 4)])
-def test_bad_input(data: ImageSet, size: int) -> None:
-    """An empty set, an empty batch, something else than a set."""
-    with pytest.raises((ValueError, TypeError), match=r"ImageSet|images"):
-        OtherImages(data, size)
+def test_bad_input() -> None:
+    """An empty set, something else than a set, an empty batch; labels that the network has no output for."""
+    data = tiny.images(3)
+    for images, size, wanted in (
+        (tiny.images(0), 4, "wanted an ImageSet with images; got "),
+        ("images", 4, "wanted an ImageSet with images; got 'images'"),
+        (data, 0, "wanted batch_size a whole number >= 1; got 0"),
+        (data, 1.5, "wanted batch_size a whole number >= 1; got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            unchecked(AnotherBatch.__init__)(AnotherBatch.__new__(AnotherBatch), images, size)
+    with pytest.raises(ValueError, match="outer label 3 is out of range: the network has 3 outputs"):
+        transfer(outer=AnotherBatch(tiny.images(8, classes=4), 4))

@@ -1,4 +1,4 @@
-"""The recipes of transfer: what the variant that judges the lookahead on other images is given."""
+"""The recipes of transfer: what each method is given, and what the one that is judged on another batch draws from."""
 
 import pytest
 import tiny
@@ -7,28 +7,33 @@ import torch
 from mtanytime.datasets import Task, crop_flip
 from mtanytime.recipes import RECIPES, changed
 from mtanytime.training import Trainer
-from mtanytime.transfer import OtherImages, TransferTrainer
-from mtanytime.transfer_recipes import METHODS, _targets
+from mtanytime.transfer import AnotherBatch, TransferTrainer
+from mtanytime.transfer_recipes import _targets
 
 
 @pytest.mark.parametrize("validation", [None, 0.2])
-def test_other_images(validation: float | None) -> None:
-    """They are the images that are trained on, without those that validate; λ is 1 at the start, β and the network are
-    L2T-ww's, and a learning rate of φ of its own holds for this variant alone."""
+def test_methods(validation: float | None) -> None:
+    """Every method trains on the same images from the same weights. The variant judged on another batch draws it from
+    those images, none of which validates; it starts at λ = 1, with L2T-ww's β and a rate of φ of its own."""
     task = Task(tiny.images(30), tiny.images(9, seed=1))
-    settings = changed(RECIPES["smoke"].settings, {"methods": "scratch,l2t,l2t_other", "meta_lr": "0.2"})
+    settings = changed(RECIPES["smoke"].settings, {"methods": "scratch,l2t,l2t_another", "meta_lr": "0.2"})
     options = {"augment": crop_flip(1), "validation": validation, "device": "cpu", "progress": False}
     source = tiny.made(5, seed=2).eval()
-    found: dict[str, Trainer] = dict(_targets(settings, 3, None, source, tiny.made, task, **options))
-    plain, other = found["l2t"], found["l2t_other"]
+    found: dict[str, Trainer] = dict(_targets(settings, 3, None, source, tiny.TinyNet, task, **options))
+    for trainer in found.values():
+        train, held = (task.train, None) if validation is None else task.train.split(validation, 3)
+        assert torch.equal(trainer.batches.data.images, train.images)
+        assert (trainer.validation is None) == (held is None)
+        assert held is None or torch.equal(trainer.validation.images, held.images)
+        initial = zip(trainer.model.parameters(), found["scratch"].model.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in initial)
+    plain, another = found["l2t"], found["l2t_another"]
     assert isinstance(plain, TransferTrainer)
-    assert isinstance(other, TransferTrainer)
-    assert isinstance(other.outer, OtherImages)
+    assert isinstance(another, TransferTrainer)
+    assert isinstance(another.outer, AnotherBatch)
     assert plain.outer is None
-    assert torch.equal(other.outer.images, found["scratch"].batches.data.images)
-    assert len(other.outer.images) == (30 if validation is None else 24)
-    assert (plain.meta_lr, other.meta_lr) == (0.2, settings["meta_lr_l2t_other"])
-    assert other.beta == plain.beta
-    weights = other.meta(other._source_features(task.train.images[:4].float() / 255))
+    assert torch.equal(another.outer.data.images, another.batches.data.images)
+    assert (plain.meta_lr, another.meta_lr) == (0.2, settings["meta_lr_l2t_another"])
+    assert another.beta == plain.beta
+    weights = another.meta(another._source_features(task.train.images[:4].float() / 255))
     assert all(torch.equal(value, torch.ones(4, 1)) for value in weights.pairs.values())
-    assert set(METHODS) >= set(found)

@@ -3,14 +3,14 @@
 from mtanytime.transfer.bilevel import InnerStep, SGDRule, meta_gradient
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.metanets import MetaNetworks, PairWeights
-from mtanytime.transfer.outer import OtherImages
+from mtanytime.transfer.outer import AnotherBatch
 from mtanytime.transfer.trainer import Student, TransferResult, TransferTrainer
 
 __all__ = [
+    "AnotherBatch",
     "FeatureMatching",
     "InnerStep",
     "MetaNetworks",
-    "OtherImages",
     "PairWeights",
     "SGDRule",
     "Student",

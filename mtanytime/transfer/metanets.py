@@ -71,6 +71,8 @@ class MetaNetworks(nn.Module):
             raise ValueError(f"where is one of {', '.join(get_args(Where))}; got {where!r}")
         if where_start not in get_args(WhereStart):
             raise ValueError(f"where_start is one of {', '.join(get_args(WhereStart))}; got {where_start!r}")
+        if where_start == "even" and where not in ("relu6", "relu"):
+            raise ValueError(f"where_start 'even' goes with where relu6 or relu; got where={where!r}")
         self.pairs, self.where_kind = list(pairs), where
         channels = [source_channels[source] for source, _ in self.pairs]
         linear = partial(nn.utils.skip_init, nn.Linear)  # nn.Linear itself would draw from torch's global generator
@@ -79,9 +81,12 @@ class MetaNetworks(nn.Module):
         for layer in self.what:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for layer in self.where:  # torch's own initial weights of nn.Linear, from our generator
-            bound = layer.in_features**-0.5 if where_start == "random" else 0.0
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        for layer in self.where:
+            if where_start == "even":
+                nn.init.zeros_(layer.weight)
+            else:  # torch's own initial weights of nn.Linear, from our generator
+                bound = layer.in_features**-0.5
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             nn.init.ones_(layer.bias)
         self.constant = nn.Parameter(torch.zeros(len(self.pairs))) if where == "constant" else None
 

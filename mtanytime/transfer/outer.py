@@ -1,33 +1,36 @@
 """Outer objectives: on which images the place that the lookahead arrives at is judged."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mtanytime.datasets import Augment, ImageSet
+from mtanytime.datasets import Augment, Batches, ImageSet
+from mtanytime.training import name_of, require
 
 
-class OtherImages:
-    """The task's loss on images of their own instead of on the step's batch; for `TransferTrainer`'s `outer`.
+class AnotherBatch:
+    """The task's loss on a batch drawn anew instead of on the step's own; for `TransferTrainer`'s `outer`.
 
     The paper judges the lookahead on the very batch that it was fitted to (arXiv:1905.05901, Algorithm 1), so φ may be
-    paid for helping to learn that batch by heart. Here φ is paid for what carries over. Each call draws `batch_size`
-    images of `data` without replacement (all of them, where there are no more), by torch's random state, which a
-    trainer seeds at each step: so runs repeat and resume. `data` may be the training set itself, which costs no labels,
-    or a set held back from it. A deviation from the paper; nothing like it is in the authors' code.
+    paid for helping to learn that batch by heart. Another batch pays more for what carries over: of the training set,
+    which costs no labels (some of its images may be in the step's batch, too), or of images held back from it. A
+    deviation from the paper; nothing like it is in the authors' code. Draws follow torch's random state, which a
+    trainer seeds at each step, so runs repeat and resume.
 
     Args:
-        data: where the images come from; moved to the device of the step's batch at the first call.
-        batch_size: images a call.
-        augment: as in `Trainer`, drawn anew at each call.
-        loss: of the network's output and the labels, a scalar.
+        data: where the batch comes from, with the labels of the training set. Split what validates off it before:
+            `train, held = train.split(0.1, seed)`, and pass `held` as the trainer's `validation`; or φ sees it.
+        batch_size: images a batch; all of them, where there are no more.
+        augment: as in `Trainer`, drawn anew for each batch.
+        loss: of the network's output and the labels, a scalar; the trainer's, if that has another.
 
     Raises:
-        ValueError: for an empty set or a batch_size below 1.
+        ValueError: for an empty set, or a batch_size that is no whole number of 1 or more.
     """
 
     def __init__(
@@ -37,20 +40,20 @@ class OtherImages:
         augment: Augment | None = None,
         loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
-        if not isinstance(data, ImageSet) or not len(data) or batch_size < 1:
-            raise ValueError(f"wanted an ImageSet with images and batch_size >= 1; got {data!r} and {batch_size}")
-        self.images, self.labels, self.batch_size = data.images, data.labels, batch_size
-        self.augment, self.loss = augment, loss
+        require(isinstance(data, ImageSet) and len(data) > 0, "an ImageSet with images", data)
+        require(isinstance(batch_size, Integral) and batch_size >= 1, "batch_size a whole number >= 1", batch_size)
+        self.data, self.batch_size, self.augment, self.loss = data, batch_size, augment, loss
+        # What the record of a run tells of this objective: see training.name_of.
+        self.images, self.labels = data.images, data.labels
+        self.settings = f"augment {name_of(augment)}, loss {name_of(loss)}"
 
     def __call__(
-        self, forward: Callable[[Tensor], Any], images: Float[Tensor, "batch channel height width"], labels: Tensor
+        self,
+        forward: Callable[[Tensor], Any],
+        images: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
     ) -> Float[Tensor, ""]:
-        """The loss of `forward`, the network after the lookahead; of the step's own batch only device and dtype
-        count."""
-        self.images, self.labels = self.images.to(images.device), self.labels.to(images.device)
-        generator = torch.Generator().manual_seed(torch.randint(2**62, ()).item())
-        chosen = torch.randperm(len(self.labels), generator=generator)[: self.batch_size].to(images.device)
-        drawn = self.images[chosen].to(images.dtype) / 255
-        if self.augment is not None:
-            drawn = self.augment(drawn, generator)
-        return self.loss(forward(drawn), self.labels[chosen])
+        """The loss of `forward`, the network after the lookahead; of the step's batch only device and dtype count."""
+        seed = int(torch.randint(2**62, ()))
+        drawn, its_labels = next(Batches(self.data, self.batch_size, seed, self.augment).epoch(0))
+        return self.loss(forward(drawn.to(images.device, images.dtype)), its_labels.to(images.device))

@@ -30,6 +30,7 @@ from mtanytime.training import (
 from mtanytime.transfer.bilevel import InnerStep, MetaGradient, Mode, Tensors, meta_gradient, sgd_rules, sgd_velocity
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.metanets import MetaNetworks, Pair, PairWeights, Where, WhereStart
+from mtanytime.transfer.outer import AnotherBatch
 
 Layers = Sequence[str]
 Forward = Callable[[Tensor], Any]
@@ -93,14 +94,15 @@ class TransferTrainer(Trainer):
         pairs: the (source layer, target layer) pairs to match, in place of all of them.
         what, where: learn channel weights; learn pair weights ("relu6", "relu", "constant" or "off"). With both off
             the matching is the fixed one, λ = 1 and w = 1/C, and nothing is looked ahead.
-        where_start: "random" (the authors' code) or "even", λ = 1 for all pairs (see `MetaNetworks`).
+        where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
+            `MetaNetworks`).
         beta: β, the strength of the matching loss.
         inner_steps: T ≥ 1, the matching steps of the lookahead.
         stages: 3, or 2 for T steps on the task's loss plus the matching loss in place of matching steps and task step
             (described in the paper; the details are our reconstruction).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
-            lookahead, in train mode; default: the task's loss on the same batch; `OtherImages` has images of its own.
+            lookahead, in train mode; default: the task's loss on the same batch; `AnotherBatch` draws one anew.
             It is tried once before training.
         mode, first_order: how the meta-gradient is worked out (see `bilevel.meta_gradient`).
         trace_every: steps between rows of the trace, default a hundredth of the run; channel weights are kept at
@@ -441,6 +443,8 @@ class TransferTrainer(Trainer):
         """Call an outer objective of the user's on a few images, leaving the target unchanged."""
         if self.outer is None:
             return
+        if isinstance(self.outer, AnotherBatch):
+            self._check_labels("outer", self.outer.labels)
         with undisturbed(self.model, self.device, training=True) as buffers, _about(f"outer {name_of(self.outer)}"):
             with autocast(self.device, self.precision):
                 value = self.outer(lambda x: call_at(self.model, buffers, x), images, labels)
