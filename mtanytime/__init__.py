@@ -1,5 +1,7 @@
 """Two papers in one house: what and where to transfer (arXiv:1905.05901), and anytime prediction (arXiv:1807.02609)."""
 
+import importlib
+
 __version__ = "0.1.0"
 
 
@@ -31,12 +33,16 @@ def _check_torchvision() -> None:
 _check_torchvision()
 
 # The public names. mtanytime.explore is never imported here: it draws, and `import mtanytime` stays quick and quiet.
-from mtanytime import anytime, backbones, datasets, features, measure, training, transfer  # noqa: E402
+from mtanytime import anytime, backbones, data, features, measure, training, transfer  # noqa: E402
+from mtanytime._moved import OLD_MODULES, install_old_paths  # noqa: E402
 from mtanytime.anytime import AnytimePredictor, AnytimeTrainer, SlicedResNeXt  # noqa: E402
 from mtanytime.backbones import Normalized, load_l2t_resnet32, resnet, vgg9  # noqa: E402
 from mtanytime.features import image_layers, tap  # noqa: E402
-from mtanytime.training import Trainer, evaluate  # noqa: E402
+from mtanytime.measure import evaluate  # noqa: E402
+from mtanytime.training import Trainer  # noqa: E402
 from mtanytime.transfer import TransferTrainer  # noqa: E402
+
+install_old_paths()
 
 __all__ = [
     "AnytimePredictor",
@@ -48,7 +54,7 @@ __all__ = [
     "__version__",
     "anytime",
     "backbones",
-    "datasets",
+    "data",
     "evaluate",
     "features",
     "image_layers",
@@ -60,3 +66,10 @@ __all__ = [
     "transfer",
     "vgg9",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Modules under the names that they had before."""
+    if name in OLD_MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from mtanytime.benchmarks import bench_anytime, bench_transfer, processor
-from mtanytime.recipes import RECIPES, Results, plan, run
-from mtanytime.transfer_recipes import METHODS
+from mtanytime.experiments.benchmarks import bench_anytime, bench_transfer, processor
+from mtanytime.experiments.recipe import Results
+from mtanytime.experiments.runner import RECIPES, plan, run
+from mtanytime.experiments.transfer import METHODS
 
 
 def main(arguments: list[str] | None = None) -> int:

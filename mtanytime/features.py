@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtanytime.backbones import Normalized
-from mtanytime.stateless import call_at, undisturbed
+from mtanytime.functional import functional_call, trial_run
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -142,6 +142,6 @@ def image_layers(
             shapes[layer] = tuple(output.shape[1:])
 
     layers = [path for path, _ in network.named_modules() if path]
-    with torch.no_grad(), undisturbed(model, images.device, training=False) as buffers, hooked(network, layers, keep):
-        call_at(model, buffers, images.clone())
+    with torch.no_grad(), trial_run(model, images.device, training=False) as buffers, hooked(network, layers, keep):
+        functional_call(model, buffers, images.clone())
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, SlicedResNeXt, evaluate_exits
-from mtanytime.datasets import Batches, crop_flip
-from mtanytime.measure import exit_costs
+from mtanytime.data.images import Batches, crop_flip
+from mtanytime.measure.costs import exit_costs
 
 
 def made() -> SlicedResNeXt:

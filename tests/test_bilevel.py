@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from typechecker import unchecked
 
 from mtanytime import backbones
-from mtanytime.datasets import Batches, ImageSet
+from mtanytime.data.images import Batches, ImageSet
+from mtanytime.functional import functional_call
 from mtanytime.randomness import get_rng_state, seeded
-from mtanytime.stateless import call_at
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.bilevel import (
     InnerStep,
@@ -381,10 +381,10 @@ def test_what_is_learned_may_come_first(mode: str) -> None:
     labels, mask = torch.arange(6) % 3, torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
 
     def loss(state: dict[str, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(call_at(network, state, images * mask), labels)
+        return nn.functional.cross_entropy(functional_call(network, state, images * mask), labels)
 
     def outer(state: dict[str, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(call_at(network, state, images), labels)
+        return nn.functional.cross_entropy(functional_call(network, state, images), labels)
 
     parameters = dict(network.named_parameters())
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}

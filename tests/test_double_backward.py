@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtanytime import backbones
-from mtanytime.double_backward import check_double_backward
+from mtanytime.transfer.double_backward import check_double_backward
 
 
 def pictures(*shape: int) -> Tensor:

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from mtanytime.explore import draw
+from mtanytime.explore.tables import worded
 
 
 def make_trace(
@@ -431,7 +432,7 @@ def test_accuracy_by_budget_of_one_exit() -> None:
 )
 def test_costs_are_worded(cost: str, value: float, wanted: str) -> None:
     """Three digits and a unit are what a reader can hold in mind."""
-    assert draw.worded(cost, value) == wanted
+    assert worded(cost, value) == wanted
 
 
 @pytest.mark.parametrize(

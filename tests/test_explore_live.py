@@ -12,10 +12,10 @@ from ipywidgets import Widget
 from torch import nn
 from typechecker import unchecked
 
-from mtanytime.datasets import ImageSet, Task
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.explore import live
 from mtanytime.explore.live import LiveTraining
-from mtanytime.training import Trainer
+from mtanytime.training.trainer import Trainer
 
 
 def task() -> Task:

@@ -20,7 +20,7 @@ from mtanytime.anytime import (
 )
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.backbones import Normalized
-from mtanytime.measure import exit_costs
+from mtanytime.measure.costs import exit_costs
 
 KINDS = {
     "sliced": lambda: SlicedResNeXt(5, width=12, bottleneck=2, branches=3, blocks=1),

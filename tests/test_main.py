@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.__main__ import main
 from mtanytime.backbones import vgg9
-from mtanytime.recipes import plan
+from mtanytime.experiments.runner import plan
 
 SHORT = ["--set", "letters_per_class=2", "epochs=3", "digits_per_class=4", "batch_size=10", "checkpoint_seconds=0"]
 
@@ -183,7 +183,7 @@ def test_bench_of_compiled_parts(capsys: pytest.CaptureFixture[str], monkeypatch
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", missing)
-    monkeypatch.setattr("mtanytime.benchmarks._in_turn", None)
+    monkeypatch.setattr("mtanytime.experiments.benchmarks._in_turn", None)
     assert main(small) == 1
     assert "no C++ compiler" in capsys.readouterr().err
 

@@ -20,7 +20,8 @@ from typechecker import unchecked
 from mtanytime import measure
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.backbones import Normalized, resnet
-from mtanytime.training import evaluate
+from mtanytime.measure import costs
+from mtanytime.measure.evaluation import evaluate
 
 SHAPE = (3, 8, 8)
 
@@ -169,7 +170,7 @@ def test_normalised_and_plain_networks() -> None:
     pd.testing.assert_frame_equal(measure.exit_costs(wrapped, SHAPE), measure.exit_costs(made, SHAPE))
     resized = measure.exit_costs(Normalized(made, (0.1,) * 3, (0.5,) * 3, size=16), SHAPE)
     pd.testing.assert_frame_equal(resized, measure.exit_costs(made, (3, 16, 16)))
-    alone, _ = measure._taken_apart(wrapped.eval())
+    alone, _ = costs.exits_apart(wrapped.eval())
     images = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
     for part, logits in zip(alone, wrapped(images), strict=True):
         torch.testing.assert_close(part(images), logits)
@@ -244,14 +245,14 @@ class Clocked(nn.Module):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What `time.perf_counter` says in measure.py, as the one entry of a list."""
     now = [100.0]
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
     return now
 
 
 def test_latency_is_the_median_after_warming_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Median and quartiles by hand, on a clock of the test; the device is waited for on both sides of a pass."""
     notes: list[Any] = []
-    monkeypatch.setattr(measure, "synchronise", lambda device: notes.append(str(device)))
+    monkeypatch.setattr(costs, "synchronise", lambda device: notes.append(str(device)))
     module = Clocked(1, clock, notes, [500, 400, 3, 1, 2, 5, 40])
     found = measure.latency(module, torch.zeros(6, *SHAPE), repeats=5, warmup=2)
     assert notes == ["cpu", (1, False, False, (6, *SHAPE)), "cpu"] * 7

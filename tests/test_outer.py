@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typechecker import unchecked
 
-from mtanytime.datasets import crop_flip
-from mtanytime.transfer import AnotherBatch, TransferTrainer
+from mtanytime.data.images import crop_flip
+from mtanytime.transfer import FreshBatch, TransferTrainer
 
 
 def transfer(folder: Path | None = None, seed: int = 0, **options: Any) -> TransferTrainer:
     """A small transfer of two epochs of two batches whose outer objective draws batches of its own."""
-    outer = AnotherBatch(tiny.images(9, seed=8), 4, crop_flip(1))
+    outer = FreshBatch(tiny.images(9, seed=8), 4, crop_flip(1))
     settings = {"epochs": 2, "batch_size": 6, "lr": 0.1, "meta_lr": 0.05, "device": "cpu", "progress": False}
     settings |= {"outer": outer, "folder": folder, "seed": seed, **options}
     return TransferTrainer(tiny.made(5, seed=2).eval(), tiny.made(4, seed=1), tiny.images(), **settings)
 
 
-def drawn(objective: AnotherBatch, seed: int) -> Tensor:
+def drawn(objective: FreshBatch, seed: int) -> Tensor:
     """The images that an objective judges the network on."""
     seen: list[Tensor] = []
 
@@ -51,7 +51,7 @@ def test_what_is_drawn() -> None:
         return F.cross_entropy(output, labels)
 
     for size in (4, 9, 20):
-        objective = AnotherBatch(data, size, loss=loss)
+        objective = FreshBatch(data, size, loss=loss)
         images = drawn(objective, seed=0)
         assert images.dtype == torch.float64  # of the step's batch
         place = [(data.images == (255 * image).round().byte()).all(dim=(1, 2, 3)).nonzero().item() for image in images]
@@ -59,14 +59,14 @@ def test_what_is_drawn() -> None:
         assert losses.pop() == data.labels[place].tolist()
         assert torch.equal(drawn(objective, seed=0), images)
         assert not torch.equal(drawn(objective, seed=1), images)
-    whole = AnotherBatch(data, 9, crop_flip(2))
-    assert not torch.equal(drawn(whole, seed=0), drawn(AnotherBatch(data, 9), seed=0))
+    whole = FreshBatch(data, 9, crop_flip(2))
+    assert not torch.equal(drawn(whole, seed=0), drawn(FreshBatch(data, 9), seed=0))
 
 
 def test_learning_follows_the_other_batch(tmp_path: Path) -> None:
     """Another set to draw from, another φ, at the same seed; the same one, the same φ, also after a break."""
     whole, again = transfer(), transfer()
-    others = [transfer(outer=None), transfer(outer=AnotherBatch(tiny.images(9, seed=9), 4, crop_flip(1)))]
+    others = [transfer(outer=None), transfer(outer=FreshBatch(tiny.images(9, seed=9), 4, crop_flip(1)))]
     for trainer in (whole, again, *others):
         assert torch.equal(phi(trainer), phi(transfer(seed=0)))  # the start is the same
         trainer.train()
@@ -84,11 +84,11 @@ def test_a_folder_of_other_settings(tmp_path: Path) -> None:
     data = tiny.images(9, seed=8)
     transfer(tmp_path / "run").train()
     for outer in (
-        AnotherBatch(tiny.images(9, seed=9), 4, crop_flip(1)),
-        AnotherBatch(data, 5, crop_flip(1)),
-        AnotherBatch(data, 4),
-        AnotherBatch(data, 4, crop_flip(1), partial(F.cross_entropy, label_smoothing=0.1)),
-        AnotherBatch(data, 4, crop_flip(1), nn.CrossEntropyLoss(label_smoothing=0.1)),
+        FreshBatch(tiny.images(9, seed=9), 4, crop_flip(1)),
+        FreshBatch(data, 5, crop_flip(1)),
+        FreshBatch(data, 4),
+        FreshBatch(data, 4, crop_flip(1), partial(F.cross_entropy, label_smoothing=0.1)),
+        FreshBatch(data, 4, crop_flip(1), nn.CrossEntropyLoss(label_smoothing=0.1)),
     ):
         with pytest.raises(ValueError, match=r"already holds another run \(outer"):
             transfer(tmp_path / "run", outer=outer)
@@ -104,6 +104,6 @@ def test_bad_input() -> None:
         (data, 1.5, "wanted batch_size a whole number >= 1; got 1.5"),
     ):
         with pytest.raises(ValueError, match=wanted):
-            unchecked(AnotherBatch.__init__)(AnotherBatch.__new__(AnotherBatch), images, size)
+            unchecked(FreshBatch.__init__)(FreshBatch.__new__(FreshBatch), images, size)
     with pytest.raises(ValueError, match="outer label 3 is out of range: the network has 3 outputs"):
-        transfer(outer=AnotherBatch(tiny.images(8, classes=4), 4))
+        transfer(outer=FreshBatch(tiny.images(8, classes=4), 4))

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typechecker import unchecked
 
-from mtanytime import datasets
+from mtanytime import data as datasets
 from mtanytime.anytime.taxonomy import CoarseToFineLoss, Taxonomy, coarse_to_fine_metrics
-from mtanytime.characters import handwritten
-from mtanytime.datasets import Tree, leaves
-from mtanytime.training import Trainer, name_of
+from mtanytime.data.images import Tree, leaves
+from mtanytime.data.synthetic import handwritten
+from mtanytime.training.identity import name_of
+from mtanytime.training.trainer import Trainer
 
 # Leaves at depth 2 and 3; "robin" is a group of its own at level 2.
 ANIMALS: Tree = {"pet": {"dog": ["pug", "collie"], "cat": ["tabby"]}, "bird": ["robin", "owl"]}

@@ -13,14 +13,17 @@ import pytest
 import tiny_runs
 import torch
 import torch.nn.functional as F
-from test_runs import Begin, begin, processes  # noqa: F401  (fixtures)
+from test_run_folder import Begin, begin, processes  # noqa: F401  (fixtures)
 from tiny_runs import coloured, flattened, loader, network, task, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mtanytime.backbones import Normalized
-from mtanytime.datasets import Batches, ImageSet, crop_flip
-from mtanytime.training import SCHEDULES, Trainer, evaluate, name_of
+from mtanytime.data.images import Batches, ImageSet, crop_flip
+from mtanytime.measure.evaluation import evaluate
+from mtanytime.training.identity import name_of
+from mtanytime.training.schedule import SCHEDULES
+from mtanytime.training.trainer import Trainer
 
 
 def state_of(run: Trainer) -> dict[str, Any]:
@@ -484,7 +487,10 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
         ({"model": nn.Conv2d(3, 3, 3)}, "the loss cross_entropy does not take the network's output: "),
         ({"loss": partial(F.cross_entropy, reduction="none")}, r"wanted a loss that gives a scalar tensor; got \(3,\)"),
         ({"loss": lambda output, labels: 0.5}, "wanted a loss that gives a scalar tensor; got 'float'"),
-        ({"model": nn.Sequential(nn.AvgPool2d(8), nn.Flatten())}, "wanted a network with parameters that require grad"),
+        (
+            {"model": nn.Sequential(nn.AvgPool2d(8), nn.Flatten())},
+            "wanted a network with parameters that require grad",
+        ),
         ({"data": images(image=torch.zeros(3, 8, 8, dtype=torch.uint8))}, "images must be float .* got uint8"),
         ({"data": images(image=torch.full((3, 8, 8), 255.0))}, r"images must lie in \[0, 1\], got 255 to 255"),
         ({"data": images(image=torch.full((3, 8, 8), -0.5))}, r"images must lie in \[0, 1\], got -0.5 to -0.5"),

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from typechecker import unchecked
 
 from mtanytime.backbones import Normalized
-from mtanytime.datasets import Batches, ImageSet
+from mtanytime.data.images import Batches, ImageSet
 from mtanytime.transfer import MetaNetworks, PairWeights, TransferTrainer
 
 CPU = torch.device("cpu")

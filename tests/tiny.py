@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtanytime.datasets import ImageSet
+from mtanytime.data.images import ImageSet
 
 
 class TinyNet(nn.Module):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mtanytime import runs
-from mtanytime.datasets import ImageSet, Task, crop_flip
-from mtanytime.training import Trainer
+from mtanytime.data.images import ImageSet, Task, crop_flip
+from mtanytime.training import run_folder
+from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
 
@@ -150,7 +150,7 @@ def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
 
         setattr(owner, name, call)
 
-    real_save, real_append = torch.save, runs.RunFolder.append
+    real_save, real_append = torch.save, run_folder.RunFolder.append
 
     def save(value: Any, file: Any) -> None:
         start = file.tell()
@@ -159,7 +159,7 @@ def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
             file.truncate(start + (file.tell() - start) // 2)
             die()
 
-    def append(self: runs.RunFolder, table: str, rows: list[runs.Row]) -> None:
+    def append(self: run_folder.RunFolder, table: str, rows: list[run_folder.Row]) -> None:
         path = self.path / f"{table}.csv"
         before = path.stat().st_size if path.exists() else 0
         real_append(self, table, rows)
@@ -167,7 +167,7 @@ def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
             os.truncate(path, before + (path.stat().st_size - before) // 2)
             die()
 
-    torch.save, runs.RunFolder.append = save, append
+    torch.save, run_folder.RunFolder.append = save, append
     for owner, name in (
         (os, "fsync"),
         (Path, "replace"),
@@ -217,7 +217,7 @@ def interrupt_in_step(run: Trainer, at: int, times: int = 1) -> None:
 def save_beyond_the_limit(folder: Path, pipe: Connection) -> None:
     """What is said when a checkpoint does not go on the disk; here since files may not grow so large."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    held = runs.RunFolder(folder, {})
+    held = run_folder.RunFolder(folder, {})
     with held.held():
         try:
             held.save({"weights": torch.zeros(100_000)})

@@ -18,8 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.sliced import TriangularConv
 from mtanytime.backbones import Normalized
-from mtanytime.measure import latency, macs, synchronise
-from mtanytime.training import require
+from mtanytime.checks import require_wanted
+from mtanytime.devices import synchronise
+from mtanytime.measure.costs import latency, macs
 
 Unit = Literal["macs", "ms", "exit"]
 
@@ -58,7 +59,7 @@ class AnytimePredictor:
         batch: int = 1,
     ) -> None:
         inner = network.network if isinstance(network, Normalized) else network
-        require(isinstance(inner, AnytimeNetwork), "an AnytimeNetwork", type(inner).__name__)
+        require_wanted(isinstance(inner, AnytimeNetwork), "an AnytimeNetwork", type(inner).__name__)
         self._image_shape, self._batch = tuple(image_shape), batch
         self._wrapper = None
         if isinstance(network, Normalized):
@@ -73,20 +74,20 @@ class AnytimePredictor:
             numbers = range(1, inner.exits + 1)
             costs = pd.DataFrame({"exit": numbers, "macs": [macs(part, image_shape) for part in self._as_run()]})
         missing = {"exit", "macs"} - set(costs.columns)
-        require(not missing, "costs with columns exit and macs", list(costs.columns))
+        require_wanted(not missing, "costs with columns exit and macs", list(costs.columns))
         self.costs = costs.sort_values("exit", ignore_index=True)
         wanted = list(range(1, inner.exits + 1))
-        require(list(self.costs["exit"]) == wanted, f"costs of the exits {wanted}", list(costs["exit"]))
+        require_wanted(list(self.costs["exit"]) == wanted, f"costs of the exits {wanted}", list(costs["exit"]))
 
     def choose(self, budget: float, unit: Unit = "macs") -> int:
         """The widest exit within a budget: multiply-adds an image, milliseconds a batch, or an exit's own number.
 
         ValueError for a budget that does not pay for the first exit (naming what that costs), or another unit.
         """
-        require(unit in get_args(Unit), f"unit one of {get_args(Unit)}", unit)
-        require(isinstance(budget, Real), "a budget that is a number", budget)
+        require_wanted(unit in get_args(Unit), f"unit one of {get_args(Unit)}", unit)
+        require_wanted(isinstance(budget, Real), "a budget that is a number", budget)
         if unit == "exit":
-            require(budget in list(self.costs["exit"]), f"an exit from 1 to {len(self.costs)}", budget)
+            require_wanted(budget in list(self.costs["exit"]), f"an exit from 1 to {len(self.costs)}", budget)
             return int(budget)
         column, words = ("macs", "multiply-adds an image") if unit == "macs" else ("latency_ms", "ms a batch")
         if column not in self.costs:
@@ -106,7 +107,9 @@ class AnytimePredictor:
         of another size than the costs are for, where the budget is not an exit, and for images that are no floats."""
         k = self.choose(budget, unit)
         if unit != "exit":
-            require(tuple(images.shape[1:]) == self._image_shape, f"images {self._image_shape}", tuple(images.shape))
+            require_wanted(
+                tuple(images.shape[1:]) == self._image_shape, f"images {self._image_shape}", tuple(images.shape)
+            )
         return Answer(self._exits[k - 1](self._normalised(images)), k)
 
     def answer_by(
@@ -123,7 +126,7 @@ class AnytimePredictor:
         refine, or a deadline below zero.
         """
         started = time.perf_counter()
-        require(deadline >= 0, "a deadline of 0 ms or more", deadline)
+        require_wanted(deadline >= 0, "a deadline of 0 ms or more", deadline)
         cost = self.costs["macs"].tolist()
         for k, logits in enumerate(self._refine(images), 1):
             synchronise(logits.device)
@@ -143,7 +146,7 @@ class AnytimePredictor:
         of thresholds.
         """
         exits = len(self._exits)
-        require(len(thresholds) == exits, f"{exits} thresholds, one an exit", list(thresholds))
+        require_wanted(len(thresholds) == exits, f"{exits} thresholds, one an exit", list(thresholds))
         steps = self._refine(images)
         logits = next(steps)
         answers, taken = logits.clone(), torch.ones(len(images), dtype=torch.int64, device=logits.device)
@@ -158,7 +161,7 @@ class AnytimePredictor:
         return answers, taken
 
     def _refine(self, images: Tensor) -> Generator[Tensor, Tensor | None, None]:
-        require(self._whole is not None, "a network with refine, such as SlicedResNeXt", "one without")
+        require_wanted(self._whole is not None, "a network with refine, such as SlicedResNeXt", "one without")
         return self._whole.refine(self._normalised(images))
 
     def _as_run(self) -> list[nn.Module]:
@@ -168,7 +171,7 @@ class AnytimePredictor:
     def _normalised(self, images: Tensor) -> Tensor:
         """The images as the network reads them, on its device."""
         fine = isinstance(images, Tensor) and images.is_floating_point()
-        require(fine, "a tensor of floats in [0, 1]", getattr(images, "dtype", type(images).__name__))
+        require_wanted(fine, "a tensor of floats in [0, 1]", getattr(images, "dtype", type(images).__name__))
         images = images.to(self._like.device, self._like.dtype)
         return images if self._wrapper is None else self._wrapper.normalised(images)
 
@@ -195,8 +198,8 @@ def choose_thresholds(
     """
     exits, images, _ = outputs.shape
     rising = len(costs) == exits and all(a < b for a, b in pairwise(costs))
-    require(rising, f"{exits} costs, rising from exit to exit", list(costs))
-    require(bool(budget >= costs[0]), f"a budget of {costs[0]:g} or more, the cost of the first exit", budget)
+    require_wanted(rising, f"{exits} costs, rising from exit to exit", list(costs))
+    require_wanted(bool(budget >= costs[0]), f"a budget of {costs[0]:g} or more, the cost of the first exit", budget)
     costs_ = torch.tensor([float(cost) for cost in costs], dtype=torch.float64)
     powers = torch.arange(exits, dtype=torch.float64)
     low, high = -50.0, 50.0  # of log(1 - q): from all at the first exit to all at the last
@@ -217,7 +220,7 @@ def choose_thresholds(
 
 def exits_taken(outputs: Float[Tensor, "exits images classes"], thresholds: Sequence[float]) -> Int[Tensor, " images"]:
     """The exit (from 1) at which each image leaves: the first whose confidence reaches its threshold."""
-    require(len(thresholds) == len(outputs), f"{len(outputs)} thresholds, one an exit", list(thresholds))
+    require_wanted(len(thresholds) == len(outputs), f"{len(outputs)} thresholds, one an exit", list(thresholds))
     confident = _confidence(outputs) >= torch.tensor(thresholds, dtype=torch.float64)[:, None]
     confident[-1] = True
     return confident.int().argmax(dim=0) + 1

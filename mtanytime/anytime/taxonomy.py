@@ -28,8 +28,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mtanytime.datasets import Tree
-from mtanytime.training import require
+from mtanytime.checks import require_wanted
+from mtanytime.data.images import Tree
 
 
 class Taxonomy:
@@ -67,7 +67,7 @@ class Taxonomy:
             self._names.append(tuple(key[-1] if count[key[-1]] == 1 else " / ".join(key) for key in keys))
             groups_at.append(groups)
             self._members.append(pad_sequence(members, batch_first=True, padding_value=len(self.classes)))
-        require(self.size(1) > 1, "at least two groups below the root", self.names(1))
+        require_wanted(self.size(1) > 1, "at least two groups below the root", self.names(1))
         self._groups = torch.stack(groups_at)  # (levels, classes)
         self.distance: Int64[Tensor, "classes classes"] = (self._groups[:, :, None] != self._groups[:, None]).sum(0)
 
@@ -104,7 +104,7 @@ class Taxonomy:
 
     def lift(self, groups: Int64[Tensor, "*batch"], level: int, to: int) -> Int64[Tensor, "*batch"]:
         """The groups of level `to` that groups of the same or a finer level lie in; ValueError for a coarser one."""
-        require(self._index(to) <= self._index(level), f"a level from 1 to {level} to lift level {level} to", to)
+        require_wanted(self._index(to) <= self._index(level), f"a level from 1 to {level} to lift level {level} to", to)
         some_class = self._members[level - 1][:, 0]
         return self.groups(to)[some_class].to(groups.device)[groups]
 
@@ -114,7 +114,9 @@ class Taxonomy:
         Their softmax is the sum of the classes' probabilities, their argmax the answer at that level. At least float32;
         at the last level, the logits as they are. ValueError where the logits are not one a class.
         """
-        require(logits.shape[-1] == len(self.classes), f"logits of {len(self.classes)} classes", tuple(logits.shape))
+        require_wanted(
+            logits.shape[-1] == len(self.classes), f"logits of {len(self.classes)} classes", tuple(logits.shape)
+        )
         members = self._members[self._index(level)].to(logits.device)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = F.pad(logits, (0, 1), value=-math.inf)  # the class that fills up small groups: probability 0
@@ -132,7 +134,7 @@ class Taxonomy:
         level is coarser than that of the exit before it, and for a level that does not exist.
         """
         if isinstance(exits, Integral):
-            require(exits >= 1, "one exit or more", exits)
+            require_wanted(exits >= 1, "one exit or more", exits)
             levels = tuple(-(-k * self.levels // int(exits)) for k in range(1, exits + 1))
         else:
             levels = tuple(self._index(level) + 1 for level in exits)
@@ -152,7 +154,7 @@ class Taxonomy:
 
 def _paths(tree: Any, classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Of every class, from left to right, the names on the way from the root to it, its own included; checked."""
-    require(isinstance(tree, dict), "a label tree, a dict of group names", tree)
+    require_wanted(isinstance(tree, dict), "a label tree, a dict of group names", tree)
     paths: dict[str, tuple[str, ...]] = {}
 
     def visit(node: Any, path: tuple[str, ...]) -> None:
@@ -223,9 +225,11 @@ class CoarseToFineLoss:
     ) -> None:
         self.taxonomy, self.levels, self.fine = taxonomy, taxonomy.assign(levels_of_exits), float(fine)
         self.weights = (1.0,) * len(self.levels) if weights is None else tuple(map(float, weights))
-        require(len(self.weights) == len(self.levels), f"{len(self.levels)} weights, one an exit", self.weights)
-        require(all(0 <= w < math.inf for w in self.weights) and any(self.weights), "weights >= 0, not all 0", weights)
-        require(0 <= self.fine < math.inf, "fine >= 0", fine)
+        require_wanted(len(self.weights) == len(self.levels), f"{len(self.levels)} weights, one an exit", self.weights)
+        require_wanted(
+            all(0 <= w < math.inf for w in self.weights) and any(self.weights), "weights >= 0, not all 0", weights
+        )
+        require_wanted(0 <= self.fine < math.inf, "fine >= 0", fine)
         # What the record of a run tells of this loss, beside its numbers: see training.name_of.
         self.groups = taxonomy._groups
 
@@ -240,7 +244,7 @@ class CoarseToFineLoss:
         self, outputs: Sequence[Float[Tensor, "batch classes"]], labels: Int64[Tensor, " batch"]
     ) -> Float[Tensor, " exits"]:
         """The K exits' losses, each a mean over the images, before they are weighted."""
-        require(len(outputs) == len(self.levels), f"logits of {len(self.levels)} exits", len(outputs))
+        require_wanted(len(outputs) == len(self.levels), f"logits of {len(self.levels)} exits", len(outputs))
         losses = []
         for logits, level in zip(outputs, self.levels, strict=True):
             of_groups = self.taxonomy.log_probabilities(logits, level)
@@ -278,11 +282,11 @@ def coarse_to_fine_metrics(
     """
     levels, finest = taxonomy.assign(levels_of_exits), taxonomy.levels
     wanted = (len(levels), len(labels), len(taxonomy.classes))
-    require(outputs.shape == wanted, f"outputs (exits, images, classes) of {wanted}", tuple(outputs.shape))
-    require(len(labels) > 0, "at least one image", len(labels))
+    require_wanted(outputs.shape == wanted, f"outputs (exits, images, classes) of {wanted}", tuple(outputs.shape))
+    require_wanted(len(labels) > 0, "at least one image", len(labels))
     low, high = labels.min().item(), labels.max().item()
-    require(0 <= low and high < wanted[2], f"labels from 0 to {wanted[2] - 1}", f"{low} to {high}")
-    require(bool(outputs.isfinite().all()), "finite logits", "some that are not")
+    require_wanted(0 <= low and high < wanted[2], f"labels from 0 to {wanted[2] - 1}", f"{low} to {high}")
+    require_wanted(bool(outputs.isfinite().all()), "finite logits", "some that are not")
     outputs, labels = outputs.cpu(), labels.cpu()
 
     right = {of: taxonomy.lift(labels, finest, of) for of in range(1, finest + 1)}

@@ -11,18 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.backbones import Normalized
-from mtanytime.datasets import ImageSet, Task
-from mtanytime.measure import exit_costs
-from mtanytime.training import (
-    Precision,
-    Trainer,
-    TrainerOptions,
-    TrainingResult,
-    autocast,
-    batch_accuracy,
-    require,
-    share_right,
-)
+from mtanytime.checks import require_wanted
+from mtanytime.data.images import ImageSet, Task
+from mtanytime.devices import Precision, autocast
+from mtanytime.measure.costs import exit_costs
+from mtanytime.measure.evaluation import batch_accuracy, fraction_correct
+from mtanytime.training.trainer import Trainer, TrainerOptions, TrainingResult
 
 
 class JointLoss:
@@ -47,9 +41,9 @@ class JointLoss:
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
         fine = weights is None or (all(0 <= weight < float("inf") for weight in weights) and any(weights))
-        require(fine, "weights >= 0, some of them above", weights)
-        require(0 <= distillation < float("inf"), "distillation >= 0", distillation)
-        require(0 < temperature < float("inf"), "temperature > 0", temperature)
+        require_wanted(fine, "weights >= 0, some of them above", weights)
+        require_wanted(0 <= distillation < float("inf"), "distillation >= 0", distillation)
+        require_wanted(0 < temperature < float("inf"), "temperature > 0", temperature)
         self.weights = None if weights is None else tuple(float(weight) for weight in weights)
         self.distillation, self.temperature, self.loss = distillation, temperature, loss
 
@@ -58,7 +52,7 @@ class JointLoss:
     ) -> Float[Tensor, ""]:
         """The joint loss. Raises ValueError where there is not a weight for each exit."""
         weights = self.weights or (1.0,) * len(outputs)
-        require(len(weights) == len(outputs), f"{len(outputs)} weights, one for each exit", weights)
+        require_wanted(len(weights) == len(outputs), f"{len(outputs)} weights, one for each exit", weights)
         losses = [self.loss(logits, labels) for logits in outputs]
         if self.distillation:
             wanted = F.softmax(outputs[-1].detach() / self.temperature, dim=1)
@@ -155,4 +149,4 @@ def evaluate_exits(
 ) -> list[float]:
     """Top-1 accuracy in [0, 1] of every exit in eval mode; modes and torch's random state are put back."""
     right = lambda outputs, labels: (torch.stack(list(outputs)).argmax(dim=2) == labels).sum(dim=1)  # noqa: E731
-    return share_right(model, data, right, batch_size, precision).tolist()
+    return fraction_correct(model, data, right, batch_size, precision).tolist()

@@ -8,7 +8,7 @@ import pandas as pd
 import traitlets
 from jaxtyping import UInt8
 
-from mtanytime.explore import contents, draw
+from mtanytime.explore import contents, draw, tables
 from mtanytime.explore.widget import Explorer, one_of
 
 
@@ -22,7 +22,7 @@ class BudgetExplorer(Explorer):
 
     Args:
         curve: model, exit, accuracy and at least one of macs, latency_ms and params[, level][, seed] (a DataFrame or a
-            CSV file's path); see `draw.read_curve`. A cost that some rows lack is not offered.
+            CSV file's path); see `tables.read_curve`. A cost that some rows lack is not offered.
         images: uint8 (n, 3, height, width), at most 64 test images for the strip; larger than 96 pixels a side, they
             are shown smaller.
         predictions: image (its index), model, exit, answer[, coarse][, right]: what each exit answers to each image,
@@ -46,12 +46,12 @@ class BudgetExplorer(Explorer):
 
     def __init__(
         self,
-        curve: draw.Table,
+        curve: tables.Table,
         images: UInt8[np.ndarray, "n 3 h w"] | None = None,
-        predictions: draw.Table | None = None,
+        predictions: tables.Table | None = None,
     ) -> None:
-        self._curve = draw.read_table(curve, "curve")
-        self._exits = draw.read_curve(self._curve)
+        self._curve = tables.read_table(curve, "curve")
+        self._exits = tables.read_curve(self._curve)
         content = contents.budget_contents(self._curve, images, predictions)
         super().__init__(content=content, **contents.first_choices(content))
 
@@ -71,7 +71,7 @@ class BudgetExplorer(Explorer):
             budget: in the units of `cost`; where the slider stands if None.
 
         Returns:
-            model, exit, the cost, accuracy, spread and runs, as from `draw.read_curve`; and of the next exit
+            model, exit, the cost, accuracy, spread and runs, as from `tables.read_curve`; and of the next exit
             `more_cost` and `more_accuracy` (nan after the last one).
 
         Raises:
@@ -96,7 +96,7 @@ class BudgetExplorer(Explorer):
         return draw.accuracy_by_budget(self._curve, self.cost, level=self.level or None, budget=self.budget)
 
     def _shown(self) -> pd.DataFrame:
-        return draw.curve_at_level(self._exits, self.level or None)
+        return tables.curve_at_level(self._exits, self.level or None)
 
     @traitlets.validate("cost", "level", "at")
     def _offered(self, proposal: Any) -> Any:

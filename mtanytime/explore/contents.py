@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from mtanytime.explore import draw
+from mtanytime.explore import draw, tables
 
 Contents = dict[str, Any]
 
@@ -26,7 +26,7 @@ PIXELS_UP_TO = 96  # a side of an image in the strip
 ALL = ""  # in place of the name of one network or one slice
 
 
-def transfer_contents(trace: draw.Table, channels: draw.Table | None = None) -> Contents:
+def transfer_contents(trace: tables.Table, channels: tables.Table | None = None) -> Contents:
     """What a `TransferExplorer` shows.
 
     Args:
@@ -37,7 +37,7 @@ def transfer_contents(trace: draw.Table, channels: draw.Table | None = None) -> 
         ValueError: a column is missing, a table is empty, a pair has two rows at one step, or the channels table names
             a pair that the trace lacks.
     """
-    table = draw.read_trace(trace)
+    table = tables.read_trace(trace)
     refuse_doubles(table, "trace", "step", "source", "target")
     pairs = list(table[["source", "target"]].drop_duplicates().itertuples(index=False, name=None))
     every = sorted(int(step) for step in table["step"].unique())
@@ -85,7 +85,7 @@ def first_choices(content: Contents) -> dict[str, Any]:
 
 
 def summary(trace: pd.DataFrame) -> str:
-    """A table from `draw.read_trace` in a line that is the same on every machine."""
+    """A table from `tables.read_trace` in a line that is the same on every machine."""
     pairs, steps = trace.groupby(["source", "target"]).ngroups, trace["step"]
     several = f", {steps.nunique()} steps from {steps.min()} to {steps.max()}"
     return f"{pairs} pair{'s' * (pairs > 1)}" + (several if steps.nunique() > 1 else f" at step {steps.min()}")
@@ -118,7 +118,7 @@ def _thinned(steps: list[int], most: int) -> list[int]:
 
 
 def wide(trace: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
-    """A column of a table from `draw.read_trace`: steps in order down, pairs in the table's order across."""
+    """A column of a table from `tables.read_trace`: steps in order down, pairs in the table's order across."""
     pairs = pd.MultiIndex.from_frame(trace[["source", "target"]].drop_duplicates())
     return trace.pivot(index="step", columns=["source", "target"], values=column).reindex(columns=pairs).astype(float)
 
@@ -134,10 +134,10 @@ def _plain(values: np.ndarray) -> list[list[float | None]]:
 
 
 def _channels(
-    channels: draw.Table, trace: pd.DataFrame, pairs: list[tuple[str, str]]
+    channels: tables.Table, trace: pd.DataFrame, pairs: list[tuple[str, str]]
 ) -> tuple[Contents | None, list[str]]:
     """Channel weights of every pair, all channels in order, at as many steps as there is room for; and what to say."""
-    table = draw.read_table(channels, "channels table", "step", "source", "target", "channel", "weight")
+    table = tables.read_table(channels, "channels table", "step", "source", "target", "channel", "weight")
     if "slice" in table and "slice" in trace:
         table = table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
     refuse_doubles(table, "channels table", "step", "source", "target", "channel")
@@ -168,16 +168,16 @@ def _channels(
 
 
 def budget_contents(
-    curve: draw.Table, images: UInt8[np.ndarray, "n 3 h w"] | None = None, predictions: draw.Table | None = None
+    curve: tables.Table, images: UInt8[np.ndarray, "n 3 h w"] | None = None, predictions: tables.Table | None = None
 ) -> Contents:
     """What a `BudgetExplorer` shows; see there for the arguments and errors."""
-    exits = draw.read_curve(curve)
+    exits = tables.read_curve(curve)
     models = list(dict.fromkeys(exits["model"]))
-    levels = draw.levels_of(exits)
-    costs = [cost for cost in draw.COSTS if cost in exits]
+    levels = tables.levels_of(exits)
+    costs = [cost for cost in tables.COSTS if cost in exits]
     order = [[model, int(number)] for model, number in exits[["model", "exit"]].drop_duplicates().to_numpy()]
     views = [
-        _view(draw.curve_at_level(exits, level), models, cost, level) for level in levels or [None] for cost in costs
+        _view(tables.curve_at_level(exits, level), models, cost, level) for level in levels or [None] for cost in costs
     ]
     counts = [sum(name == model for name, _ in order) for model in models]
     exits_said = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
@@ -194,7 +194,7 @@ def budget_contents(
             {"name": model, "colour": to_hex(colour)} for model, colour in draw.distinct_colours(models).items()
         ],
         "levels": levels,
-        "costs": [{"name": cost, "words": draw.COSTS[cost][0]} for cost in costs],
+        "costs": [{"name": cost, "words": tables.COSTS[cost][0]} for cost in costs],
         "exits": order,
         "views": views,
         "strip": _strip(images, predictions, order),
@@ -214,7 +214,7 @@ def _view(exits: pd.DataFrame, models: list[str], cost: str, level: str | None) 
         stops.append(
             {
                 "cost": value,
-                "label": f"{draw.worded(cost, value)} · {draw.some(named, 2)}",
+                "label": f"{tables.worded(cost, value)} · {tables.some(named, 2)}",
                 "at": [[model, point["exit"]] for model, point in at],
                 "picks": [sum(point["cost"] <= value for point in line) - 1 for line in lines],  # -1: none
             }
@@ -236,7 +236,7 @@ def _exit(line: pd.DataFrame, i: int, cost: str) -> Contents:
         more = after[cost] - row[cost]
         gain = 100 * (after["accuracy"] - row["accuracy"])
         gains = "no known gain" if pd.isna(gain) else f"{gain:+.1f} points".replace("-", "−")
-        costs = f"+{draw.worded(cost, more)} ({more / row[cost]:+.0%})" if more > 0 else "no more cost"
+        costs = f"+{tables.worded(cost, more)} ({more / row[cost]:+.0%})" if more > 0 else "no more cost"
         beyond = f"exit {after['exit']}: {costs} for {gains}"
     return {
         "exit": int(row["exit"]),
@@ -244,14 +244,14 @@ def _exit(line: pd.DataFrame, i: int, cost: str) -> Contents:
         "accuracy": accuracy,
         "spread": spread,
         "words": words,
-        "costs": draw.worded(cost, row[cost]),
+        "costs": tables.worded(cost, row[cost]),
         "said": said,
         "next": beyond,
     }
 
 
 def _strip(
-    images: UInt8[np.ndarray, "n 3 h w"] | None, predictions: draw.Table | None, order: list[list[Any]]
+    images: UInt8[np.ndarray, "n 3 h w"] | None, predictions: tables.Table | None, order: list[list[Any]]
 ) -> Contents | None:
     """Images as data URIs, and the answers of every exit to them."""
     if (images is None) != (predictions is None):
@@ -259,7 +259,7 @@ def _strip(
     if images is None:
         return None
     check_images(images)
-    table = draw.read_table(predictions, "predictions table", "image", "model", "exit")
+    table = tables.read_table(predictions, "predictions table", "image", "model", "exit")
     if "answer" not in table:
         raise ValueError(f"the predictions table lacks column 'answer' (has: {', '.join(map(str, table))})")
     refuse_doubles(table, "predictions table", "image", "model", "exit")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtanytime.explore import contents, draw
+from mtanytime.explore import contents, draw, tables
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
@@ -116,7 +116,7 @@ def export_csv(csv: str | PathLike[str], path: str | PathLike[str], force: bool 
     """
     path = _free(path, force)
     csv = Path(csv)
-    if kind_of(draw.read_table(csv, "table")) == "trace":
+    if kind_of(tables.read_table(csv, "table")) == "trace":
         channels = csv.with_name("channels.csv")
         beside = csv.name == "trace.csv" and channels.exists()
         content = contents.transfer_contents(csv, channels if beside else None)

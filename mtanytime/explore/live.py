@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 
 from mtanytime.explore import contents, draw
 from mtanytime.explore.widget import Explorer
-from mtanytime.training import Trainer, TrainingResult
+from mtanytime.training.trainer import Trainer, TrainingResult
 
 SECONDS_BETWEEN = 0.5  # two states of the figure
 POINTS_UP_TO = 200  # of a line

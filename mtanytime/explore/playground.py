@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mtanytime.explore import contents, draw
 from mtanytime.explore.widget import Explorer
-from mtanytime.stateless import undisturbed
+from mtanytime.functional import trial_run
 
 CLASSES_UP_TO = 24  # in the picture of an image: those that some exit takes for the likeliest
 
@@ -143,7 +143,7 @@ def _answerer(model: Any) -> Answerer:
     if hasattr(inner, "refine"):
 
         def by_steps(image: Tensor) -> Iterator[tuple[Tensor, float]]:
-            with undisturbed(inner, place.device, training=False):
+            with trial_run(inner, place.device, training=False):
                 started = time.perf_counter()
                 for logits in inner.refine(prepared(image)):
                     yield logits.cpu(), 1000 * (time.perf_counter() - started)  # .cpu() waits for an accelerator

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import traitlets
 
-from mtanytime.explore import contents, draw
+from mtanytime.explore import contents, draw, tables
 from mtanytime.explore.widget import Explorer, one_of
 
 
@@ -41,9 +41,9 @@ class TransferExplorer(Explorer):
     relative = traitlets.Bool().tag(sync=True)
     pair = traitlets.List(traitlets.Unicode(), minlen=2, maxlen=2).tag(sync=True)
 
-    def __init__(self, trace: draw.Table, channels: draw.Table | None = None, relative: bool = False) -> None:
+    def __init__(self, trace: tables.Table, channels: tables.Table | None = None, relative: bool = False) -> None:
         content = contents.transfer_contents(trace, channels)
-        self._weights = contents.wide(draw.read_trace(trace))
+        self._weights = contents.wide(tables.read_trace(trace))
         choices = contents.first_choices(content) | {"relative": relative}
         super().__init__(content=content, **choices)
 

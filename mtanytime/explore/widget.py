@@ -7,7 +7,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from mtanytime.explore import draw, export
+from mtanytime.explore import draw, export, tables
 
 
 class Explorer(anywidget.AnyWidget):
@@ -59,4 +59,4 @@ class Explorer(anywidget.AnyWidget):
 def one_of(what: str, wanted: list[Any], came: Any) -> None:
     """ValueError if a choice is not offered."""
     if came not in wanted:
-        raise ValueError(f"wanted {what} of {draw.some(list(map(repr, wanted)))}; got {came!r}")
+        raise ValueError(f"wanted {what} of {tables.some(list(map(repr, wanted)))}; got {came!r}")

@@ -1,14 +1,16 @@
 """Paper 1: learning what and where to transfer (L2T-ww, arXiv:1905.05901)."""
 
+from mtanytime._moved import find
 from mtanytime.transfer.bilevel import InnerStep, SGDRule, meta_gradient
+from mtanytime.transfer.lookahead import Student
 from mtanytime.transfer.matching import FeatureMatching
-from mtanytime.transfer.metanets import MetaNetworks, PairWeights
-from mtanytime.transfer.outer import AnotherBatch
-from mtanytime.transfer.trainer import Student, TransferResult, TransferTrainer
+from mtanytime.transfer.meta_networks import MetaNetworks, PairWeights
+from mtanytime.transfer.outer import FreshBatch
+from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 
 __all__ = [
-    "AnotherBatch",
     "FeatureMatching",
+    "FreshBatch",
     "InnerStep",
     "MetaNetworks",
     "PairWeights",
@@ -18,3 +20,8 @@ __all__ = [
     "TransferTrainer",
     "meta_gradient",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Names that were here before version 0.2."""
+    return find("transfer", name)

@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtanytime.quick_layers import quick_layers
 from mtanytime.randomness import get_rng_state, set_rng_state
+from mtanytime.transfer.second_order import second_order
 
 Tensors = dict[str, Tensor]
 Loss = Callable[[Tensors], Tensor]
@@ -112,7 +112,7 @@ def meta_gradient(
         mode: "keep" holds every step's graph until it is used (fastest); "recompute" runs each step again in reverse,
             with the same dropout masks and buffers, so that the memory of activations does not grow with the number of
             steps; "unroll" leaves all to autograd through one long graph (the plain reference for tests).
-        quick: convolutions and batch norms by `quick_layers`, which a loss that itself takes a gradient, or runs a part
+        quick: convolutions and batch norms by `second_order`, which a loss that itself takes a gradient, or runs a part
             again (`torch.utils.checkpoint`), does not go with; "unroll" never does.
         first_order: drop ∂g/∂θ, the Hessian terms, and keep ∂g/∂φ (a reconstruction: the paper has no such variant).
     """
@@ -154,7 +154,7 @@ def _step_by_step(
     ]
 
     def layers(step: InnerStep, by_theta: bool) -> AbstractContextManager[None]:
-        return quick_layers(by_theta or not step.hyper_comes_last) if quick else nullcontext()
+        return second_order(by_theta or not step.hyper_comes_last) if quick else nullcontext()
 
     visited = []
     for step, (by_hyper, by_theta) in zip(steps, twice, strict=True):

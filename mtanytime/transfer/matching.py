@@ -28,8 +28,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mtanytime.quick_layers import for_parameters, refuse_a_third_derivative
-from mtanytime.transfer.metanets import Pair
+from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.second_order import for_parameters, refuse_a_third_derivative
 
 
 class FeatureMatching(nn.Module):

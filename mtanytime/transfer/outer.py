@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mtanytime.datasets import Augment, Batches, ImageSet
-from mtanytime.training import name_of, require
+from mtanytime._moved import find
+from mtanytime.checks import require_wanted
+from mtanytime.data.images import Augment, Batches, ImageSet
+from mtanytime.training.identity import name_of
 
 
-class AnotherBatch:
+class FreshBatch:
     """The task's loss on a batch drawn anew instead of on the step's own; for `TransferTrainer`'s `outer`.
 
     The paper judges the lookahead on the very batch that it was fitted to (arXiv:1905.05901, Algorithm 1), so φ may be
@@ -40,8 +42,10 @@ class AnotherBatch:
         augment: Augment | None = None,
         loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
-        require(isinstance(data, ImageSet) and len(data) > 0, "an ImageSet with images", data)
-        require(isinstance(batch_size, Integral) and batch_size >= 1, "batch_size a whole number >= 1", batch_size)
+        require_wanted(isinstance(data, ImageSet) and len(data) > 0, "an ImageSet with images", data)
+        require_wanted(
+            isinstance(batch_size, Integral) and batch_size >= 1, "batch_size a whole number >= 1", batch_size
+        )
         self.data, self.batch_size, self.augment, self.loss = data, batch_size, augment, loss
         # What the record of a run tells of this objective: see training.name_of.
         self.images, self.labels = data.images, data.labels
@@ -57,3 +61,8 @@ class AnotherBatch:
         seed = int(torch.randint(2**62, ()))
         drawn, its_labels = next(Batches(self.data, self.batch_size, seed, self.augment).epoch(0))
         return self.loss(forward(drawn.to(images.device, images.dtype)), its_labels.to(images.device))
+
+
+def __getattr__(name: str) -> object:
+    """Names that were here before version 0.2."""
+    return find("transfer.outer", name)

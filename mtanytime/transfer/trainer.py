@@ -12,29 +12,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.datasets import ImageSet, Task, derive_seed
-from mtanytime.double_backward import check_double_backward
-from mtanytime.features import Tapped, tap, unwrapped
-from mtanytime.quick_layers import quick_layers
-from mtanytime.runs import Row, fingerprint
-from mtanytime.stateless import call_at, tensor_names, undisturbed
-from mtanytime.training import (
-    Trainer,
-    TrainerOptions,
-    TrainingResult,
-    autocast,
-    batch_accuracy,
-    name_of,
-    require,
-)
+from mtanytime._moved import find
+from mtanytime.checks import require_wanted
+from mtanytime.data.images import ImageSet, Task
+from mtanytime.devices import autocast
+from mtanytime.features import Tapped, tap
+from mtanytime.functional import functional_call, tensor_names, trial_run
+from mtanytime.measure.evaluation import batch_accuracy
+from mtanytime.randomness import derive_seed
+from mtanytime.training.identity import fingerprint, name_of
+from mtanytime.training.run_folder import Row
+from mtanytime.training.trainer import Trainer, TrainerOptions, TrainingResult
 from mtanytime.transfer.bilevel import InnerStep, MetaGradient, Mode, Tensors, meta_gradient, sgd_rules, sgd_velocity
+from mtanytime.transfer.double_backward import check_double_backward
+from mtanytime.transfer.layers import Layers, check_pairs, choose_target_layers, join_name, own_layers, source_name
+from mtanytime.transfer.lookahead import Student
 from mtanytime.transfer.matching import FeatureMatching
-from mtanytime.transfer.metanets import MetaNetworks, Pair, PairWeights, Where, WhereStart
-from mtanytime.transfer.outer import AnotherBatch
+from mtanytime.transfer.meta_networks import MetaNetworks, Pair, PairWeights, Where, WhereStart
+from mtanytime.transfer.outer import FreshBatch
+from mtanytime.transfer.second_order import second_order
 
-Layers = Sequence[str]
 Forward = Callable[[Tensor], Any]
+
+
 OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
+
 
 _REGRESSORS, _META = -3, -4  # what a derived seed is for
 
@@ -51,26 +53,6 @@ class TransferResult(TrainingResult):
     def channels(self) -> pd.DataFrame:
         """w over time: step, source, target, channel, weight (mean w over the images since the last)."""
         return self.tables["channels"]
-
-
-class Student(nn.Module):
-    """The target network, tapped, with the regressors that are trained beside it: θ of the paper."""
-
-    def __init__(self, target: Tapped, matching: FeatureMatching) -> None:
-        super().__init__()
-        self.target, self.matching = target, matching
-
-    def forward(
-        self,
-        images: Float[Tensor, "batch channel height width"],
-        aligned: Mapping[str, Tensor] | None = None,
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Any, Float[Tensor, " batch"] | None]:
-        """The target's output and, given `FeatureMatching.align`'s maps and the weights, L_wfm of each image."""
-        if aligned is None:
-            return self.target.model(images), None
-        output, features = self.target(images)
-        return output, self.matching(features, aligned, weights)
 
 
 class TransferTrainer(Trainer):
@@ -102,7 +84,7 @@ class TransferTrainer(Trainer):
             (described in the paper; the details are our reconstruction).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
-            lookahead, in train mode; default: the task's loss on the same batch; `AnotherBatch` draws one anew.
+            lookahead, in train mode; default: the task's loss on the same batch; `FreshBatch` draws one anew.
             It is tried once before training.
         mode, first_order: how the meta-gradient is worked out (see `bilevel.meta_gradient`).
         trace_every: steps between rows of the trace, default a hundredth of the run; channel weights are kept at
@@ -142,22 +124,24 @@ class TransferTrainer(Trainer):
         **options: Unpack[TrainerOptions],
     ) -> None:
         whole = isinstance(inner_steps, Integral) and inner_steps >= 1
-        require(whole, "inner_steps (T) a whole number >= 1: with T = 0 the meta-networks get no gradient", inner_steps)
-        require(stages in (2, 3), "stages 2 or 3", stages)
-        require(0 < beta < math.inf, "beta > 0", beta)
-        require(0 < meta_lr < math.inf, "meta_lr > 0", meta_lr)
-        require(0 <= meta_weight_decay < math.inf, "meta_weight_decay >= 0", meta_weight_decay)
-        require(mode in get_args(Mode), f"mode one of {get_args(Mode)}", mode)
-        require(mode != "unroll" or not first_order, "mode 'keep' or 'recompute' with first_order", mode)
+        require_wanted(
+            whole, "inner_steps (T) a whole number >= 1: with T = 0 the meta-networks get no gradient", inner_steps
+        )
+        require_wanted(stages in (2, 3), "stages 2 or 3", stages)
+        require_wanted(0 < beta < math.inf, "beta > 0", beta)
+        require_wanted(0 < meta_lr < math.inf, "meta_lr > 0", meta_lr)
+        require_wanted(0 <= meta_weight_decay < math.inf, "meta_weight_decay >= 0", meta_weight_decay)
+        require_wanted(mode in get_args(Mode), f"mode one of {get_args(Mode)}", mode)
+        require_wanted(mode != "unroll" or not first_order, "mode 'keep' or 'recompute' with first_order", mode)
         whole = trace_every is None or (isinstance(trace_every, Integral) and trace_every >= 1)
-        require(whole, "trace_every a whole number >= 1", trace_every)
+        require_wanted(whole, "trace_every a whole number >= 1", trace_every)
         self.networks = dict(source) if isinstance(source, Mapping) else {"": source}
         networks = self.networks and all(isinstance(network, nn.Module) for network in self.networks.values())
-        require(bool(networks), "source as a network, or as one or more networks by name", source)
+        require_wanted(bool(networks), "source as a network, or as one or more networks by name", source)
         names = list(source) if isinstance(source, Mapping) else []
-        require(all(name and "/" not in name for name in names), "sources with names, without a '/'", names)
+        require_wanted(all(name and "/" not in name for name in names), "sources with names, without a '/'", names)
         listed = pairs is None or (len(pairs) > 0 and all(len(pair) == 2 for pair in pairs))
-        require(listed, "one or more pairs (source layer, target layer)", pairs)
+        require_wanted(listed, "one or more pairs (source layer, target layer)", pairs)
         self._layers = (source_layers, target_layers, pairs)
         self.what, self.where, self.where_start = what, where, where_start
         self.beta, self.inner_steps, self.stages = beta, inner_steps, stages
@@ -171,24 +155,24 @@ class TransferTrainer(Trainer):
             self._try_model()
         for name, network in self.networks.items():
             if {*network.modules(), *network.parameters()} & {*self.model.modules(), *self.model.parameters()}:
-                raise ValueError(f"{_source(name)} and the target share layers or parameters; wanted two networks")
+                raise ValueError(f"{source_name(name)} and the target share layers or parameters; wanted two networks")
         source_layers, target_layers, pairs = self._layers
         by_source = self._source_layers(source_layers, pairs)
         self.sources = {}
         for name, layers in by_source.items():
-            with _about(_source(name)):
+            with _about(source_name(name)):
                 self.sources[name] = tap(self.networks[name], layers)
-        target_layers = _target_layers(self.model, target_layers, pairs)
+        target_layers = choose_target_layers(self.model, target_layers, pairs)
         with _about("target"):
             target = tap(self.model, target_layers)
-        names = [_join(name, layer) for name, tapped in self.sources.items() for layer in tapped.layers]
-        self.pairs = _pairs(pairs, names, target.layers)
+        names = [join_name(name, layer) for name, tapped in self.sources.items() for layer in tapped.layers]
+        self.pairs = check_pairs(pairs, names, target.layers)
 
         source_channels = {}
         for name, tapped in self.sources.items():
-            self._put_right(_source(name), tapped.model)
-            found = self._try_tapped(_source(name), tapped, images, training=False)
-            source_channels |= {_join(name, layer): value.shape[1] for layer, value in found.items()}
+            self._put_right(source_name(name), tapped.model)
+            found = self._try_tapped(source_name(name), tapped, images, training=False)
+            source_channels |= {join_name(name, layer): value.shape[1] for layer, value in found.items()}
         features = self._try_tapped("target", target, images, training=True)
         self._check_reached(features)
         target_channels = {layer: value.shape[1] for layer, value in features.items()}
@@ -209,7 +193,7 @@ class TransferTrainer(Trainer):
             self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)
             self.optimizers["meta_optimizer"] = self.meta_optimizer
             try:
-                with quick_layers():
+                with second_order():
                     check_double_backward(self.model, images)
             except RuntimeError:
                 check_double_backward(self.model, images)  # names what torch's own layers do not allow, either
@@ -290,9 +274,9 @@ class TransferTrainer(Trainer):
         source_features = self._source_features(images)
         stacked = self.meta(source_features).by_target()
         hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
-        with undisturbed(self.student.target, self.device, training=True) as buffers:
+        with trial_run(self.student.target, self.device, training=True) as buffers:
             with torch.no_grad():
-                features = call_at(self.student.target, buffers, images)[1]
+                features = functional_call(self.student.target, buffers, images)[1]
             aligned = self.student.matching.align(source_features, {n: f.shape[2:] for n, f in features.items()})
             found = self._look_ahead(images, labels.to(self.device), aligned, hyper)
         return list(torch.autograd.grad(list(stacked.values()), list(self.meta.parameters()), found.gradients))
@@ -301,7 +285,7 @@ class TransferTrainer(Trainer):
         """The outer objective after the lookahead from the present parameters, and its gradient for `hyper`."""
 
         def student_at(state: Tensors, *inputs: Any) -> tuple[Any, Tensor | None]:
-            return call_at(self.student, state, *inputs, names=self._names)
+            return functional_call(self.student, state, *inputs, names=self._names)
 
         def matching(state: Tensors) -> Tensor:
             with autocast(self.device, self.precision):
@@ -344,7 +328,7 @@ class TransferTrainer(Trainer):
             source.eval()
             with autocast(self.device, self.precision):
                 _, found = source(images.to(_dtype(source, images)))
-            features |= {_join(name, layer): value.to(images.dtype) for layer, value in found.items()}
+            features |= {join_name(name, layer): value.to(images.dtype) for layer, value in found.items()}
         return features
 
     def _note(self, weights: PairWeights) -> None:
@@ -404,14 +388,14 @@ class TransferTrainer(Trainer):
             given = layers if isinstance(layers, Mapping) else {"": layers}
             names = list(self.networks)
             wanted = "source_layers as a list" if "" in names else f"source_layers as a dict with the layers of {names}"
-            require(set(given) == set(names), wanted, layers)
+            require_wanted(set(given) == set(names), wanted, layers)
             return {name: given[name] for name in names}
         if pairs is None:
-            return {name: _own_layers(_source(name), network) for name, network in self.networks.items()}
+            return {name: own_layers(source_name(name), network) for name, network in self.networks.items()}
         found: dict[str, list[str]] = {name: [] for name in self.networks}
         for joined in dict.fromkeys(source for source, _ in pairs):
             name, layer = ("", joined) if "" in found else joined.split("/", 1) if "/" in joined else (joined, "")
-            require(name in found, f"a source layer as 'name/layer' with a name of {list(found)}", joined)
+            require_wanted(name in found, f"a source layer as 'name/layer' with a name of {list(found)}", joined)
             found[name].append(layer)
         if unused := [name for name, tapped in found.items() if not tapped]:
             raise ValueError(f"source {unused[0]!r} is in no pair; wanted a pair for each of {list(found)}")
@@ -421,10 +405,10 @@ class TransferTrainer(Trainer):
         """The maps of a network's layers for a few images, leaving it unchanged; ValueError that says which network."""
         with (
             torch.set_grad_enabled(training),
-            undisturbed(tapped, self.device, training) as buffers,
+            trial_run(tapped, self.device, training) as buffers,
             _about(f"{what}, given images of shape {tuple(images.shape[1:])}"),
         ):
-            return call_at(tapped, buffers, images.to(_dtype(tapped, images)))[1]
+            return functional_call(tapped, buffers, images.to(_dtype(tapped, images)))[1]
 
     def _check_reached(self, features: Tensors) -> None:
         """Refuse a matched target layer that no trained parameter reaches."""
@@ -443,13 +427,13 @@ class TransferTrainer(Trainer):
         """Call an outer objective of the user's on a few images, leaving the target unchanged."""
         if self.outer is None:
             return
-        if isinstance(self.outer, AnotherBatch):
+        if isinstance(self.outer, FreshBatch):
             self._check_labels("outer", self.outer.labels)
-        with undisturbed(self.model, self.device, training=True) as buffers, _about(f"outer {name_of(self.outer)}"):
+        with trial_run(self.model, self.device, training=True) as buffers, _about(f"outer {name_of(self.outer)}"):
             with autocast(self.device, self.precision):
-                value = self.outer(lambda x: call_at(self.model, buffers, x), images, labels)
+                value = self.outer(lambda x: functional_call(self.model, buffers, x), images, labels)
             fit = isinstance(value, Tensor) and value.shape == () and value.requires_grad
-            require(fit, "a scalar tensor that depends on the target", value)
+            require_wanted(fit, "a scalar tensor that depends on the target", value)
 
 
 class _Mean:
@@ -473,14 +457,6 @@ class _Mean:
         return mean.tolist(), std.tolist()
 
 
-def _join(name: str, layer: str) -> str:
-    return f"{name}/{layer}" if name else layer
-
-
-def _source(name: str) -> str:
-    return f"source {name!r}" if name else "source"
-
-
 def _dtype(network: nn.Module, images: Tensor) -> torch.dtype:
     """What a network computes in; that of the images where it has no parameters."""
     return next(network.parameters(), images).dtype
@@ -497,37 +473,6 @@ def _about(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {error}") from error
 
 
-def _own_layers(what: str, network: nn.Module) -> Layers:
-    network = unwrapped(network)
-    layers = getattr(network, "feature_layers", None)
-    if layers is None:
-        wanted = f"{what.split()[0]}_layers (features.image_layers lists some)"
-        raise ValueError(f"{what}: {type(network).__name__} has no feature_layers of its own; wanted {wanted}")
-    return layers
-
-
-def _target_layers(model: nn.Module, layers: Layers | None, pairs: Sequence[Pair] | None) -> Layers:
-    if layers is not None:
-        return layers
-    if pairs is not None:
-        return list(dict.fromkeys(target for _, target in pairs))
-    return _own_layers("target", model)
-
-
-def _pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_layers: Layers) -> list[Pair]:
-    """The pairs, checked against the layers; all of them where none are given."""
-    if pairs is None:
-        return [(source, target) for source in source_layers for target in target_layers]
-    pairs = [tuple(pair) for pair in pairs]
-    for pair in pairs:
-        require(pairs.count(pair) == 1, "each pair once", pair)
-        if pair[0] not in source_layers or pair[1] not in target_layers:
-            raise ValueError(
-                f"pair {pair} lies outside the layers to match (source: {', '.join(source_layers)}; "
-                f"target: {', '.join(target_layers)})"
-            )
-    unused = [s for s in source_layers if s not in {a for a, _ in pairs}]
-    unused += [t for t in target_layers if t not in {b for _, b in pairs}]
-    if unused:
-        raise ValueError(f"layer {unused[0]!r} is in no pair; wanted every listed layer in a pair")
-    return pairs
+def __getattr__(name: str) -> object:
+    """Names that were here before version 0.2."""
+    return find("transfer.trainer", name)

@@ -12,12 +12,12 @@ import tables
 import torch
 from torch import nn
 
-from mtanytime.datasets import digits
+from mtanytime.data.synthetic import digits
 from mtanytime.explore.budget import BudgetExplorer
 from mtanytime.explore.live import LiveTraining
 from mtanytime.explore.playground import AnytimePlayground
 from mtanytime.explore.transfer import TransferExplorer
-from mtanytime.training import Trainer
+from mtanytime.training.trainer import Trainer
 
 SLIDER = "input[type=range]"
 
@@ -91,7 +91,8 @@ def test_transfer_page_plays_and_chooses(visit: Callable[..., Any]) -> None:
 def test_click_on_a_cell_chooses_the_pair(visit: Callable[..., Any]) -> None:
     """The cell under the pointer is the pair in the detail, also where the page has shrunk the map."""
     page = visit(
-        TransferExplorer(tables.trace(sources=("a", "b"), targets=("u", "v"))), viewport={"width": 600, "height": 800}
+        TransferExplorer(tables.trace(sources=("a", "b"), targets=("u", "v"))),
+        viewport={"width": 600, "height": 800},
     )
     box = page.locator(".stack canvas").bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.75)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtanytime.quick_layers import quick_layers
+from mtanytime.transfer.second_order import second_order
 
 CONVOLUTIONS = {
     "plain": ((4, 2, 3, 3), {"padding": 1}),
@@ -55,7 +55,7 @@ def test_equals_torchs_own(name: str) -> None:
     """Only the time of a second derivative may differ from torch's."""
     function, values = layer(name)
     expected = twice(function, values)
-    with quick_layers():
+    with second_order():
         found = twice(function, values)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -67,7 +67,7 @@ def test_finite_differences(name: str) -> None:
     function, values = layer(name)
 
     def quick(*inputs: Tensor) -> Tensor:
-        with quick_layers():
+        with second_order():
             return function(*inputs)
 
     assert torch.autograd.gradgradcheck(quick, values)
@@ -79,7 +79,7 @@ def test_what_the_incoming_gradient_depends_on(name: str) -> None:
     function, values = layer(name)
     scale = drawn(1, seed=3)
     wanted = []
-    for mode in (lambda: quick_layers(False), lambda: quick_layers(True)):
+    for mode in (lambda: second_order(False), lambda: second_order(True)):
         with mode():
             output = function(*values)
         first = torch.autograd.grad((scale * output.square()).sum(), values, create_graph=True)
@@ -92,7 +92,7 @@ def test_running_statistics() -> None:
     ours, theirs = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     for training in (True, False):
-        with quick_layers():
+        with second_order():
             output = ours.train(training)(images)
         torch.testing.assert_close(output, theirs.train(training)(images))
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
@@ -102,7 +102,7 @@ def test_running_statistics() -> None:
 def test_a_third_time_is_refused(name: str) -> None:
     """A third derivative, which the closed forms do not have, is an error and not a wrong number."""
     function, values = layer(name)
-    with quick_layers():
+    with second_order():
         output = function(*values)
     first = torch.autograd.grad(output.sin().sum(), values, create_graph=True)
     with pytest.raises(RuntimeError, match="a third derivative was asked for"):
@@ -112,14 +112,14 @@ def test_a_third_time_is_refused(name: str) -> None:
 def test_torchs_own_outside_the_block() -> None:
     """What was called before or after the block is torch's."""
     function, values = layer("plain")
-    with quick_layers():
+    with second_order():
         assert "_Convolution" in function(*values).grad_fn.name()
     assert function(*values).grad_fn.name() == "ConvolutionBackward0"
 
 
 def test_what_torch_refuses() -> None:
     """A batch norm of the wrong size is torch's error, in the block as outside, and no read out of bounds."""
-    with quick_layers(), pytest.raises(RuntimeError, match="running_mean should contain 5 elements not 3"):
+    with second_order(), pytest.raises(RuntimeError, match="running_mean should contain 5 elements not 3"):
         torch.nn.BatchNorm2d(3)(torch.randn(4, 5, 2, 2))
 
 
@@ -130,7 +130,7 @@ def test_frozen_parameters() -> None:
         values = (maps, weight.detach(), bias)
         leaves = (maps, bias)
         found = []
-        for block in (quick_layers, nullcontext):
+        for block in (second_order, nullcontext):
             with block():
                 output = function(*values)
             first = torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)

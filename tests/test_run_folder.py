@@ -23,8 +23,9 @@ import torch
 from tiny_runs import end_of, interrupt_in_step, trainer, transfer
 from torch import nn
 
-from mtanytime.runs import RunFolder, fingerprint
-from mtanytime.training import Trainer
+from mtanytime.training.identity import fingerprint
+from mtanytime.training.run_folder import RunFolder
+from mtanytime.training.trainer import Trainer
 
 CONFIG = {"trainer": "Trainer", "lr": 0.1}
 Begin = Callable[..., ForkServerProcess]
@@ -277,7 +278,7 @@ def test_a_finished_run_is_read_not_made_again(tmp_path: Path, monkeypatch: pyte
     first = transfer(tmp_path / "run").train()
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     monkeypatch.setattr(Trainer, "_advance", None)
-    monkeypatch.setattr("mtanytime.training.evaluate", None)
+    monkeypatch.setattr("mtanytime.training.trainer.evaluate", None)
     run = transfer(tmp_path / "run")
     second = run.train()
     assert second == first

@@ -17,8 +17,11 @@ from PIL import Image
 from torch import Generator
 from torch.utils.data import DataLoader, TensorDataset
 
-from mtanytime import characters, datasets
-from mtanytime.datasets import Batches, ImageSet, Task, crop_flip, derive_seed, digits, letters
+from mtanytime import data as datasets
+from mtanytime.data import synthetic as characters
+from mtanytime.data.images import Batches, ImageSet, Task, crop_flip
+from mtanytime.data.synthetic import digits, letters
+from mtanytime.randomness import derive_seed
 
 LUMA = torch.tensor(characters.LUMA)
 
@@ -96,7 +99,7 @@ def test_trees_hold_every_class_once():
 
 def test_no_digit_is_drawn_for_training_and_for_testing():
     """A test image that is a training digit in another warp would flatter every method."""
-    train, test = datasets._digit_pools(test=False), datasets._digit_pools(test=True)
+    train, test = characters._digit_pools(test=False), characters._digit_pools(test=True)
     read = characters.handwritten()[1]
     for digit in range(10):
         assert not set(train[digit].tolist()) & set(test[digit].tolist())

@@ -6,45 +6,19 @@ anywhere goes on where it was, and one that is finished only reads its results.
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from mtanytime import anytime_recipes, transfer_recipes
-from mtanytime.training import Trainer, TrainingResult
+from mtanytime.experiments import anytime, transfer
+from mtanytime.experiments.recipe import Recipe, Results, Setting, Settings
+from mtanytime.experiments.transfer import BUILT_IN
+from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
-from mtanytime.transfer_recipes import BUILT_IN, Parts, Setting, Settings
-
-
-class Results(NamedTuple):
-    """What a recipe came to.
-
-    `table`: what the recipe's `rows` gave for each network. `maps`: method, seed, beta and the last rows of each
-    learned run's trace (step, source, target, weight, weight_std); None where nothing was learned.
-    """
-
-    table: pd.DataFrame
-    maps: pd.DataFrame | None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """An experiment: `trainers(settings, seed, folder, progress)` gives its trainers by name, in order; a later one is
-    made when those before it are trained. Without a folder they stay in memory. `rows(part, seed, trainer, result)` is
-    what a trained network adds to the table of results, with nan in it where `result` is None, a run that diverged."""
-
-    reproduces: str
-    duration: str
-    expected: str
-    settings: Settings
-    trainers: Callable[[Settings, int, Path | None, bool], Parts]
-    rows: Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
-
 
 RECIPES: dict[str, Recipe] = {
     "smoke": Recipe(
@@ -61,16 +35,16 @@ RECIPES: dict[str, Recipe] = {
             "batch_size": 40,
             "checkpoint_seconds": 2.0,
         },
-        trainers=transfer_recipes.built_in,
-        rows=transfer_recipes.rows,
+        trainers=transfer.built_in,
+        rows=transfer.rows,
     ),
     "built-in": Recipe(
         reproduces="the paper's question on a stand-in: printed letters to handwritten digits, ten labels a class",
         duration="source half a minute, then about a minute for each method on 2 cores",
         expected="means of 8 seeds: 35 % from scratch, 74 % by matching_one, 69 % by l2t (notebook 03)",
         settings=BUILT_IN,
-        trainers=transfer_recipes.built_in,
-        rows=transfer_recipes.rows,
+        trainers=transfer.built_in,
+        rows=transfer.rows,
     ),
     "cifar10-few": Recipe(
         reproduces="L2T-ww with few labels: CIFAR-10, 50 a class, TinyImageNet ResNet-32 to VGG-9, 200 epochs",
@@ -92,16 +66,16 @@ RECIPES: dict[str, Recipe] = {
             "precision": "float32",
             "checkpoint_seconds": 30.0,
         },
-        trainers=transfer_recipes.cifar10_few,
-        rows=transfer_recipes.rows,
+        trainers=transfer.cifar10_few,
+        rows=transfer.rows,
     ),
     "anytime-cifar10": Recipe(
         reproduces="anytime networks side by side on CIFAR-10, at a scale for 2 cores: accuracy against multiply-adds",
         duration="at one thread about 10 minutes for sliced and for MSDNet, 25 for inclusive and for the separate ones",
         expected="between 60 and 70 % at each exit after 8 epochs on 10,000 images",
-        settings=anytime_recipes.CIFAR10,
-        trainers=anytime_recipes.cifar10,
-        rows=anytime_recipes.rows,
+        settings=anytime.CIFAR10,
+        trainers=anytime.cifar10,
+        rows=anytime.rows,
     ),
 }
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from mtanytime import anytime_recipes
-from mtanytime.datasets import Task
-from mtanytime.recipes import RECIPES, changed, plan, run
+from mtanytime.data.images import Task
+from mtanytime.experiments import anytime as anytime_recipes
+from mtanytime.experiments.runner import RECIPES, changed, plan, run
 
 SMALL = {
     "per_class": "4",

@@ -42,7 +42,7 @@ Kernels = Float[Tensor, "output input height width"]
 
 
 @contextmanager
-def quick_layers(for_parameters: bool = True) -> Iterator[None]:
+def second_order(for_parameters: bool = True) -> Iterator[None]:
     """2-d convolutions, and batch norms in train mode, that are called in this block can be differentiated twice
     quickly, but not thrice.
 

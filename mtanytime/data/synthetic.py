@@ -2,7 +2,7 @@
 
 Nothing is read from the network: the letters come from the fonts that matplotlib ships, the digits are scikit-learn's
 (8x8 scans of handwriting). A glyph is a cell of CELL x CELL coverage values; an atlas holds several variants (fonts,
-stroke widths) of each. `draw` warps and paints whole batches of them with torch.
+stroke widths) of each. `paint` warps and paints whole batches of them with torch.
 """
 
 import math
@@ -14,12 +14,105 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from mtanytime.data.images import ImageSet, Task, Tree, leaves, shuffled_by_class
+from mtanytime.randomness import generator_for
+
+# The classes of EMNIST's balanced split without its digits (arXiv:1702.05373): small letters only where they do not
+# look like the capital.
+LETTER_TREE: Tree = {
+    "capital": {"straight": list("AEFHIKLMNTVWXYZ"), "round": list("BCDGJOPQRSU")},
+    "small": {"with a loop": list("abdegq"), "without": list("fhnrt")},
+}
+
+
+DIGITS_A_CLASS = 87  # handwritten ones that training has of every class, and testing as well
+
+
+DIGIT_TREE: Tree = {"with a loop": list("0689"), "without": list("123457")}
+
+
+# Built-in tasks
+
+
+def letters(
+    size: int = 32, train_per_class: int = 400, test_per_class: int = 50, seed: int = 0, clutter: float = 0.6
+) -> Task:
+    """Letters in clutter: 37 classes of printed letters, the large source task. Built in; takes seconds.
+
+    Images (n, 3, size, size), size from 16 to 64; image i shows class i mod 37. clutter: 0 (plain ground) to 1 (hard).
+    `characters` describes fonts, warps, colours and clutter.
+    """
+    atlas = printed("".join(sorted(leaves(LETTER_TREE))))
+
+    def draw(per_class: int, part: int) -> ImageSet:
+        pools = list(torch.arange(len(atlas))[:, None])
+        return _drawn(
+            "letters in clutter", LETTER_TREE, atlas, pools, per_class, size, clutter, generator_for(seed, part)
+        )
+
+    return Task(draw(train_per_class, 0), draw(test_per_class, 1))
+
+
+def digits(size: int = 32, per_class: int = 10, test_per_class: int = 200, seed: int = 0, clutter: float = 0.6) -> Task:
+    """Handwritten digits in clutter: ten classes with few labels, the target task; sizes and clutter as in `letters`.
+
+    Half of scikit-learn's 1,797 digits are for training, the other half for testing, whatever the seed: no test image
+    is a training digit warped anew. A class has 87 digits or more on each side; where more images are asked for, its
+    digits come again, each in a new warp, colour and clutter (so a part that `split` holds back then shares digits with
+    the rest). Image i shows class i mod 10.
+    """
+    atlas, _ = handwritten()
+
+    def draw(per_class: int, part: int) -> ImageSet:
+        pools, generator = _digit_pools(test=part == 1), generator_for(seed, part)
+        return _drawn("digits in clutter", DIGIT_TREE, atlas, pools, per_class, size, clutter, generator)
+
+    return Task(draw(per_class, 0), draw(test_per_class, 1))
+
+
+def _digit_pools(test: bool) -> list[Tensor]:
+    """Of each class, the indices of the handwritten digits that training, or testing, draws from."""
+    by_class = shuffled_by_class(handwritten()[1], 10, generator_for(1797))
+    return [index[len(index) // 2 :] if test else index[: len(index) // 2] for index in by_class]
+
+
+def _drawn(
+    name: str,
+    tree: Tree,
+    atlas: Tensor,
+    pools: list[Tensor],
+    per_class: int,
+    size: int,
+    clutter: float,
+    generator: Generator,
+) -> ImageSet:
+    """`per_class` images of each class c, of the glyphs `atlas[pools[c]]` in turn, over pieces of letters."""
+    if per_class < 1:
+        raise ValueError(f"{name}: wanted 1 image a class or more, got {per_class}")
+    shuffled = [pool[torch.randperm(len(pool), generator=generator)] for pool in pools]
+    glyphs = torch.stack([pool[torch.arange(per_class) % len(pool)] for pool in shuffled], 1).flatten()
+    scraps = printed("".join(sorted(leaves(LETTER_TREE))))
+    images = paint(atlas, glyphs, scraps, size, clutter, generator)
+    return ImageSet(images, torch.arange(len(pools)).repeat(per_class), tuple(sorted(leaves(tree))), tree, name)
+
+
 CELL = 64
+
+
 INK = 52  # the longer side of a glyph's ink in its cell; the rest is margin, so that warps do not cut it
+
+
 CHUNK = 256  # images painted at once: keeps the working set in the processor's cache
+
+
 FRAGMENTS, ARCS = 5, 3  # the most things of each kind behind a character
+
+
 LUMA = (0.299, 0.587, 0.114)
+
+
 CONTRAST = (0.35, 0.8)  # luminance between a character and its ground: the floor, and the most that is asked for
+
 
 # Fonts of symbols, whose character codes hold something else than letters, and the one that draws only boxes.
 _SYMBOL_FONTS = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort", "DejaVuSansDisplay", "DejaVuSerifDisplay")
@@ -70,7 +163,7 @@ def handwritten() -> tuple[UInt8[Tensor, f"digits variants {CELL} {CELL}"], Int6
     return (coverage * 255).round().to(torch.uint8), torch.from_numpy(scans.target).long()
 
 
-def draw(
+def paint(
     atlas: UInt8[Tensor, f"glyphs variants {CELL} {CELL}"],
     glyphs: Int64[Tensor, " images"],
     scraps: UInt8[Tensor, f"others variants2 {CELL} {CELL}"],
@@ -90,11 +183,11 @@ def draw(
         raise ValueError(f"clutter must be from 0 (none) to 1 (hard), got {clutter}")
     if size <= 24:  # bilinear sampling skips pixels of a cell that is much finer than the image
         atlas, scraps = _halved(atlas), _halved(scraps)
-    chunks = [_draw(atlas, chunk, scraps, size, clutter, generator) for chunk in glyphs.split(CHUNK)]
+    chunks = [_paint(atlas, chunk, scraps, size, clutter, generator) for chunk in glyphs.split(CHUNK)]
     return torch.cat(chunks) if chunks else torch.empty(0, 3, size, size, dtype=torch.uint8)
 
 
-def _draw(
+def _paint(
     atlas: Tensor, glyphs: Tensor, scraps: Tensor, size: int, clutter: float, generator: Generator
 ) -> UInt8[Tensor, "images 3 {size} {size}"]:
     n = len(glyphs)

@@ -6,47 +6,34 @@ Every step's random numbers come from (seed, step) alone and every batch from (s
 random state to save: stopped anywhere and resumed from its last checkpoint, it ends as the uninterrupted one does.
 """
 
-import hashlib
-import inspect
 import math
 import os
-import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from numbers import Integral
-from types import FrameType
-from typing import Any, ClassVar, Literal, TypedDict, get_args
+from typing import Any, ClassVar, TypedDict, get_args
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from mtanytime.datasets import Augment, Batches, ImageSet, Task, derive_seed
-from mtanytime.randomness import seeded
-from mtanytime.runs import Row, RunFolder, fingerprint
-from mtanytime.stateless import call_at, undisturbed
-
-Precision = Literal["float32", "bfloat16"]
-Schedule = Literal["cosine", "steps", "constant", "warm-up cosine"] | Callable[[float], float]
-
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "steps": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
-    "constant": lambda progress: 1.0,
-    "warm-up cosine": lambda progress: min(progress / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * progress)),
-}
-STEP_BY_STEP = ("warm-up cosine",)  # schedules for runs of a few epochs
+from mtanytime.checks import require_wanted
+from mtanytime.data.images import Augment, Batches, ImageSet, Task, batches_of
+from mtanytime.devices import Precision, autocast, best_device
+from mtanytime.functional import functional_call, trial_run
+from mtanytime.measure.evaluation import batch_accuracy, evaluate
+from mtanytime.randomness import derive_seed, seeded
+from mtanytime.training.identity import describe_data, describe_model, name_of
+from mtanytime.training.interrupt import delay_interrupt
+from mtanytime.training.run_folder import Row, RunFolder
+from mtanytime.training.schedule import SCHEDULES, STEP_BY_STEP, Schedule
 
 
 @dataclass(frozen=True)
@@ -79,54 +66,6 @@ class TrainingResult:
     def log(self) -> pd.DataFrame:
         """One row a step: step, epoch, seconds, lr, the losses, accuracy and, on an epoch's last row, val_accuracy."""
         return self.tables["log"]
-
-
-def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where asked for; weights and optimiser states stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def evaluate(
-    model: nn.Module,
-    data: ImageSet | DataLoader,
-    *,
-    batch_size: int = 256,
-    precision: Precision = "float32",
-) -> float:
-    """Top-1 accuracy in [0, 1] of a model in eval mode; its modes and torch's random state are put back."""
-    right = lambda output, labels: (output.argmax(dim=1) == labels).sum()  # noqa: E731
-    return share_right(model, data, right, batch_size, precision).item()
-
-
-@torch.no_grad()
-def share_right(
-    model: nn.Module,
-    data: ImageSet | DataLoader,
-    right: Callable[[Any, Tensor], Int[Tensor, "*exits"]],
-    batch_size: int,
-    precision: Precision,
-) -> Float[Tensor, "*exits"]:
-    """What `right(output, labels)` counts, batch by batch in eval mode, as a share of the images."""
-    like = next(model.parameters(), torch.empty(0))
-    modes = [(module, module.training) for module in model.modules()]
-    total, count = torch.zeros((), dtype=torch.int64, device=like.device), 0
-    model.eval()
-    try:
-        with seeded(0, like.device), autocast(like.device, precision):
-            for images, labels in _batches(data, batch_size, seed=0, shuffle=False).epoch(0):
-                total = total + right(model(images.to(like.device, like.dtype)), labels.to(like.device))
-                count += len(labels)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return total.double() / count
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -213,14 +152,16 @@ class Trainer:
         checkpoint_seconds: float = 60.0,
         progress: bool = True,
     ) -> None:
-        require(isinstance(epochs, Integral) and epochs >= 1, "epochs a whole number >= 1", epochs)
-        require(isinstance(batch_size, Integral) and batch_size >= 1, "batch_size a whole number >= 1", batch_size)
-        require(0 < lr < math.inf, "lr > 0", lr)
-        require(0 <= momentum < 1, "momentum in [0, 1)", momentum)
-        require(0 <= weight_decay < math.inf, "weight_decay >= 0", weight_decay)
-        require(momentum > 0 or not nesterov, "momentum > 0 with nesterov", momentum)
-        require(precision in get_args(Precision), f"precision one of {get_args(Precision)}", precision)
-        require(
+        require_wanted(isinstance(epochs, Integral) and epochs >= 1, "epochs a whole number >= 1", epochs)
+        require_wanted(
+            isinstance(batch_size, Integral) and batch_size >= 1, "batch_size a whole number >= 1", batch_size
+        )
+        require_wanted(0 < lr < math.inf, "lr > 0", lr)
+        require_wanted(0 <= momentum < 1, "momentum in [0, 1)", momentum)
+        require_wanted(0 <= weight_decay < math.inf, "weight_decay >= 0", weight_decay)
+        require_wanted(momentum > 0 or not nesterov, "momentum > 0 with nesterov", momentum)
+        require_wanted(precision in get_args(Precision), f"precision one of {get_args(Precision)}", precision)
+        require_wanted(
             callable(schedule) or schedule in SCHEDULES, f"schedule a function or one of {list(SCHEDULES)}", schedule
         )
         self.device = torch.device(device) if device is not None else best_device()
@@ -233,7 +174,7 @@ class Trainer:
             data, test = data.train, data.test if test is None else test
         data = self._placed("data", data)
         if isinstance(validation, int | float):
-            require(isinstance(data, ImageSet), "validation as a set of its own beside a DataLoader", validation)
+            require_wanted(isinstance(data, ImageSet), "validation as a set of its own beside a DataLoader", validation)
             data, validation = data.split(validation, seed)
         if isinstance(data, ImageSet):
             missing = sorted(set(range(len(data.classes))) - set(data.labels.tolist()))
@@ -241,7 +182,7 @@ class Trainer:
                 raise ValueError(
                     f"wanted training images of every class; there are none of {data.classes[missing[0]]!r}"
                 )
-        self.batches = _batches(data, batch_size, seed=seed, augment=augment)
+        self.batches = batches_of(data, batch_size, seed=seed, augment=augment)
         self.validation = None if validation is None else self._placed("validation", validation)
         self.test = None if test is None else self._placed("test", test)
         for name, other in (("validation", self.validation), ("test", self.test)):
@@ -253,7 +194,7 @@ class Trainer:
         with seeded(derive_seed(seed, _INITIAL), self.device):
             self.model = (model if isinstance(model, nn.Module) else model()).to(self.device)
         trained = any(parameter.requires_grad for parameter in self.model.parameters())
-        require(trained, "a network with parameters that require grad", type(self.model).__name__)
+        require_wanted(trained, "a network with parameters that require grad", type(self.model).__name__)
         self.optimizer: torch.optim.Optimizer
         self.modules: dict[str, nn.Module] = {"model": self.model}  # all that a checkpoint keeps
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -279,10 +220,10 @@ class Trainer:
                 "augment": name_of(augment),
                 "seed": seed,
                 "precision": precision,
-                "model": _described(self.model),
-                "train": _described_data(self.batches.data),
-                "validation": _described_data(self.validation),
-                "test": _described_data(self.test),
+                "model": describe_model(self.model),
+                "train": describe_data(self.batches.data),
+                "validation": describe_data(self.validation),
+                "test": describe_data(self.test),
                 **self._config(),
             }
             self.folder = RunFolder(folder, config)
@@ -294,7 +235,7 @@ class Trainer:
         if schedule in STEP_BY_STEP:
             return [lr * factor((step + 1) / (self.steps + 1)) for step in range(self.steps)]
         rates = [lr * factor(epoch / self.epochs) for epoch in range(self.epochs)]
-        require(all(0 <= rate < math.inf for rate in rates), "a schedule of finite factors >= 0", rates)
+        require_wanted(all(0 <= rate < math.inf for rate in rates), "a schedule of finite factors >= 0", rates)
         return [rate for rate in rates for _ in range(len(self.batches))]
 
     # What a subclass says of itself.
@@ -354,7 +295,7 @@ class Trainer:
                 started, before = time.perf_counter(), self.step
                 batches = self.batches.epoch(epoch, start=position)
                 for images, labels in islice(batches, len(self.batches) - position):
-                    with _interrupt_waits():
+                    with delay_interrupt():
                         report = self._advance(epoch, images, labels, started)
                         if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
                             self._save()
@@ -450,7 +391,7 @@ class Trainer:
             try:
                 yield
             finally:
-                with _interrupt_waits():
+                with delay_interrupt():
                     self._save()
 
     def _advance(self, epoch: int, images: Tensor, labels: Tensor, started: float) -> StepReport:
@@ -502,7 +443,7 @@ class Trainer:
         except Exception as error:
             raise ValueError(f"the loss {name_of(self.loss)} does not take the network's output: {error}") from error
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        require(shape == (), "a loss that gives a scalar tensor", shape)
+        require_wanted(shape == (), "a loss that gives a scalar tensor", shape)
         for name, data in (("validation", self.validation), ("test", self.test)):
             if data is not None:
                 self._try(name, *self._few(data, 4))
@@ -510,10 +451,10 @@ class Trainer:
     def _try(self, name: str, images: Tensor, labels: Tensor) -> Any:
         """The network's output for a few images of a set, in train mode for the training set and else in eval mode."""
         training = name == "training"
-        with torch.no_grad(), undisturbed(self.model, self.device, training) as buffers:
+        with torch.no_grad(), trial_run(self.model, self.device, training) as buffers:
             try:
                 with autocast(self.device, self.precision):
-                    output = call_at(self.model, buffers, images)
+                    output = functional_call(self.model, buffers, images)
             except Exception as error:
                 what = f"a batch of {len(images)} {name} images of shape {tuple(images.shape[1:])}"
                 raise ValueError(f"{type(self.model).__name__} does not take {what}: {error}") from error
@@ -540,7 +481,7 @@ class Trainer:
     def _few(self, data: ImageSet | DataLoader, size: int) -> tuple[Tensor, Tensor]:
         """Up to 4 images of a set; of an `ImageSet`, with its highest label, which is the one to try."""
         if isinstance(data, ImageSet):
-            require(len(data) > 0, "a set with images", data)
+            require_wanted(len(data) > 0, "a set with images", data)
             few = data.subset(torch.arange(min(size, 4, len(data))))
             images, labels = next(Batches(few, 4, seed=0, shuffle=False).epoch(0))
             labels = data.labels.max().expand(len(few))
@@ -551,7 +492,7 @@ class Trainer:
 
     def _placed(self, name: str, data: ImageSet | DataLoader) -> ImageSet | DataLoader:
         """A set on the run's device."""
-        require(isinstance(data, ImageSet | DataLoader), f"{name} as an ImageSet or a DataLoader", data)
+        require_wanted(isinstance(data, ImageSet | DataLoader), f"{name} as an ImageSet or a DataLoader", data)
         return data.to(self.device) if isinstance(data, ImageSet) else data
 
     def _save(self, force: bool = False) -> None:
@@ -604,87 +545,5 @@ class Trainer:
 _INITIAL, _STEP = -1, -2  # what a derived seed is for; those of epochs and batches begin with an epoch, 0 or more
 
 
-def batch_accuracy(output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> float:
-    """Top-1 accuracy of a batch, in [0, 1]."""
-    return (output.argmax(dim=1) == labels).float().mean().item()
-
-
-def require(holds: bool, wanted: str, came: object) -> None:
-    """ValueError that says what was wanted and what came."""
-    if not holds:
-        raise ValueError(f"wanted {wanted}; got {came!r}")
-
-
-def name_of(value: object) -> object:
-    """A function's or object's name and the plain settings it holds, for the record of a run; a string is its own."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, partial):
-        return f"{name_of(value.func)} {value.args} {value.keywords}"
-    plain_function = inspect.isfunction(function := inspect.unwrap(value))
-    held = _closure(function) if plain_function else getattr(value, "__dict__", {})
-    held = {k: fingerprint({k: v}) if isinstance(v, Tensor) else v for k, v in sorted(held.items())}
-    plain = {k: v for k, v in held.items() if k[0] != "_" and _is_plain(v)}
-    return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else "")
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, bool | int | float | str) or (isinstance(value, tuple) and all(map(_is_plain, value)))
-
-
-def _closure(function: Callable[..., Any]) -> Row:
-    """The variables that a function holds; without those that have no value yet."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    found = {}
-    for name, cell in cells:
-        with suppress(ValueError):  # an empty cell
-            found[name] = cell.cell_contents
-    return found
-
-
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def _described(model: nn.Module) -> str:
-    """The network's kind and a hash of its structure, not of its weights."""
-    tensors = [(name, tuple(value.shape), value.dtype) for name, value in model.state_dict().items()]
-    structure = re.sub(r" at 0x\w+", "", repr(model))  # where a module shows a function with its address
-    return f"{type(model).__name__} {hashlib.sha256(f'{structure}{tensors}'.encode()).hexdigest()[:16]}"
-
-
-def _described_data(data: ImageSet | DataLoader | None) -> str | None:
-    if isinstance(data, ImageSet):
-        return f"{data.name}: {len(data)} images {fingerprint({'images': data.images, 'labels': data.labels})}"
-    if data is None:
-        return None
-    images, labels = next(Batches(data, None, seed=0).epoch(0))  # its first batch stands for the whole
-    return f"{type(data).__name__}: {len(data)} batches {fingerprint({'images': images, 'labels': labels})}"
-
-
-def _batches(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> Batches:
-    return Batches(data, None if isinstance(data, DataLoader) else batch_size, **settings)
-
-
-@contextmanager
-def _interrupt_waits() -> Iterator[None]:
-    """Hold an interrupt (SIGINT) back until the block's end; a second one goes through at once."""
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):  # not ours, or ignored
-        yield
-        return
-    received = False
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            previous(number, frame)
-        received = True
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if received:
-        previous(signal.SIGINT, None)

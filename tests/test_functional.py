@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtanytime.stateless import call_at, tensor_names, undisturbed
+from mtanytime.functional import functional_call, tensor_names, trial_run
 
 
 class Shared(nn.Module):
@@ -35,7 +35,7 @@ def test_call_at_equals_a_module_with_those_tensors() -> None:
         for name, parameter in other.named_parameters():
             parameter.copy_(tensors[name])
     tensors |= {name: value.clone() for name, value in module.named_buffers()}
-    torch.testing.assert_close(call_at(module, tensors, x), other(x))
+    torch.testing.assert_close(functional_call(module, tensors, x), other(x))
     assert tensors["calls"] == 1
     torch.testing.assert_close(tensors["norm.running_mean"], other.norm.running_mean)
     for name, value in module.state_dict(keep_vars=True).items():
@@ -58,8 +58,8 @@ def test_undisturbed() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).eval()
     module[1].train()
     state, buffers = torch.get_rng_state(), {name: value.clone() for name, value in module.named_buffers()}
-    with undisturbed(module, torch.device("cpu"), training=True) as copies:
-        call_at(module, copies, torch.randn(4, 2))
+    with trial_run(module, torch.device("cpu"), training=True) as copies:
+        functional_call(module, copies, torch.randn(4, 2))
         assert module.training
     assert [part.training for part in module] == [False, True, False]
     assert not module.training

@@ -9,15 +9,30 @@ from torch import nn
 
 from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, MSDNet, SlicedResNeXt, resnext
 from mtanytime.backbones import Normalized
-from mtanytime.datasets import Task, crop_flip
-from mtanytime.measure import exit_costs, macs, parameters
-from mtanytime.training import Trainer, TrainingResult
-from mtanytime.transfer_recipes import Parts, Settings, check_files, check_scored_on, listed, run_folder, whole_cifar10
+from mtanytime.data.images import Task, crop_flip
+from mtanytime.experiments.recipe import (
+    Parts,
+    Settings,
+    check_files,
+    check_scored_on,
+    listed,
+    run_folder,
+    whole_cifar10,
+)
+from mtanytime.measure.costs import exit_costs, macs, parameters
+from mtanytime.training.trainer import Trainer, TrainingResult
 
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # as the authors normalise
+
+
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+
+
 MODELS = ("sliced", "inclusive", "msdnet", "separate")
+
+
 VALIDATION_A_CLASS = 500  # training images to score on in place of the test set
+
 
 CIFAR10: Settings = {
     "models": "sliced,msdnet,inclusive,separate",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mtanytime.features import hooked, unwrapped
-from mtanytime.stateless import call_at, undisturbed
+from mtanytime.functional import functional_call, trial_run
 
 
 def _nodes(roots: list[Tensor]) -> set[Any]:
@@ -69,11 +69,11 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
     def record(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.setdefault(path, (output, (args, kwargs, list(module.parameters()))))
 
-    with undisturbed(model, images.device, training=True) as buffers, torch.enable_grad():
+    with trial_run(model, images.device, training=True) as buffers, torch.enable_grad():
         # Stand-ins for the parameters gather the gradients, so that the model's own stay as they are.
         weights = {k: v.detach().requires_grad_(v.requires_grad) for k, v in model.named_parameters()}
         with hooked(network, [path for path, _ in network.named_modules()], record):
-            output = call_at(model, {**weights, **buffers}, images.detach().clone())
+            output = functional_call(model, {**weights, **buffers}, images.detach().clone())
         reason = _refusal(output, list(weights.values()))
         if reason is None:
             return

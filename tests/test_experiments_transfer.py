@@ -4,11 +4,11 @@ import pytest
 import tiny
 import torch
 
-from mtanytime.datasets import Task, crop_flip
-from mtanytime.recipes import RECIPES, changed
-from mtanytime.training import Trainer
-from mtanytime.transfer import AnotherBatch, TransferTrainer
-from mtanytime.transfer_recipes import _targets
+from mtanytime.data.images import Task, crop_flip
+from mtanytime.experiments.runner import RECIPES, changed
+from mtanytime.experiments.transfer import _targets
+from mtanytime.training.trainer import Trainer
+from mtanytime.transfer import FreshBatch, TransferTrainer
 
 
 @pytest.mark.parametrize("validation", [None, 0.2])
@@ -30,7 +30,7 @@ def test_methods(validation: float | None) -> None:
     plain, another = found["l2t"], found["l2t_another"]
     assert isinstance(plain, TransferTrainer)
     assert isinstance(another, TransferTrainer)
-    assert isinstance(another.outer, AnotherBatch)
+    assert isinstance(another.outer, FreshBatch)
     assert plain.outer is None
     assert torch.equal(another.outer.data.images, another.batches.data.images)
     assert (plain.meta_lr, another.meta_lr) == (0.2, settings["meta_lr_l2t_another"])

@@ -1,11 +1,10 @@
 """The folder of a training run: settings, tables, checkpoints, and the lock that keeps it to one process."""
 
 import csv
-import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -13,23 +12,17 @@ from typing import IO, Any
 import filelock
 import pandas as pd
 import torch
-from torch import Tensor
 
 Row = dict[str, Any]
 
+
 _FORMAT = "mtanytime-1"
+
+
 _OURS = {".lock", "config.json.tmp"}  # what a run that died before it had a config.json may leave behind
+
+
 _TEXT = ("source", "target")  # columns of names: a layer called "0" or "1.10" is no number
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named tensors, values included."""
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        if value.numel():
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _number(text: str) -> int | float:

@@ -1,7 +1,7 @@
 """The recipes of paper 1: a source network, then a target network trained by each of several methods."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,19 @@ from typing import Any
 from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
-from mtanytime.datasets import DIGITS_A_CLASS, Task, cifar10, cifar10_jpeg, crop_flip, digits, letters
-from mtanytime.training import Trainer, TrainingResult
-from mtanytime.transfer import AnotherBatch, TransferTrainer
-
-Setting = int | float | str
-Settings = Mapping[str, Setting]
-Parts = Iterator[tuple[str, Trainer]]
+from mtanytime.data.images import Task, crop_flip
+from mtanytime.data.synthetic import DIGITS_A_CLASS, digits, letters
+from mtanytime.experiments.recipe import (
+    Parts,
+    Settings,
+    check_files,
+    check_scored_on,
+    listed,
+    run_folder,
+    whole_cifar10,
+)
+from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.transfer import FreshBatch, TransferTrainer
 
 # The ways to train the target: the arguments of a `TransferTrainer`, or None from scratch. One-to-one pairs a source
 # stage with the target layer of its size. "l2t_another" is a variant of L2T-ww of ours: it starts at λ = 1, is judged
@@ -33,6 +39,7 @@ METHODS: dict[str, dict[str, object] | None] = {
     "l2t": {},
     "l2t_another": {"where_start": "even"},
 }
+
 
 BUILT_IN: Settings = {
     "methods": "l2t",
@@ -71,7 +78,7 @@ def _targets(
     if validation is not None:  # here and not by the trainers, so that no method's φ sees what validates
         train, shared["validation"] = task.train.split(validation, seed)
         task = Task(train, task.test)
-    another = {"outer": AnotherBatch(task.train, settings["batch_size"], options["augment"])}
+    another = {"outer": FreshBatch(task.train, settings["batch_size"], options["augment"])}
     for method in _methods(settings):
         if METHODS[method] is None:
             yield method, Trainer(make, task, folder=run_folder(folder, f"{method}-seed{seed}"), seed=seed, **shared)
@@ -94,11 +101,6 @@ def _targets(
             )
 
 
-def run_folder(folder: Path | None, name: str) -> Path | None:
-    """Where a recipe keeps one of its runs."""
-    return None if folder is None else folder / name
-
-
 def _betas(settings: Settings) -> list[float]:
     try:
         betas = [float(beta) for beta in str(settings["betas"]).split(",") if beta]
@@ -113,16 +115,6 @@ def _methods(settings: Settings) -> list[str]:
     return listed(settings, "method", METHODS)
 
 
-def listed(settings: Settings, kind: str, known: Collection[str]) -> list[str]:
-    """The names in the setting "methods" or "models", with commas between; ValueError for an unknown or doubled one."""
-    names = str(settings[f"{kind}s"]).split(",")
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{kind} {unknown[0]!r} is not known (has: {', '.join(known)})")
-    if len(set(names)) < len(names):
-        raise ValueError(f"wanted each {kind} once, got {settings[f'{kind}s']!r}")
-    return names
-
-
 def _check(settings: Settings) -> None:
     """Refuse, before any work, what a recipe would only stumble over later."""
     _methods(settings)
@@ -133,12 +125,6 @@ def _check(settings: Settings) -> None:
             f"validation needs digits to hold back: digits_per_class < {DIGITS_A_CLASS}, "
             f"got {settings['digits_per_class']}"
         )
-
-
-def check_scored_on(settings: Settings) -> None:
-    """ValueError for another word than "test" or "validation"."""
-    if settings.get("scored_on", "test") not in ("test", "validation"):
-        raise ValueError(f"scored_on is 'test' or 'validation'; got {settings['scored_on']!r}")
 
 
 def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -166,12 +152,6 @@ def _letters(per_class: int) -> Task:
     return letters(train_per_class=per_class)
 
 
-@cache
-def whole_cifar10(place: str) -> Task:
-    """CIFAR-10 from torchvision's folder or, for a name that ends in .npz, from one file of JPEGs."""
-    return cifar10_jpeg(place) if place.endswith(".npz") else cifar10(place)
-
-
 def _digits(per_class: int, seed: int, scored_on: str) -> Task:
     """The digits with few labels, or the like with other digits of the training half in place of the test set."""
     if scored_on == "test":
@@ -191,19 +171,6 @@ def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bo
     options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
     options |= {name: settings[name] for name in ("precision", "checkpoint_seconds")}
     yield from _targets(settings, seed, folder, source, make, task, **options)
-
-
-def check_files(settings: Settings, *names: str) -> None:
-    """ValueError, which says where to get it, for a setting that names a file that is not there."""
-    for name in names:
-        if not Path(settings[name]).exists():
-            raise ValueError(f"there is no {settings[name]!r}: set {name}=…, {_WHERE[name]}")
-
-
-_WHERE = {
-    "source": "the L2T-ww authors' logs/tinyimagenet-200-resnet32/0/ checkpoint (their repository alinlab/L2T-ww)",
-    "images": "a folder with torchvision's CIFAR-10 (datasets.cifar10(folder, download=True) puts it there)",
-}
 
 
 def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Run a module without a trace on it: at other parameters and buffers, or as a trial.
 
 `torch.func.functional_call` leaves a module broken whose layers are shared (used under two names): it puts such a
-layer's tensors back in the wrong order. `call_at` hands it each tensor once.
+layer's tensors back in the wrong order. `functional_call` hands it each tensor once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 def tensor_names(module: nn.Module) -> dict[str, str]:
@@ -24,7 +23,9 @@ def tensor_names(module: nn.Module) -> dict[str, str]:
     return names
 
 
-def call_at(module: nn.Module, tensors: dict[str, Tensor], *inputs: Any, names: Mapping[str, str] | None = None) -> Any:
+def functional_call(
+    module: nn.Module, tensors: dict[str, Tensor], *inputs: Any, names: Mapping[str, str] | None = None
+) -> Any:
     """`module(*inputs)` with `tensors` in place of its own parameters and buffers of those names.
 
     What the call writes to a buffer, in place or by assignment, is in `tensors` afterwards and not in the module.
@@ -32,16 +33,16 @@ def call_at(module: nn.Module, tensors: dict[str, Tensor], *inputs: Any, names: 
     """
     names = tensor_names(module) if names is None else names
     places = {place: tensors[name] for place, name in names.items() if name in tensors}
-    output = functional_call(module, places, inputs, tie_weights=False)
+    output = torch.func.functional_call(module, places, inputs, tie_weights=False)
     tensors.update({name: places[name] for name in tensors if name in places})
     return output
 
 
 @contextmanager
-def undisturbed(module: nn.Module, device: torch.device, training: bool) -> Iterator[dict[str, Tensor]]:
+def trial_run(module: nn.Module, device: torch.device, training: bool) -> Iterator[dict[str, Tensor]]:
     """A trial run that leaves no trace: the mode and torch's random state are put back afterwards.
 
-    Yields copies of the buffers, to run the module on through `call_at`.
+    Yields copies of the buffers, to run the module on through `functional_call`.
     """
     modes = [(part, part.training) for part in module.modules()]
     devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)  # the CPU's is always put back

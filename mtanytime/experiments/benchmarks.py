@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms
-from mtanytime.authors_code import authors_iteration, authors_joint_step
 from mtanytime.backbones import resnet, vgg9
-from mtanytime.datasets import ImageSet
-from mtanytime.training import Trainer, best_device
+from mtanytime.data.images import ImageSet
+from mtanytime.devices import best_device
+from mtanytime.experiments.authors_code import authors_iteration, authors_joint_step
+from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
 WARM_UP = 3  # rounds that do not count: until then memory is still being fetched from the system

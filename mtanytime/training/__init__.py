@@ -1,0 +1,28 @@
+"""Training runs: the loop, its run folder, and what identifies a run."""
+
+from mtanytime._moved import find
+from mtanytime.training.identity import describe_data, describe_model, fingerprint, name_of
+from mtanytime.training.run_folder import Row, RunFolder
+from mtanytime.training.schedule import SCHEDULES, STEP_BY_STEP, Schedule
+from mtanytime.training.trainer import StepReport, Trainer, TrainerOptions, TrainingResult
+
+__all__ = [
+    "SCHEDULES",
+    "STEP_BY_STEP",
+    "Row",
+    "RunFolder",
+    "Schedule",
+    "StepReport",
+    "Trainer",
+    "TrainerOptions",
+    "TrainingResult",
+    "describe_data",
+    "describe_model",
+    "fingerprint",
+    "name_of",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Names that were here before version 0.2."""
+    return find("training", name)
