@@ -56,7 +56,7 @@ def test_reference(path: Path) -> None:
             weights = trainer.meta(trainer._source_features(images))
         compare(f"iter{i}/lambda", torch.stack([weights.pairs[pair][:, 0] for pair in trainer.pairs]))
         trainer.model.train()
-        figures = trainer._step(images, labels)
+        figures = trainer.train_on_batch(images, labels)
         compare(f"iter{i}/match_loss", torch.tensor(figures["matching_loss"], dtype=torch.float64))
         compare(f"iter{i}/ce_loss", torch.tensor(figures["task_loss"], dtype=torch.float64))
         compare(f"iter{i}/outer_loss", torch.tensor(figures["outer_loss"], dtype=torch.float64))

@@ -460,7 +460,8 @@ class TwoExits(nn.Module):
 class AnytimeSteps(Trainer):
     """As little as trains a network that gives a list."""
 
-    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Do one SGD step on the loss."""
         loss = self.loss(self.model(images), labels)
         self.optimizer.zero_grad()
         loss.backward()

@@ -375,7 +375,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     """A finite loss can make infinite weights: they must not replace a good checkpoint, nor end a run in silence."""
 
     def burst(run: Trainer, at: int) -> None:
-        real = run._step
+        real = run.train_on_batch
 
         def step(images: Tensor, labels: Tensor) -> dict[str, float]:
             figures = real(images, labels)
@@ -383,7 +383,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
                 run.model[0].weight.data[0] = math.inf
             return figures
 
-        run._step = step
+        run.train_on_batch = step
 
     run = trainer(tmp_path / "run", checkpoint_seconds=0.0)
     burst(run, 3)

@@ -1095,7 +1095,7 @@ def test_meta_gradient_to_look_at() -> None:
     images, labels = next(trainer.batches.epoch(0))
     meta = copied(trainer.meta)
     trainer.model.train()
-    trainer._step(images.double(), labels)
+    trainer.train_on_batch(images.double(), labels)
     expected = [parameter.grad for parameter in trainer.meta.parameters()]
     trainer.meta.load_state_dict(meta)  # as it was for the real step
     trainer.model.eval()

@@ -113,7 +113,8 @@ class AnytimeTrainer(Trainer):
             self.folder.write("curve", costs.assign(accuracy=result.accuracy, **names)[[*names, *costs, "accuracy"]])
         return result
 
-    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Do one SGD step on the joint loss; see `Trainer.train_on_batch`."""
         with autocast(self.device, self.precision):
             outputs = self.model(images)
             loss = self.loss(outputs, labels)

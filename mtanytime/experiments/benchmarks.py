@@ -45,7 +45,9 @@ def transfer_iteration(name: str, batch: int, inner_steps: int, authors: Path | 
     if name == "authors":
         return authors_iteration(authors, batch, inner_steps, best_device())
     trainer, images, labels = _transfer_work(name, batch, inner_steps)
-    return partial(trainer._source_features, images) if name == "source" else partial(trainer._step, images, labels)
+    if name == "source":
+        return partial(trainer._source_features, images)
+    return partial(trainer.train_on_batch, images, labels)
 
 
 def first_order_error(batch: int, inner_steps: int) -> dict[str, float]:
@@ -53,7 +55,7 @@ def first_order_error(batch: int, inner_steps: int) -> dict[str, float]:
     iterations: the relative error in the Euclidean norm, and the cosine between the two."""
     trainer, images, labels = _transfer_work("ours", batch, inner_steps)
     for _ in range(3):
-        trainer._step(images, labels)
+        trainer.train_on_batch(images, labels)
     found = []
     for first_order in (False, True):
         trainer.first_order = first_order

@@ -183,9 +183,9 @@ def _cost(trainer: Trainer) -> tuple[int, float]:
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoTracker()
     with counter:
-        trainer._step(images, labels)  # and warms up
+        trainer.train_on_batch(images, labels)  # and warms up
     started = time.perf_counter()
-    trainer._step(images, labels)
+    trainer.train_on_batch(images, labels)
     seconds = time.perf_counter() - started
     trainer.model.load_state_dict(before)
     return counter.get_total_flops() // 2, seconds

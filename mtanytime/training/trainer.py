@@ -249,8 +249,12 @@ class Trainer:
         """Further settings that tell one run from another."""
         return {}
 
-    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Train on one batch, in train mode and under the step's seed; returns the log's figures."""
+    def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Do one training step on one batch and return its metrics (losses, accuracy, …).
+
+        `images` are floats in [0, 1] and `labels` int64, both on the run's device. The network must be in train mode:
+        the loop puts it there, and calls this under the step's own seed.
+        """
         with autocast(self.device, self.precision):
             output = self.model(images)
             loss = self.loss(output, labels)
@@ -404,7 +408,7 @@ class Trainer:
         self.model.train()
         images = images.to(self.device, next(self.model.parameters()).dtype)
         with seeded(derive_seed(self.seed, _STEP, self.step), self.device):
-            figures = self._step(images, labels.to(self.device))
+            figures = self.train_on_batch(images, labels.to(self.device))
         self.step += 1
         if self.validation is not None:
             figures["val_accuracy"] = math.nan

@@ -225,7 +225,8 @@ class TransferTrainer(Trainer):
             "trace_every": self.trace_every,
         }
 
-    def _step(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Do one step of Algorithm 1 on one batch; see `Trainer.train_on_batch`."""
         source_features = self._source_features(images)
         weights = self.meta(source_features)  # without autocast: in bfloat16 λ would move in steps of a hundredth
         stacked = weights.by_target()
