@@ -1,0 +1,86 @@
+"""Decode an image file of any kind to RGB pixels as a viewer shows them.
+
+Orientation from EXIF is applied, 16-bit and float grey levels are scaled to 8 bits, transparency is composited on a
+background, and an animated file gives its first frame. Whatever exception a decoder raises for a broken file becomes
+one `ValueError` that names the file.
+"""
+
+import io
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mtanytime.checks import Words, mismatch
+
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+
+
+def read_pixels(
+    source: str | PathLike[str] | bytes,
+    size: int | None = None,
+    *,
+    background: Color = WHITE,
+    name: str | None = None,
+) -> UInt8[Tensor, "3 height width"]:
+    """Decode an image file to 8-bit RGB.
+
+    Args:
+        source: the file's path, or its bytes (for example a member of an archive).
+        size: resize the shorter side to `size` (bilinear, antialiased) and keep the middle `size` × `size` pixels;
+            None keeps the image's own size.
+        background: the color behind transparent pixels.
+        name: what errors call the file; default: its path.
+
+    Raises:
+        ValueError: the file cannot be decoded, is truncated, has more pixels than Pillow accepts, or holds grey levels
+            whose scale is unknown (floats outside [0, 1], integers outside 0 to 65535).
+    """
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source)) as opened:
+            image = to_rgb(ImageOps.exif_transpose(opened), background, name)
+            if size is not None:
+                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+            pixels = np.array(image)
+    except FileNotFoundError:
+        raise
+    except Image.DecompressionBombError as error:
+        remedy = "resize the file, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        raise mismatch(name, f"at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels", Words(error), remedy) from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, … for a damaged file
+        if str(error).startswith(f"{name}: "):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        got = Words(f"one that Pillow cannot decode ({type(error).__name__}: {reason})")
+        raise mismatch(name, "an image file", got, "repair the file or remove it") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def to_rgb(image: Image.Image, background: Color = WHITE, name: str = "image") -> Image.Image:
+    """Convert a Pillow image of any mode to RGB, with transparent pixels composited on a background.
+
+    ValueError for grey levels whose scale is unknown, see `read_pixels`.
+    """
+    if image.mode.startswith("I"):  # "I", "I;16", "I;16B", …: 16-bit grey, which Pillow's convert would clip at 255
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            got = Words(f"{levels.min()} to {levels.max()}")
+            raise mismatch(name, "grey levels from 0 to 65535", got, "scale them to 16 bits")
+        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
+    elif image.mode == "F":
+        levels = np.asarray(image, dtype=np.float64)
+        if not (np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1):
+            got = Words(f"{levels.min():.4g} to {levels.max():.4g}")
+            raise mismatch(name, "float grey levels in [0, 1]", got, "divide them by their scale")
+        image = Image.fromarray(np.round(255 * levels).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(ground, layer)
+    return image.convert("RGB")
