@@ -139,6 +139,18 @@ class Normalized(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
+    def wrap(self, network: nn.Module) -> "Normalized":
+        """Wrap another network in the same normalisation and input size, on the same device and in the same dtype.
+
+        Where one `Normalized` holds another, the new network gets both.
+        """
+        if isinstance(self.network, Normalized):
+            network = self.network.wrap(network)
+        channels = self.mean.shape[1]
+        wrapper = Normalized(network, (0.0,) * channels, (1.0,) * channels, self.size)
+        wrapper.mean, wrapper.std = self.mean.clone(), self.std.clone()
+        return wrapper
+
     @property
     def feature_layers(self) -> tuple[str, ...]:
         """The paper's layers of the wrapped network, where it names them."""

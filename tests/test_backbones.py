@@ -142,6 +142,26 @@ def test_normalized_moves_and_saves_its_statistics() -> None:
     torch.testing.assert_close(other.mean.flatten(), torch.tensor(IMAGENET_MEAN))
 
 
+def test_normalized_wraps_another_network_alike() -> None:
+    """The exits cut out of an anytime network must see the images as the whole network does, to the bit."""
+    model = Normalized(resnet(8, 3, 4), IMAGENET_MEAN, IMAGENET_STD, size=24).double()
+    other = nn.Identity()
+    wrapper = model.wrap(other)
+    assert type(wrapper) is Normalized
+    assert wrapper.network is other
+    assert wrapper.size == 24
+    assert torch.equal(wrapper.mean, model.mean)
+    assert torch.equal(wrapper.std, model.std)
+    assert wrapper.mean.dtype == torch.float64
+    images = pictures(2, 3, 48, 40).double()
+    assert torch.equal(wrapper(images), model.normalised(images))
+    wrapper.mean.zero_()
+    assert model.mean.any()
+    assert model.to("meta").wrap(other).std.device.type == "meta"
+    twice = Normalized(Normalized(resnet(8, 3, 4), (0.5,) * 3, (0.5,) * 3), (0.1,) * 3, (0.2,) * 3)
+    assert torch.equal(twice.wrap(other)(images.float()), twice.network.normalised(twice.normalised(images.float())))
+
+
 def test_normalized_refuses_what_is_no_image_in_01() -> None:
     """Bytes and greyscale are the usual slips, and would train in silence or break inside a convolution."""
     model = Normalized(resnet(8, 3, 4), IMAGENET_MEAN, IMAGENET_STD)

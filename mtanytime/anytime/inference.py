@@ -20,6 +20,7 @@ from mtanytime.anytime.sliced import TriangularConv
 from mtanytime.backbones import Normalized
 from mtanytime.checks import require_wanted
 from mtanytime.devices import synchronise
+from mtanytime.features import unwrapped
 from mtanytime.measure.costs import latency, macs
 
 Unit = Literal["macs", "ms", "exit"]
@@ -58,15 +59,10 @@ class AnytimePredictor:
         costs: pd.DataFrame | None = None,
         batch: int = 1,
     ) -> None:
-        inner = network.network if isinstance(network, Normalized) else network
+        inner = unwrapped(network)
         require_wanted(isinstance(inner, AnytimeNetwork), "an AnytimeNetwork", type(inner).__name__)
         self._image_shape, self._batch = tuple(image_shape), batch
-        self._wrapper = None
-        if isinstance(network, Normalized):
-            self._wrapper = Normalized(
-                nn.Identity(), network.mean.flatten().tolist(), network.std.flatten().tolist(), network.size
-            )
-            self._wrapper.to(network.mean)
+        self._wrapper = network.wrap(nn.Identity()) if isinstance(network, Normalized) else None
         self._exits = [fold_batch_norms(inner.extract(k)) for k in range(1, inner.exits + 1)]
         self._whole = fold_batch_norms(inner) if hasattr(inner, "refine") else None
         self._like = next(self._exits[0].parameters())
@@ -173,7 +169,7 @@ class AnytimePredictor:
         fine = isinstance(images, Tensor) and images.is_floating_point()
         require_wanted(fine, "a tensor of floats in [0, 1]", getattr(images, "dtype", type(images).__name__))
         images = images.to(self._like.device, self._like.dtype)
-        return images if self._wrapper is None else self._wrapper.normalised(images)
+        return images if self._wrapper is None else self._wrapper(images)
 
 
 def choose_thresholds(

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.backbones import Normalized
 from mtanytime.checks import require_wanted
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import Precision, autocast
+from mtanytime.features import unwrapped
 from mtanytime.measure.costs import exit_costs
 from mtanytime.measure.evaluation import batch_accuracy, fraction_correct
 from mtanytime.training.trainer import Trainer, TrainerOptions, TrainingResult
@@ -105,7 +105,7 @@ class AnytimeTrainer(Trainer):
         """As `Trainer.result`. The run's folder then holds its curve, too, curve.csv: model (the class of the network),
         seed, exit, macs, macs_own_head, params, accuracy; for networks whose exits can be cut out (`extract`)."""
         result = super().result()
-        network = self.model.network if isinstance(self.model, Normalized) else self.model
+        network = unwrapped(self.model)
         there = self.folder is None or (self.folder.path / "curve.csv").exists()
         if not there and result.accuracy is not None and hasattr(network, "extract"):
             costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])

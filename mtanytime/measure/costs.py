@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mtanytime.backbones import Normalized
 from mtanytime.checks import require_wanted
 from mtanytime.devices import synchronise
+from mtanytime.features import unwrapped
 from mtanytime.functional import functional_call, trial_run
 
 Shape = Sequence[int]  # of one image: channels, height, width
@@ -86,13 +87,12 @@ def _count(module: nn.Module, image_shape: Shape, parts: Sequence[nn.Module] = (
 
 def exits_apart(network: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """Every exit's stand-alone network and the heads, of a network in eval mode; one exit's is the network itself."""
-    inner = network.network if isinstance(network, Normalized) else network
+    inner = unwrapped(network)
     if not hasattr(inner, "extract"):
         return [network], []
     alone = [inner.extract(k) for k in range(1, inner.exits + 1)]
     if isinstance(network, Normalized):
-        settings = network.mean.flatten().tolist(), network.std.flatten().tolist(), network.size
-        alone = [Normalized(part, *settings).to(network.mean) for part in alone]
+        alone = [network.wrap(part) for part in alone]
     return [part.eval() for part in alone], list(inner.heads)
 
 
