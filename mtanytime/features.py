@@ -1,4 +1,4 @@
-"""Tap the feature maps of any network by module path."""
+"""Taps: the feature maps of any network by module path."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtanytime.backbones import Normalized
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.functional import functional_call, trial_run
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside a `Normalized`, else the model itself: layer paths begin here."""
+    """The network inside a `Normalized`, or the model itself; layer paths start from it."""
     while isinstance(model, Normalized):
         model = model.network
     return model
@@ -24,7 +25,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def hooked(network: nn.Module, layers: Iterable[str], hook: Callable[..., None]) -> Iterator[None]:
-    """While it lasts, `hook(layer, module, args, kwargs, output)` is called after each run of each of the layers."""
+    """Within the block, call `hook(layer, module, args, kwargs, output)` after each run of each of the layers."""
     with ExitStack() as handles:
         for layer in layers:
             module = network.get_submodule(layer)
@@ -32,8 +33,33 @@ def hooked(network: nn.Module, layers: Iterable[str], hook: Callable[..., None])
         yield
 
 
-def _unlike_a_map(output: Any, batch: int) -> str | None:
-    """None for an image map, (batch, channel, height, width) of floats; else its type, shape or dtype."""
+def _full_paths(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
+    """The path of each layer in `model.named_modules()` -> the layer as given, which may start inside a `Normalized`.
+
+    Raises ValueError for an unknown layer, one that is listed twice and an empty list.
+    """
+    network = unwrapped(model)
+    name = type(network).__name__
+    require(len(layers) > 0, "layers", f"at least one module path of {name}", layers)
+    inner = [path for path, _ in network.named_modules(remove_duplicate=False) if path]
+    outer = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
+    prefix = ""
+    while isinstance(model, Normalized):
+        model, prefix = model.network, prefix + "network."
+    full_paths: dict[str, str] = {}
+    for layer in layers:
+        path = prefix + layer if layer in inner else layer
+        if path not in outer:
+            near = sorted(inner, key=lambda path: -SequenceMatcher(None, path, layer).ratio())
+            known = ", ".join(near[:8]) + ", ..." * (len(near) > 8)
+            raise mismatch("layers", f"layers of {name} ({known})", layer)
+        require(path not in full_paths, "layers", "each layer once", Words(f"{layer!r} twice"))
+        full_paths[path] = layer
+    return full_paths
+
+
+def _not_a_map(output: Any, batch: int) -> str | None:
+    """None for an image map, (batch, channel, height, width) of floats, else the output's type, shape or dtype."""
     if not isinstance(output, Tensor):
         return f"a {type(output).__name__}"
     if output.ndim != 4 or len(output) != batch:
@@ -42,85 +68,79 @@ def _unlike_a_map(output: Any, batch: int) -> str | None:
 
 
 def _counts_changes(output: Tensor) -> bool:
-    """Whether torch's version counter sees in-place changes: not in inference mode, not under `torch.func.vmap`."""
+    """Whether torch counts in-place changes of a tensor: not in inference mode, not under `torch.func.vmap`."""
     return not output.is_inference() and output.detach()[:0].clone().zero_()._version > 0
 
 
 class Tapped(nn.Module):
-    """A network that also hands out the feature maps of some of its layers, made by `tap`.
+    """A network that also returns the feature maps of some of its layers, made by `tap`.
 
-    `output, features = tapped(images)`: the network's own output, and a dict layer path -> (batch, channel, height,
-    width). The maps stay in the autograd graph. Hooks exist only during a call. The network is the submodule `model`,
-    so `parameters()`, `state_dict()` and `torch.func.functional_call` see it.
+    `output, features = tapped(images)`: the network's own output, and a dict layer -> (batch, channel, height, width).
+    The maps stay in the autograd graph. Hooks exist only during a call. The network is the submodule `model`, so that
+    `parameters()`, `state_dict()` and `torch.func.functional_call` see it.
 
-    A map that a later layer overwrites (`ReLU(inplace=True)` after a tapped batch norm) is handed out as it was when
-    its layer gave it. Which maps need a copy for this is learned on the first call in each mode, where all are copied,
-    from torch's version counters.
+    If a later layer overwrites a map (`ReLU(inplace=True)` after a tapped batch norm), the map is returned as its layer
+    computed it. Such maps must be copied: the first call in each mode copies all maps and reads from torch's version
+    counters which of them were overwritten; later calls copy only those.
 
-    Raises ValueError where a layer does not give an image map; RuntimeError where it runs twice or not at all, or where
-    a map that was not overwritten on the first call is overwritten later (call again: it is copied from then on).
+    Raises:
+        ValueError: a layer whose output is not an image map.
+        RuntimeError: a layer that runs twice or not at all, or a map that is overwritten but was not on the first call
+            (call again: from then on it is copied).
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        self._layer_at = _full_paths(model, self.layers)
         self._overwritten: dict[tuple[bool, ...], set[str]] = {}  # by the training flags of all modules
-        network = unwrapped(model)
-        paths = [path for path, _ in network.named_modules(remove_duplicate=False) if path]
-        if not self.layers:
-            raise ValueError(f"no layers to tap in {type(network).__name__}; wanted at least one of its module paths")
-        for layer, count in Counter(self.layers).items():
-            if layer not in paths:
-                near = sorted(paths, key=lambda path: -SequenceMatcher(None, path, layer).ratio())
-                has = ", ".join(near[:8]) + ", ..." * (len(near) > 8)
-                raise ValueError(f"layer {layer!r} is not in {type(network).__name__} (has: {has})")
-            if count > 1:
-                raise ValueError(f"layer {layer!r} is listed {count} times; wanted each layer once")
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"]
     ) -> tuple[Any, dict[str, Float[Tensor, "batch _ _ _"]]]:
-        """The network's output, whatever it is, and the tapped maps by layer, in the order of `layers`."""
-        network = unwrapped(self.model)
-        name = type(network).__name__
+        """Return the network's own output, whatever it is, and the tapped maps by layer, in the order of `layers`."""
+        name = type(unwrapped(self.model)).__name__
         modes = tuple(module.training for module in self.model.modules())
         copied = self._overwritten.get(modes)  # None: not known yet, so copy all
         originals: dict[str, tuple[Tensor, int]] = {}
         features: dict[str, Tensor] = {}
 
-        def keep(layer: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        def keep(path: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+            layer = self._layer_at[path]
             if layer in features:
-                raise RuntimeError(f"layer {layer!r} of {name} runs more than once in a forward pass; wanted once")
-            if (found := _unlike_a_map(output, len(images))) is not None:
-                wanted = f"wanted an image map (batch {len(images)}, channel, height, width) of floats"
-                raise ValueError(f"layer {layer!r} gives {found}; {wanted}")
+                raise RuntimeError(f"layer {layer!r} of {name} runs more than once in a forward pass")
+            if (description := _not_a_map(output, len(images))) is not None:
+                expected = f"an image map (batch {len(images)}, channel, height, width) of floats"
+                raise mismatch(f"layer {layer!r}", expected, Words(description))
             if _counts_changes(output):
                 originals[layer] = output, output._version
             safe = layer in originals and copied is not None and layer not in copied
             features[layer] = output if safe else output.clone()
 
-        with hooked(network, self.layers, keep):
+        with hooked(self.model, self._layer_at, keep):
             output = self.model(images)
         for layer in self.layers:
             if layer not in features:
-                raise RuntimeError(f"layer {layer!r} of {name} does not run in the forward pass; wanted once")
-        overwritten = {layer for layer, (kept, version) in originals.items() if kept._version != version}
+                raise RuntimeError(f"layer {layer!r} of {name} does not run in the forward pass")
+        overwritten = {layer for layer, (original, version) in originals.items() if original._version != version}
         late = set() if copied is None else overwritten - copied
         if len(originals) == len(self.layers):
             self._overwritten.setdefault(modes, set()).update(overwritten)
         if late:
             raise RuntimeError(
-                f"layer {min(late)!r} of {name} was overwritten in place, unlike on the first call; try again"
+                f"layer {min(late)!r} of {name} was overwritten in place, unlike on the first call; call again"
             )
         return output, {layer: features[layer] for layer in self.layers}
 
 
 def tap(model: nn.Module, layers: Sequence[str]) -> Tapped:
-    """Wrap `model` so that a call also gives the feature maps of `layers`, module paths such as "layer1.0.conv1".
+    """Wrap a model so that a call also returns the feature maps of `layers`, module paths such as "layer1.0.conv1".
 
-    Paths are those of `model.named_modules()`; of the wrapped network when the model is a `Normalized`. See `Tapped`.
-    Raises ValueError for an unknown layer (naming the nearest ones), a layer listed twice, or an empty list.
+    The paths are those of `model.named_modules()`. Where the model is a `Normalized`, they may also start from the
+    network inside it: "layer1" for "network.layer1"; if both are layers, "layer1" is the inner network's. The returned
+    features have the paths as given. See `Tapped`. Raises ValueError for an unknown layer (naming similar ones), a
+    layer that is listed twice and an empty list.
     """
     return Tapped(model, layers)
 
@@ -128,9 +148,10 @@ def tap(model: nn.Module, layers: Sequence[str]) -> Tapped:
 def image_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"]
 ) -> dict[str, tuple[int, int, int]]:
-    """All layers that `tap` can give, in the order of `named_modules`: path -> (channel, height, width) for `images`.
+    """List all layers that `tap` accepts, in the order of `named_modules`: path -> (channel, height, width).
 
-    These are the layers that run exactly once in eval mode and give an image map. The model is left untouched.
+    These are the layers that run exactly once in eval mode on `images` and output an image map. The paths of a
+    `Normalized` start from the network inside it. The model is left unchanged.
     """
     network = unwrapped(model)
     runs: Counter[str] = Counter()
@@ -138,7 +159,7 @@ def image_layers(
 
     def keep(layer: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         runs[layer] += 1
-        if _unlike_a_map(output, len(images)) is None:
+        if _not_a_map(output, len(images)) is None:
             shapes[layer] = tuple(output.shape[1:])
 
     layers = [path for path, _ in network.named_modules() if path]

@@ -147,7 +147,7 @@ def test_other_families(make: Callable[[], nn.Module]) -> None:
 def test_no_image_map_is_refused() -> None:
     """A transformer's tokens have no height and width, and a tuple or integers can't be matched; each is named."""
     x = pictures(2, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"'encoder.layers.encoder_layer_0' gives \(2, 17, 32\); wanted an image map"):
+    with pytest.raises(ValueError, match=r"layer_0': expected an image map .*, got \(2, 17, 32\)$"):
         tap(vision_transformer(), ["encoder.layers.encoder_layer_0"])(x)
     for value, found in (
         (lambda x: (x, x), "a tuple"),
@@ -155,7 +155,7 @@ def test_no_image_map_is_refused() -> None:
         (lambda x: x[:1], r"\(1, 3,"),
     ):
         model = Net(lambda net, x, value=value: net.pair(value(x)))
-        with pytest.raises(ValueError, match=f"layer 'pair' gives {found}"):
+        with pytest.raises(ValueError, match=f"layer 'pair': expected an image map .*, got {found}"):
             tap(model, ["pair"])(x)
         assert hooks_of(model) == 0
 
@@ -172,14 +172,15 @@ def test_layer_must_run_exactly_once() -> None:
 def test_unknown_layers_are_refused_with_the_nearest_names() -> None:
     """A slip of the pen should be mended from the message alone, without hundreds of names to read."""
     model = torchvision.models.resnet18()
-    with pytest.raises(ValueError, match=r"^layer 'layer9' is not in ResNet \(has: layer1, layer2, layer3, ") as caught:
+    message = r"^layers: expected layers of ResNet \(layer1, layer2, layer3, .*, got 'layer9'$"
+    with pytest.raises(ValueError, match=message) as caught:
         tap(model, ["layer1", "layer9"])
     assert len(str(caught.value)) < 200
-    with pytest.raises(ValueError, match="layer '' is not in ResNet"):
+    with pytest.raises(ValueError, match=r"expected layers of ResNet .*, got ''"):
         tap(model, [""])
-    with pytest.raises(ValueError, match="layer 'layer1' is listed 2 times"):
+    with pytest.raises(ValueError, match="layers: expected each layer once, got 'layer1' twice"):
         tap(model, ["layer1", "layer2", "layer1"])
-    with pytest.raises(ValueError, match="no layers to tap in ResNet"):
+    with pytest.raises(ValueError, match=r"layers: expected at least one module path of ResNet, got \(\)"):
         tap(model, [])
 
 
@@ -238,8 +239,39 @@ def test_normalized_paths_are_those_of_the_network() -> None:
     _, wanted = tap(network, ["layer2"])((x - model.mean) / model.std)
     assert torch.equal(features["layer2"], wanted["layer2"])
     assert image_layers(model, x) == image_layers(network, x)
-    with pytest.raises(ValueError, match="layer 'network' is not in ResNet"):
-        tap(model, ["network"])
+    with pytest.raises(ValueError, match=r"expected layers of ResNet \(.*, got 'network.layer9'$"):
+        tap(model, ["network.layer9"])
+
+
+def test_paths_of_named_modules_work_through_normalized() -> None:
+    """A path copied from `named_modules()` must work as it is, and the features must be found under that path."""
+    network = torchvision.models.resnet18().eval()
+    inner = backbones.Normalized(network, backbones.IMAGENET_MEAN, backbones.IMAGENET_STD)
+    x = pictures(2, 3, 64, 64)
+    for model, prefix in ((inner, "network."), (backbones.Normalized(inner, (0.0,) * 3, (1.0,) * 3), "network." * 2)):
+        paths = [path for path, _ in model.named_modules()]
+        layers = [f"{prefix}layer1", "layer3"]
+        assert layers[0] in paths
+        _, features = tap(model, layers)(x)
+        _, wanted = tap(model, ["layer1", f"{prefix}layer3"])(x)
+        assert list(features) == layers
+        assert list(wanted) == ["layer1", f"{prefix}layer3"]
+        assert all(map(torch.equal, features.values(), wanted.values()))
+        with pytest.raises(ValueError, match=f"layers: expected each layer once, got '{prefix}layer1' twice"):
+            tap(model, ["layer1", f"{prefix}layer1"])
+
+
+def test_the_inner_network_has_the_first_claim_to_a_path() -> None:
+    """A recorded layer must stay the same one, even if the network has a submodule called "network" itself."""
+    network = nn.Module()
+    network.network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 5, 1))
+    network.forward = network.network.forward
+    model = backbones.Normalized(network, (0.5,) * 3, (0.5,) * 3)
+    features = tap(model, ["network.0", "network.network.1"])(pictures(2, 3, 4, 4))[1]
+    assert [tuple(maps.shape) for maps in features.values()] == [(2, 2, 4, 4), (2, 5, 4, 4)]
+    whole = backbones.Normalized(nn.Conv2d(3, 2, 1), (0.5,) * 3, (0.5,) * 3)
+    output, features = tap(whole, ["network"])(pictures(2, 3, 4, 4))
+    assert torch.equal(features["network"], output)
 
 
 def test_image_layers_lists_what_can_be_tapped() -> None:

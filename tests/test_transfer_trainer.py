@@ -869,14 +869,14 @@ TWO = {"a": tiny.made(3, seed=2), "b": tiny.made(3, seed=3)}
     [
         (
             {"source_layers": ["layer9"]},
-            r"^source: layer 'layer9' is not in TinyNet \(has: .*first.*\)",
+            r"^source: layers: expected layers of TinyNet \(.*first.*\), got 'layer9'$",
         ),
-        ({"target_layers": ["layer9"]}, r"^target: layer 'layer9' is not in TinyNet \(has: .*first.*\)"),
-        ({"pairs": [("first", "frist")]}, r"^target: layer 'frist' is not in TinyNet \(has: first"),
-        ({"pairs": [("frist", "first")]}, r"^source: layer 'frist' is not in TinyNet \(has: first"),
-        ({"source_layers": []}, "^source: no layers to tap in TinyNet; wanted at least one"),
-        ({"target_layers": []}, "^target: no layers to tap in TinyNet; wanted at least one"),
-        ({"target_layers": ["first", "first"]}, "^target: layer 'first' is listed 2 times; wanted each layer once"),
+        ({"target_layers": ["layer9"]}, r"^target: layers: expected layers of TinyNet \(.*first.*\), got 'layer9'$"),
+        ({"pairs": [("first", "frist")]}, r"^target: layers: expected layers of TinyNet \(first.*, got 'frist'$"),
+        ({"pairs": [("frist", "first")]}, r"^source: layers: expected layers of TinyNet \(first.*, got 'frist'$"),
+        ({"source_layers": []}, r"^source: layers: expected at least one module path of TinyNet, got \(\)"),
+        ({"target_layers": []}, r"^target: layers: expected at least one module path of TinyNet, got \(\)"),
+        ({"target_layers": ["first", "first"]}, "^target: layers: expected each layer once, got 'first' twice"),
         ({"pairs": [("first", "first")] * 2}, r"wanted each pair once; got \('first', 'first'\)"),
         (
             {"source_layers": ["first"], "target_layers": ["second"], "pairs": [("first", "first")]},
@@ -899,7 +899,10 @@ TWO = {"a": tiny.made(3, seed=2), "b": tiny.made(3, seed=3)}
             {"source": TWO, "pairs": [("c/first", "first")]},
             r"wanted a source layer as 'name/layer' with a name of \['a', 'b'\]; got 'c/first'",
         ),
-        ({"source": TWO, "pairs": [("a/first", "first"), ("b/frist", "first")]}, "^source 'b': layer 'frist' is not"),
+        (
+            {"source": TWO, "pairs": [("a/first", "first"), ("b/frist", "first")]},
+            r"^source 'b': layers: expected layers of TinyNet .*, got 'frist'$",
+        ),
         (
             {"source": TWO, "source_layers": ["first"]},
             r"wanted source_layers as a dict with the layers of \['a', 'b'\]; got \['first'\]",
@@ -998,11 +1001,11 @@ NO_GRADIENT = r"gets no gradient: no trained parameter comes before it in the fo
         ({"target": tiny.made(4).requires_grad_(False)}, "wanted a network with parameters that require grad"),
         (
             {"target_layers": ["classifier"]},
-            r"^target, given .*: layer 'classifier' gives \(4, 3\); wanted an image map \(batch 4, channel",
+            r"^target, given .*: layer 'classifier': expected an image map \(batch 4, channel.*, got \(4, 3\)$",
         ),
         (
             {"source_layers": ["classifier"]},
-            r"^source, given .*: layer 'classifier' gives \(4, 3\); wanted an image map \(batch 4, channel",
+            r"^source, given .*: layer 'classifier': expected an image map \(batch 4, channel.*, got \(4, 3\)$",
         ),
         (
             {"target": Cases.Twice(), "target_layers": ["first.2"]},
