@@ -1,0 +1,120 @@
+"""Find the channel axis of a layer's output, and turn outputs of any layout into maps (batch, channel, height, width).
+
+Convolutional networks put channels first, (B, C, H, W). Parts of ConvNeXt and Swin put them last, (B, H, W, C), and a
+vision transformer gives tokens, (B, N, C). Shapes alone do not tell these apart, so the layout is inferred from the
+modules that run: a convolution, batch norm or 2-d pooling leaves channels first; a `LayerNorm` or `Linear` over the
+last axis leaves them last; a torchvision `Permute` moves them.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtanytime.checks import Words, mismatch
+
+Layout = Literal["channels first", "channels last", "tokens"]
+MOST_EXTRA_TOKENS = 16  # class and register tokens before those of the patches
+
+_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.PixelShuffle,
+    nn.Upsample,
+)
+
+
+class LayoutRecorder:
+    """The layout that the modules of a network left last, updated as they run; made by `record_layouts`."""
+
+    def __init__(self) -> None:
+        self._axis = 1
+
+    def layout(self, output: Any) -> Layout | None:
+        """The layout of a layer's output that was just computed; None for what is neither a map nor tokens."""
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        if output.ndim == 4:
+            return "channels first" if self._axis == 1 else "channels last"
+        return "tokens" if output.ndim == 3 and self._axis == -1 else None
+
+    def _update(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.ndim < 3:
+            return
+        if isinstance(module, _FIRST):
+            self._axis = 1
+        elif isinstance(module, nn.Linear | nn.MultiheadAttention):
+            self._axis = -1
+        elif isinstance(module, nn.LayerNorm):
+            channels = module.normalized_shape[-1]
+            # torchvision's LayerNorm2d permutes, normalizes and permutes back.
+            first = "2d" in type(module).__name__.lower() or output.shape[-1] != channels
+            self._axis = 1 if first else -1
+        elif type(module).__name__ == "Permute" and hasattr(module, "dims"):
+            axis = 1 if self._axis == 1 else output.ndim - 1
+            self._axis = 1 if list(module.dims).index(axis) == 1 else -1
+
+
+@contextmanager
+def record_layouts(network: nn.Module) -> Iterator[LayoutRecorder]:
+    """While the block lasts, a recorder follows the layout through the network's forward passes."""
+    recorder = LayoutRecorder()
+    with ExitStack() as handles:
+        for module in network.modules():
+            informative = (*_FIRST, nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
+            if isinstance(module, informative) or type(module).__name__ == "Permute":
+                handles.callback(module.register_forward_hook(recorder._update).remove)
+        yield recorder
+
+
+def to_map(
+    output: Tensor,
+    layout: Layout,
+    image_size: tuple[int, int],
+    *,
+    grid: tuple[int, int] | None = None,
+    name: str = "layer",
+) -> Float[Tensor, "batch channel height width"]:
+    """View a layer's output as a map; class and register tokens, which come first, are left out.
+
+    Args:
+        output: (B, C, H, W), (B, H, W, C) or tokens (B, N, C), as `layout` says.
+        layout: see `LayoutRecorder.layout`.
+        image_size: height and width of the network's images, whose ratio the grid of tokens has.
+        grid: rows and columns of the tokens; None: the largest grid of the images' ratio.
+        name: the layer, for errors.
+
+    Raises:
+        ValueError: tokens that fit no grid, or not the given one.
+    """
+    if layout == "channels first":
+        return output
+    if layout == "channels last":
+        return output.permute(0, 3, 1, 2)
+    tokens = output.shape[1]
+    if grid is None:
+        grid = _grid(tokens, image_size)
+        if grid is None:
+            expected = f"a grid of tokens shaped like the images, {image_size[0]} × {image_size[1]}"
+            raise mismatch(name, expected, Words(f"{tokens} tokens"), "pass the grid of tokens (rows, columns)")
+    elif tokens < grid[0] * grid[1]:
+        raise mismatch(name, f"at least {grid[0]} × {grid[1]} tokens", tokens)
+    patches = output[:, tokens - grid[0] * grid[1] :]
+    return patches.transpose(1, 2).unflatten(2, grid)
+
+
+def _grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """The largest grid of the images' ratio that leaves at most `MOST_EXTRA_TOKENS` tokens over."""
+    divisor = math.gcd(*image_size)
+    rows, columns = (side // divisor for side in image_size)
+    factor = math.isqrt(tokens // (rows * columns))
+    left = tokens - factor * factor * rows * columns
+    return (factor * rows, factor * columns) if factor and left <= min(MOST_EXTRA_TOKENS, tokens // 2) else None

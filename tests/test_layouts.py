@@ -1,0 +1,107 @@
+"""The channel axis of every kind of layer is found, and tokens become maps."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.vision_transformer import VisionTransformer
+
+from mtanytime.layouts import record_layouts, to_map
+
+IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def made(name: str) -> nn.Module:
+    """A small network of a family."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "swin":
+            return SwinTransformer([4, 4], 12, [1, 1], [2, 2], [4, 4], num_classes=3).eval()
+        if name == "convnext":
+            return ConvNeXt([CNBlockConfig(12, 24, 1), CNBlockConfig(24, None, 1)], num_classes=3).eval()
+        if name == "vit":
+            return VisionTransformer(64, 16, 1, 2, 12, 24, num_classes=3).eval()
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)).eval()
+
+
+def outputs(network: nn.Module) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """Layout and shape of every layer's output."""
+    found: dict[str, tuple[str | None, tuple[int, ...]]] = {}
+    with record_layouts(network) as recorder, torch.no_grad():
+        for path, module in network.named_modules():
+
+            def keep(_module: nn.Module, _args: object, output: object, path: str = path) -> None:
+                if isinstance(output, Tensor):
+                    found[path] = recorder.layout(output), tuple(output.shape)
+
+            module.register_forward_hook(keep)
+        network(IMAGES)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "layout", "channels"),
+    [
+        ("cnn", "0", "channels first", 8),
+        ("cnn", "2", "channels first", 8),
+        ("swin", "features.0.0", "channels first", 12),
+        ("swin", "features.0.1", "channels last", 12),
+        ("swin", "features.0", "channels last", 12),
+        ("swin", "features.1", "channels last", 12),
+        ("swin", "features.1.0.mlp.0", "channels last", 48),
+        ("swin", "features.2", "channels last", 24),
+        ("swin", "permute", "channels first", 24),
+        ("convnext", "features.0", "channels first", 12),
+        ("convnext", "features.1", "channels first", 12),
+        ("convnext", "features.1.0.block.2", "channels last", 12),
+        ("convnext", "features.1.0.block.3", "channels last", 48),
+        ("convnext", "features.1.0.block.6", "channels first", 12),
+        ("convnext", "features.2.0", "channels first", 12),
+        ("vit", "conv_proj", "channels first", 12),
+        ("vit", "encoder.layers.encoder_layer_0", "tokens", 12),
+        ("vit", "encoder.ln", "tokens", 12),
+    ],
+)
+def test_layout(family: str, layer: str, layout: str, channels: int) -> None:
+    """Channels are never taken for rows of pixels."""
+    found, shape = outputs(made(family))[layer]
+    assert found == layout
+    assert shape[1 if layout == "channels first" else -1] == channels
+
+
+def test_what_is_no_map_has_no_layout() -> None:
+    """Logits and token ids."""
+    found = outputs(made("vit"))
+    assert found["heads"][0] is None
+    assert found[""][0] is None
+
+
+def test_tokens_become_the_grid_of_patches() -> None:
+    """Token t of the map's row r and column c is the patch at that place; the class token is left out."""
+    network = made("vit")
+    with torch.no_grad():
+        tokens = network._process_input(IMAGES)
+        expected = network.conv_proj(IMAGES)
+    whole = torch.cat([torch.zeros(2, 1, 12), tokens], dim=1)
+    torch.testing.assert_close(to_map(whole, "tokens", (64, 64)), expected)
+    torch.testing.assert_close(to_map(whole, "tokens", (64, 64), grid=(4, 4)), expected)
+    last = expected.permute(0, 2, 3, 1)
+    torch.testing.assert_close(to_map(last, "channels last", (64, 64)), expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "grid"),
+    [(197, (224, 224), (14, 14)), (261, (224, 224), (16, 16)), (49, (56, 56), (7, 7)), (33, (64, 128), (4, 8))],
+)
+def test_grid(tokens: int, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """ViT, DINOv2 with registers, tokens alone, images that are not square."""
+    assert to_map(torch.zeros(1, tokens, 5), "tokens", size).shape == (1, 5, *grid)
+
+
+def test_tokens_without_a_grid() -> None:
+    """What fits no grid is refused with the way out."""
+    with pytest.raises(ValueError, match="expected a grid of tokens shaped like the images, 224 × 224, got 120 tokens"):
+        to_map(torch.zeros(1, 120, 5), "tokens", (224, 224), name="encoder")
+    with pytest.raises(ValueError, match="encoder: expected at least 9 × 9 tokens, got 64"):
+        to_map(torch.zeros(1, 64, 5), "tokens", (224, 224), grid=(9, 9), name="encoder")
