@@ -1,4 +1,4 @@
-"""The papers' networks for small images, and a wrapper that lets a network travel with its own normalisation."""
+"""The papers' networks for small images, and `Normalized`, which keeps a network and its normalisation together."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
+from mtanytime.checks import Words, mismatch, require
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _check_images(images: Tensor, channels: int, least: int, name: str) -> None:
-    if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < least:
-        wanted = f"wanted (batch, {channels}, height, width) with height and width of at least {least}"
-        raise ValueError(f"{name} got images of shape {tuple(images.shape)}; {wanted}")
+def check_images(images: Tensor, channels: int, least: int, network: str) -> None:
+    """Raise ValueError unless a network can read the images: their channels, and at least `least` pixels per side."""
+    fits = images.ndim == 4 and images.shape[1] == channels and min(images.shape[2:]) >= least
+    expected = f"(batch, {channels}, height, width) of at least {least}×{least} pixels for {network}"
+    require(fits, "images", expected, tuple(images.shape))
 
 
 def _initialise(network: nn.Module) -> None:
-    """Draw convolutions from He's normal distribution by fan-out, with zero biases, as torchvision does."""
+    """Draw convolutions from He's normal distribution by fan-out and set biases to zero, as torchvision does."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -32,16 +35,15 @@ def _initialise(network: nn.Module) -> None:
 class ResNet(nn.Module):
     """The ResNet-(6k+2) for small images of He et al. 2016 (arXiv:1512.03385, section 4.2), built by `resnet`.
 
-    Deviations, both as in the L2T-ww authors' source network: the stem's convolution has a bias, and a block that
-    changes the width has a 1x1 convolution and a batch norm on its shortcut instead of appended zero channels.
+    Deviations, both as in the L2T-ww authors' source network: the stem's convolution has a bias, and the shortcut of a
+    block that changes the width is a 1×1 convolution with batch norm, not padding with zero channels.
     """
 
     feature_layers = ("layer1", "layer2", "layer3")
 
     def __init__(self, depth: int, num_classes: int, width: int = 16) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth is {depth}; wanted 6k + 2 with k >= 1: 8, 14, 20, 26, 32, ...")
+        require(depth >= 8 and depth % 6 == 2, "depth", "6k + 2 with k >= 1 (8, 14, 20, 26, 32, ...)", depth)
         _check_sizes(num_classes, width)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
@@ -55,8 +57,8 @@ class ResNet(nn.Module):
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Class scores. Raises ValueError for images that don't have three channels."""
-        _check_images(images, 3, 1, "ResNet")
+        """Return the logits. Raises ValueError for images without three channels."""
+        check_images(images, 3, 1, "ResNet")
         maps = self.relu(self.bn1(self.conv1(images)))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.fc(self.avgpool(maps).flatten(1))
@@ -65,8 +67,8 @@ class ResNet(nn.Module):
 class VGG(nn.Module):
     """The nine-layer VGG with batch norm for small images, the target of L2T-ww (arXiv:1905.05901), built by `vgg9`.
 
-    Eight 3x3 convolutions, 64 M 128 M 256 256 M 512 512 M 512 512 M, each followed by batch norm and ReLU; M is a 2x2
-    maximum; then the mean over what is left of the image (one pixel for 32x32) and a linear layer.
+    Eight 3×3 convolutions, 64 M 128 M 256 256 M 512 512 M 512 512 M, each followed by batch norm and ReLU; M is 2×2
+    max pooling. Then the mean over the remaining pixels (one for images of 32×32) and a linear layer.
     """
 
     feature_layers = ("features.2", "features.6", "features.13", "features.20", "features.27")
@@ -90,14 +92,14 @@ class VGG(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Class scores. Raises ValueError for images smaller than 32x32 or without three channels."""
-        _check_images(images, 3, 32, "VGG-9, which halves the image five times,")
+        """Return the logits. Raises ValueError for images smaller than 32×32 or without three channels."""
+        check_images(images, 3, 32, "VGG-9, which halves them five times")
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
 def _check_sizes(num_classes: int, width: int) -> None:
-    if num_classes < 1 or width < 1:
-        raise ValueError(f"num_classes is {num_classes} and width is {width}; wanted at least 1 of each")
+    for name, size in (("num_classes", num_classes), ("width", width)):
+        require(size >= 1, name, "at least 1", size)
 
 
 def _stage(channels: int, width: int, stride: int, blocks: int) -> nn.Sequential:
@@ -109,31 +111,32 @@ def _stage(channels: int, width: int, stride: int, blocks: int) -> nn.Sequential
 
 
 def resnet(depth: int, num_classes: int, width: int = 16) -> ResNet:
-    """A ResNet of `depth` 6k + 2 whose three stages are `width`, 2 `width` and 4 `width` wide. See `ResNet`."""
+    """Build a ResNet of `depth` 6k + 2 with `width`, 2 `width` and 4 `width` channels in its stages. See `ResNet`."""
     return ResNet(depth, num_classes, width)
 
 
 def vgg9(num_classes: int, width: int = 64) -> VGG:
-    """A VGG-9 whose stages are `width` times 1, 2, 4, 8 and 8 wide. Images of at least 32x32. See `VGG`."""
+    """Build a VGG-9 with 1, 2, 4, 8 and 8 times `width` channels in its stages, for images from 32×32. See `VGG`."""
     return VGG(num_classes, width)
 
 
 class Normalized(nn.Module):
     """A network together with the normalisation that it was trained with; takes images in [0, 1].
 
-    Images are resized to `size` x `size` (bilinear, antialiased; None: they keep their size), then (image - mean) / std
-    with one mean and std a channel. So two networks trained with different normalisations can see the same batch.
-    `features.tap` and `feature_layers` name the layers of the wrapped network, as if the wrapper were not there.
+    Images are resized to `size` × `size` (bilinear, antialiased; None keeps their size) and normalised to
+    (image - mean) / std, with one mean and std per channel. So two networks trained with different normalisations can
+    read the same batch. `feature_layers` and `features.image_layers` name layers by their paths inside the wrapped
+    network; `features.tap` accepts these, too.
     """
 
     def __init__(
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float], size: int | None = None
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or not mean or min(std) <= 0:
-            raise ValueError(f"mean is {mean} and std is {std}; wanted one of each a channel, std above zero")
-        if size is not None and size < 1:
-            raise ValueError(f"size is {size}; wanted at least 1 pixel, or None to keep the images' own")
+        require(len(mean) > 0, "mean", "one value per channel", mean)
+        require(len(std) == len(mean), "std", f"one value per channel, as many as mean ({len(mean)})", std)
+        require(min(std) > 0, "std", "values above 0", std)
+        require(size is None or size >= 1, "size", "at least 1 pixel, or None to keep the images' own", size)
         self.network = network
         self.size = size
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -153,25 +156,25 @@ class Normalized(nn.Module):
 
     @property
     def feature_layers(self) -> tuple[str, ...]:
-        """The paper's layers of the wrapped network, where it names them."""
+        """The wrapped network's own `feature_layers`. Raises AttributeError if it has none."""
         return self.network.feature_layers
 
     def forward(self, images: Shaped[Tensor, "batch channel height width"]) -> Any:
-        """The network's own output. Raises ValueError for integers or another number of channels."""
+        """Run the network on normalised images. Raises ValueError for integers or another number of channels."""
         return self.network(self.normalised(images))
 
     def normalised(self, images: Shaped[Tensor, "batch channel height width"]) -> Tensor:
-        """What the network sees of the images. Raises ValueError for integers or another number of channels."""
-        if not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; wanted floats in [0, 1] (uint8 images: images / 255)")
-        _check_images(images, self.mean.shape[1], 1, "Normalized")
+        """Resize and normalise images as the network reads them. Raises ValueError as `forward`."""
+        floats = images.is_floating_point()
+        require(floats, "images", "floats in [0, 1]", images.dtype, "divide uint8 images by 255")
+        check_images(images, self.mean.shape[1], 1, "Normalized")
         if self.size is not None and images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
         return (images - self.mean) / self.std
 
 
 def l2t_resnet32_names() -> dict[str, str]:
-    """Our name -> the L2T-ww authors' name of every parameter and buffer of their ResNet-32.
+    """Map our name of every parameter and buffer of the L2T-ww authors' ResNet-32 to their name.
 
     They call the first block of stage s `block{2s-1}` and the other four `blocks{2s}.0` to `blocks{2s}.3`.
     """
@@ -188,20 +191,20 @@ def l2t_resnet32_names() -> dict[str, str]:
 
 
 def load_l2t_resnet32(path: str | PathLike[str]) -> Normalized:
-    """The L2T-ww authors' source network (ResNet-32, TinyImageNet at 32x32, 200 classes) from their checkpoint file.
+    """Load the L2T-ww authors' source network (ResNet-32, TinyImageNet at 32×32, 200 classes) from their checkpoint.
 
-    The file is in `logs/tinyimagenet-200-resnet32/0/` of their repository alinlab/L2T-ww. Returned in eval mode on the
-    CPU, with ImageNet's normalisation, which they trained it with. Their `alphas.*`, unused, are ignored.
-    Raises ValueError for a truncated or foreign file, naming the entries that are missing, unknown or of another shape.
+    The file is in `logs/tinyimagenet-200-resnet32/0/` of their repository alinlab/L2T-ww. The network is returned in
+    eval mode on the CPU, with ImageNet's normalisation, as they trained it. Their unused `alphas.*` are ignored.
+    Raises ValueError for a damaged or foreign file, naming the entries that are missing, unknown or of another shape.
     """
     with open(path, "rb") as file:
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             theirs = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("alphas.")}
         except Exception as error:  # torch.load raises many kinds, OSError too, for a damaged or foreign file
-            reason = str(error).strip().partition("\n")[0]
-            wanted = "wanted the L2T-ww authors' ResNet-32, a torch file holding a `state_dict`"
-            raise ValueError(f"{path} can't be read ({type(error).__name__}: {reason}); {wanted}") from error
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            expected = "a torch file with the `state_dict` of the L2T-ww authors' ResNet-32"
+            raise mismatch(str(path), expected, Words(f"a file that cannot be read as one ({reason})")) from error
     network, names = resnet(32, 200), l2t_resnet32_names()
     shapes = {names[name]: value.shape for name, value in network.state_dict().items()}
     wrong = {
@@ -212,7 +215,8 @@ def load_l2t_resnet32(path: str | PathLike[str]) -> Normalized:
         ],
     }
     if any(wrong.values()):
-        found = "; ".join(f"{len(v)} {k}: {', '.join(v[:3])}{', ...' * (len(v) > 3)}" for k, v in wrong.items() if v)
-        raise ValueError(f"{path} is not the L2T-ww authors' ResNet-32 with 200 classes: {found}")
+        entries = [f"{len(v)} {k}: {', '.join(v[:3])}{', ...' * (len(v) > 3)}" for k, v in wrong.items() if v]
+        expected = "the tensors of the L2T-ww authors' ResNet-32 with 200 classes"
+        raise mismatch(str(path), expected, Words(", ".join(entries)))
     network.load_state_dict({ours: theirs[name] for ours, name in names.items()})
     return Normalized(network, IMAGENET_MEAN, IMAGENET_STD).eval()

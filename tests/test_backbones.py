@@ -96,23 +96,29 @@ def test_initialisation_is_the_authors() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet(18, 10), r"depth is 18; wanted 6k \+ 2"),
-        (lambda: resnet(2, 10), r"depth is 2; wanted 6k \+ 2 with k >= 1"),
-        (lambda: resnet(8, 0), "num_classes is 0 .*wanted at least 1"),
-        (lambda: vgg9(0), "num_classes is 0 .*wanted at least 1"),
-        (lambda: vgg9(3, width=0), "width is 0; wanted at least 1"),
+        (lambda: resnet(18, 10), r"depth: expected 6k \+ 2 with k >= 1 .*, got 18$"),
+        (lambda: resnet(2, 10), r"depth: expected 6k \+ 2 with k >= 1 .*, got 2$"),
+        (lambda: resnet(8, 0), "num_classes: expected at least 1, got 0"),
+        (lambda: vgg9(0), "num_classes: expected at least 1, got 0"),
+        (lambda: vgg9(3, width=0), "width: expected at least 1, got 0"),
         (
             lambda: resnet(8, 3)(pictures(2, 1, 32, 32)),
-            r"ResNet got images of shape \(2, 1, 32, 32\); wanted \(batch, 3,",
+            r"images: expected \(batch, 3, height, width\) .* for ResNet, got \(2, 1, 32, 32\)",
         ),
-        (lambda: vgg9(3, 4)(pictures(2, 3, 16, 32)), r"VGG-9, .* \(2, 3, 16, 32\); .* height and width of at least 32"),
-        (lambda: Normalized(resnet(8, 3), (0.5,), (0.5, 0.5)), "wanted one of each a channel"),
-        (lambda: Normalized(resnet(8, 3), (0.5,), (0.0,)), "std above zero"),
-        (lambda: Normalized(resnet(8, 3), (0.5,), (0.5,), size=0), "size is 0; wanted at least 1 pixel"),
+        (
+            lambda: vgg9(3, 4)(pictures(2, 3, 16, 32)),
+            r"images: expected .* 32×32 pixels for VGG-9, .*, got \(2, 3, 16, 32\)",
+        ),
+        (
+            lambda: Normalized(resnet(8, 3), (0.5,), (0.5, 0.5)),
+            r"std: expected 1 values, one per channel .*, got \(0.5, 0.5\)",
+        ),
+        (lambda: Normalized(resnet(8, 3), (0.5,), (0.0,)), r"std: expected values above 0, got \(0.0,\)"),
+        (lambda: Normalized(resnet(8, 3), (0.5,), (0.5,), size=0), "size: expected at least 1 pixel, .*, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(make: Callable[[], object], message: str) -> None:
-    """Bad input must be met by what was wanted and what came, not by a message from deep inside torch."""
+    """The message must say what was expected and what came; it must not come from deep inside torch."""
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -165,9 +171,9 @@ def test_normalized_wraps_another_network_alike() -> None:
 def test_normalized_refuses_what_is_no_image_in_01() -> None:
     """Bytes and greyscale are the usual slips, and would train in silence or break inside a convolution."""
     model = Normalized(resnet(8, 3, 4), IMAGENET_MEAN, IMAGENET_STD)
-    with pytest.raises(ValueError, match=r"images are torch\.uint8; wanted floats in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"images: expected floats in \[0, 1\], got torch\.uint8; divide"):
         model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"Normalized got images of shape \(2, 1, 32, 32\); wanted \(batch, 3, "):
+    with pytest.raises(ValueError, match=r"images: expected \(batch, 3, .* for Normalized, got \(2, 1, 32, 32\)"):
         model(pictures(2, 1, 32, 32))
 
 
@@ -252,17 +258,19 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     torch.save(checkpoint(), stream)
     for damaged in (b"", b"<html>404</html>", stream.getvalue()[:50_000]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"model\.pth\.tar can't be read .*wanted the L2T-ww authors' ResNet-32"):
+        with pytest.raises(
+            ValueError, match=r"model\.pth\.tar: expected .* the L2T-ww authors' ResNet-32, got .*cannot be read"
+        ):
             load_l2t_resnet32(path)
     foreign = [
-        ([1, 2], "can't be read"),
-        (resnet(32, 200).state_dict(), "can't be read"),
-        (checkpoint(**{"fc.bias": None, "extra": torch.zeros(1)}), r"1 missing: fc\.bias; 1 unknown: extra$"),
+        ([1, 2], "cannot be read"),
+        (resnet(32, 200).state_dict(), "cannot be read"),
+        (checkpoint(**{"fc.bias": None, "extra": torch.zeros(1)}), r"1 missing: fc\.bias, 1 unknown: extra$"),
         (checkpoint(**{"fc.bias": 3}), r"1 of another shape: fc\.bias$"),
         (checkpoint(**{"fc.weight": torch.zeros(10, 64)}), r"1 of another shape: fc\.weight$"),
         (
             {"state_dict": resnet(14, 200).state_dict()},
-            r"missing: block1\.conv1\.weight, .*, \.\.\.; \d+ unknown: layer1",
+            r"missing: block1\.conv1\.weight, .*, \.\.\., \d+ unknown: layer1",
         ),
     ]
     for content, message in foreign:
