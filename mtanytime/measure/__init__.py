@@ -1,19 +1,8 @@
-"""What networks cost and what their exits are worth."""
+"""What networks cost, how accurate their exits are, and how curves of both compare."""
 
 from mtanytime._moved import find
-from mtanytime.measure.costs import (
-    Shape,
-    exit_costs,
-    exits_apart,
-    latencies,
-    latency,
-    macs,
-    parameters,
-    random_images,
-    reference_tensor,
-    table_by_exit,
-)
-from mtanytime.measure.curves import area_under_curve, gap, interpolated, savings
+from mtanytime.measure.costs import Shape, exit_costs, latencies, latency, macs, parameters
+from mtanytime.measure.curves import area_under_curve, gap, interpolated, savings, validated_curve
 from mtanytime.measure.evaluation import (
     batch_accuracy,
     calibration,
@@ -32,7 +21,6 @@ __all__ = [
     "curve",
     "evaluate",
     "exit_costs",
-    "exits_apart",
     "flips",
     "fraction_correct",
     "gap",
@@ -42,13 +30,11 @@ __all__ = [
     "macs",
     "parameters",
     "predictions",
-    "random_images",
-    "reference_tensor",
     "savings",
-    "table_by_exit",
+    "validated_curve",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """Names that were here before version 0.2."""
+    """Look up a name that was here before version 0.2."""
     return find("measure", name)

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, parameters, latency."""
+"""The cost of a network: multiply-adds, parameters, latency."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mtanytime.backbones import Normalized
-from mtanytime.checks import require_wanted
+from mtanytime.checks import require
 from mtanytime.devices import synchronise
 from mtanytime.features import unwrapped
 from mtanytime.functional import functional_call, trial_run
@@ -24,54 +24,62 @@ from mtanytime.functional import functional_call, trial_run
 Shape = Sequence[int]  # of one image: channels, height, width
 
 
-# What a network costs.
-
-
 def macs(module: nn.Module, image_shape: Shape = (3, 32, 32)) -> int:
-    """Multiply-adds of one image through a module in eval mode, counted by torch's flop counter as it runs (flops / 2).
+    """Count the multiply-adds (MACs) of one image through a module in eval mode.
 
-    Matrix products and convolutions alone are counted, as papers do: neither additions of a bias nor batch norm,
-    activations and pooling. Modes, buffers and torch's random state are left as they were. ValueError for a shape that
-    is not three numbers.
+    torch's flop counter counts while the module runs; a multiply-add is two flops. As in papers, only matrix products
+    and convolutions count, not the addition of a bias, batch norm, activations or pooling. Modes, buffers and torch's
+    random state are restored.
+
+    Raises:
+        ValueError: `image_shape` is not three sizes of at least 1.
     """
     return _count(module, image_shape)[0]
 
 
 def parameters(module: nn.Module) -> int:
-    """How many parameters a module has, trained or not; one that is shared counts once."""
+    """Count the parameters of a module, trained or frozen; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def exit_costs(network: nn.Module, image_shape: Shape = (3, 32, 32)) -> pd.DataFrame:
-    """What each exit costs for one image: exit (from 1), macs, macs_own_head, params.
+    """Measure the cost of each exit for one image: columns exit (from 1), macs, macs_own_head, params.
 
-    macs_own_head is `macs` of exit k alone, `extract(k)`, and params its parameters. macs adds the heads of the exits
-    before it: what an anytime answer costs whose earlier answers were given too. (Of all that comes before only the
-    heads are added: where exits share no activations, as in an inclusive ResNeXt, giving the earlier answers costs
-    their passes as well.) ValueError for a head that does not run once in a forward pass.
+    macs_own_head is `macs` of the stand-alone network of the exit, `extract(k)`; params counts that network's
+    parameters. macs adds the heads of all earlier exits: the cost of an anytime answer after the earlier answers were
+    given too. Of the earlier exits only the heads are added; where exits share no activations, as in an inclusive
+    ResNeXt, the earlier answers cost their whole passes as well.
+
+    Raises:
+        ValueError: a head does not run exactly once in a forward pass, or `image_shape` is not three sizes.
     """
-    with trial_run(network, reference_tensor(network).device, training=False):
-        alone, heads = exits_apart(network)
-        earlier = [0, *accumulate(_count(network, image_shape, heads)[1])][: len(alone)]
-        own = np.array([macs(part, image_shape) for part in alone])
-    columns = {"macs": own + earlier, "macs_own_head": own, "params": [parameters(part) for part in alone]}
-    return table_by_exit(columns)
+    with trial_run(network, device_and_dtype(network)[0], training=False):
+        inner = unwrapped(network)
+        heads = list(inner.heads) if hasattr(inner, "extract") else []
+        networks = exit_networks(network)
+        earlier = [0, *accumulate(_count(network, image_shape, heads)[1])][: len(networks)]
+        own = np.array([macs(part, image_shape) for part in networks])
+    columns = {"macs": own + earlier, "macs_own_head": own, "params": [parameters(part) for part in networks]}
+    return exit_table(columns)
 
 
 @torch.no_grad()
-def _count(module: nn.Module, image_shape: Shape, parts: Sequence[nn.Module] = ()) -> tuple[int, list[int]]:
-    """Multiply-adds of one image through a module, and of these each part's; hooks, not the counter's own names, tell
-    a part's, so that it may have any place in the module and one that does not run is found."""
+def _count(module: nn.Module, image_shape: Shape, heads: Sequence[nn.Module] = ()) -> tuple[int, list[int]]:
+    """Multiply-adds of one image through a module, and the share of each head.
+
+    Forward hooks measure the heads, not the counter's module names: a head may then be anywhere in the module, and one
+    that does not run is noticed.
+    """
     image, counter = random_images(module, 1, image_shape), FlopCounterMode(display=False)
-    flops: dict[nn.Module, list[int]] = {part: [] for part in parts}
+    flops: dict[nn.Module, list[int]] = {head: [] for head in heads}
 
-    def noted(sign: int) -> Callable[..., None]:
-        return lambda part, *_: flops[part].append(sign * counter.get_total_flops())
+    def record(sign: int) -> Callable[..., None]:
+        return lambda head, *_: flops[head].append(sign * counter.get_total_flops())
 
-    handles = [part.register_forward_pre_hook(noted(-1)) for part in flops]
-    handles += [part.register_forward_hook(noted(1)) for part in flops]
+    handles = [head.register_forward_pre_hook(record(-1)) for head in flops]
+    handles += [head.register_forward_hook(record(1)) for head in flops]
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # attention in one kernel hides its products from the counter
+    torch.backends.mha.set_fastpath_enabled(False)  # attention as one kernel would hide its products from the counter
     try:
         with trial_run(module, image.device, training=False) as buffers, sdpa_kernel(SDPBackend.MATH), counter:
             functional_call(module, buffers, image)
@@ -79,54 +87,61 @@ def _count(module: nn.Module, image_shape: Shape, parts: Sequence[nn.Module] = (
         torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
-    for k, part in enumerate(parts, 1):
-        if (runs := len(flops[part]) // 2) != 1:
-            raise ValueError(f"head {k} of {type(module).__name__} ran {runs} times in a forward pass; wanted once")
-    return counter.get_total_flops() // 2, [sum(flops[part]) // 2 for part in parts]
+    for k, head in enumerate(heads, 1):
+        runs = len(flops[head]) // 2
+        require(runs == 1, f"head {k} of {type(module).__name__}", "one run per forward pass", runs)
+    return counter.get_total_flops() // 2, [sum(flops[head]) // 2 for head in heads]
 
 
-def exits_apart(network: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Every exit's stand-alone network and the heads, of a network in eval mode; one exit's is the network itself."""
-    inner = unwrapped(network)
-    if not hasattr(inner, "extract"):
-        return [network], []
-    alone = [inner.extract(k) for k in range(1, inner.exits + 1)]
+def exit_networks(network: nn.Module) -> list[nn.Module]:
+    """Return the stand-alone network of every exit, in eval mode, each in the normalisation of the whole network.
+
+    A network without `extract` is its own only exit.
+    """
+    if not hasattr(unwrapped(network), "extract"):
+        return [network]
     if isinstance(network, Normalized):
-        alone = [network.wrap(part) for part in alone]
-    return [part.eval() for part in alone], list(inner.heads)
+        return [network.wrap(part).eval() for part in exit_networks(network.network)]
+    return [network.extract(k).eval() for k in range(1, network.exits + 1)]
 
 
-def reference_tensor(module: nn.Module) -> Tensor:
-    """A tensor of the device and type that a module computes with."""
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the floating-point type that a module computes with."""
     tensors = chain(module.parameters(), module.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    return like.device, like.dtype
 
 
-def random_images(module: nn.Module, count: int, image_shape: Shape) -> Tensor:
-    """Random images of a shape, on the device and in the type that a module computes with."""
-    require_wanted(
-        len(image_shape) == 3 and min(image_shape) >= 1, "image_shape (channels, height, width)", image_shape
-    )
+def random_images(module: nn.Module, count: int, image_shape: Shape) -> Float[Tensor, "batch channel height width"]:
+    """Return random images in [0, 1], always the same, on the device and in the type of a module."""
+    expected = "three sizes >= 1: channels, height, width"
+    require(len(image_shape) == 3 and min(image_shape) >= 1, "image_shape", expected, image_shape)
     images = torch.rand(count, *image_shape, generator=torch.Generator().manual_seed(0))
-    like = reference_tensor(module)
-    return images.to(like.device, like.dtype)
-
-
-# How long it takes.
+    return images.to(*device_and_dtype(module))
 
 
 def latency(
     module: nn.Module, images: Float[Tensor, "batch channel height width"], *, repeats: int = 30, warmup: int = 5
 ) -> dict[str, Any]:
-    """Time a module's forward pass on a batch: latency_ms (median), spread_ms (interquartile range), batch, threads,
-    device.
+    """Time the forward pass of a module on a batch, in eval mode and without gradients.
 
-    In eval mode and without gradients; modes are put back. The images go to the module's device and type before; an
-    accelerator is waited for. The first `warmup` passes are not counted.
+    The images are moved to the module's device and type before the clock starts; an accelerator is waited for.
+
+    Args:
+        module: the network to time; its mode is restored.
+        images: the batch.
+        repeats: timed passes.
+        warmup: passes before them that are not counted.
+
+    Returns:
+        latency_ms (median), spread_ms (interquartile range), batch, threads, device.
+
+    Raises:
+        ValueError: `repeats` is below 1 or `warmup` below 0.
     """
-    like = reference_tensor(module)
-    with trial_run(module, like.device, training=False):
-        return _timed([module], images.to(like.device, like.dtype), repeats, warmup, progress=False)[0]
+    device, dtype = device_and_dtype(module)
+    with trial_run(module, device, training=False):
+        return _time([module], images.to(device, dtype), repeats, warmup, progress=False)[0]
 
 
 def latencies(
@@ -138,24 +153,28 @@ def latencies(
     warmup: int = 3,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Time every exit's stand-alone network on random images: exit, and the columns of `latency`.
+    """Time the stand-alone network of every exit on random images: column exit and those of `latency`.
 
-    Exits take turns, one pass each a round, so that a slow moment of the machine hits all alike.
+    Each round times every exit once, so that a slow moment of the machine affects all exits alike.
+
+    Raises:
+        ValueError: as `latency`; there is no batch size, or one below 1.
     """
-    require_wanted(len(batch_sizes) > 0 and min(batch_sizes) >= 1, "batch sizes >= 1", batch_sizes)
+    require(len(batch_sizes) > 0 and min(batch_sizes) >= 1, "batch_sizes", "one or more sizes >= 1", batch_sizes)
     rows = []
-    with trial_run(network, reference_tensor(network).device, training=False):
-        alone, _ = exits_apart(network)
+    with trial_run(network, device_and_dtype(network)[0], training=False):
+        networks = exit_networks(network)
         for batch in batch_sizes:
-            found = _timed(alone, random_images(network, batch, image_shape), repeats, warmup, progress)
-            rows += [{"exit": k, **row} for k, row in enumerate(found, 1)]
+            times = _time(networks, random_images(network, batch, image_shape), repeats, warmup, progress)
+            rows += [{"exit": k, **row} for k, row in enumerate(times, 1)]
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def _timed(modules: list[nn.Module], images: Tensor, repeats: int, warmup: int, progress: bool) -> list[dict[str, Any]]:
-    """What `latency` says of each module; all by turns on the same images."""
-    require_wanted(repeats >= 1 and warmup >= 0, "repeats >= 1 and warmup >= 0", (repeats, warmup))
+def _time(modules: list[nn.Module], images: Tensor, repeats: int, warmup: int, progress: bool) -> list[dict[str, Any]]:
+    """Time several modules on the same images in turns; one result of `latency` per module."""
+    require(repeats >= 1, "repeats", "a number >= 1", repeats)
+    require(warmup >= 0, "warmup", "a number >= 0", warmup)
     times = np.empty((len(modules), warmup + repeats))
     for i in tqdm(range(warmup + repeats), f"timing batch {len(images)}", file=sys.stdout, disable=not progress):
         for j, module in enumerate(modules):
@@ -172,8 +191,8 @@ def _timed(modules: list[nn.Module], images: Tensor, repeats: int, warmup: int, 
     ]
 
 
-def table_by_exit(columns: dict[str, Any], first: int = 1) -> pd.DataFrame:
-    """A table with the column exit, counted from `first`, before the others."""
+def exit_table(columns: dict[str, Any], first: int = 1) -> pd.DataFrame:
+    """Return a table of these columns, one row per exit, after a column exit that counts from `first`."""
     table = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
     table.insert(0, "exit", np.arange(first, first + len(table)))
     return table

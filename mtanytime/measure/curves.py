@@ -1,4 +1,8 @@
-"""Curves of accuracy against cost; `cost` names the column of what is paid: macs, macs_own_head or latency_ms."""
+"""Curves of accuracy against cost: their validation, areas, gaps and savings.
+
+A curve is a table with one row per exit (of each model and seed). In all functions `cost` names the column to compare
+by: macs, macs_own_head or latency_ms.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,64 +11,113 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtanytime.checks import require_wanted
+from mtanytime.checks import Words, require
+from mtanytime.measure.tables import as_numbers, require_columns, require_rows, require_unique
+
+
+def validated_curve(curve: pd.DataFrame, *costs: str) -> pd.DataFrame:
+    """Return a curve with costs and accuracies as numbers and exits as integers, after checking every row.
+
+    Args:
+        curve: model, exit, the costs, accuracy (NaN where a run has none)[, level][, seed], with one row per exit of
+            each model (and level and seed).
+        costs: the columns of costs to check.
+
+    Raises:
+        ValueError: a column or every row is missing, a value is not a number, a model has no name, an exit is not a
+            whole number, a cost is not finite and above 0, an accuracy is outside [0, 1], or two rows have the same
+            model, exit, level and seed. The message names the column and the row.
+    """
+    require_columns(curve, "curve", "model", "exit", *costs, "accuracy")
+    curve = as_numbers(curve, "curve", "exit", *costs, "accuracy")
+    require_rows(curve["model"].notna(), curve, "curve", "model", "a name in every row")
+    require_rows(curve["exit"] % 1 == 0, curve, "curve", "exit", "whole numbers")
+    row = ["model", "exit", *(key for key in ("level", "seed") if key in curve)]
+    for cost in costs:
+        good = (curve[cost] > 0) & (curve[cost] < math.inf)
+        require_rows(good, curve, "curve", cost, "finite numbers above 0", *row)
+    good = curve["accuracy"].between(0, 1) | curve["accuracy"].isna()
+    require_rows(good, curve, "curve", "accuracy", "fractions in [0, 1]", *row)
+    remedy = "" if "seed" in curve else "tell runs apart by a column seed"
+    require_unique(curve, "curve", *row, remedy=remedy)
+    return curve.astype({"exit": int})
 
 
 def area_under_curve(
     curve: pd.DataFrame, between: tuple[float, float] | None = None, *, cost: str = "macs"
 ) -> pd.DataFrame:
-    """Mean accuracy over the logarithm of the budget, for each model (and seed): model[, seed], area.
+    """Return the mean accuracy over the logarithm of the cost, per model (and seed): model[, seed], area.
 
-    The area under accuracy against log(cost), over the width of the range. The range is each curve's own, first to
-    last exit (for a single exit, its accuracy), or `between` = (low, high), the same for all. There, a budget below a
-    curve's first exit allows no answer and counts as accuracy 0, and above its last exit the last answer stands.
-    ValueError for a range that is not 0 < low < high, and for a curve that `interpolated` refuses.
+    This is the area under accuracy against log(cost), divided by the width of the range.
+
+    Args:
+        curve: see `validated_curve`, with an accuracy in every row and one level per exit.
+        between: the range (low, high) for all curves. A budget below a curve's first exit buys no answer and counts as
+            accuracy 0; above the last exit, the last answer counts. If None, each curve's own range from first to last
+            exit; the area of a single exit is its accuracy.
+        cost: the column of costs.
+
+    Raises:
+        ValueError: not 0 < low < high, or as `interpolated`.
     """
     if between is not None:
-        require_wanted(0 < between[0] < between[1] < math.inf, "between = (low, high) with 0 < low < high", between)
+        require(0 < between[0] < between[1] < math.inf, "between", "(low, high) with 0 < low < high", between)
     rows = []
-    for run, budgets, accuracies in _runs(_checked(curve, cost), cost):
+    for run, budgets, accuracies in _runs(_validated(curve, cost), cost):
         low, high = (budgets[0], budgets[-1]) if between is None else np.log(between)
         if low == high:
             rows.append({**run, "area": accuracies[0]})
             continue
         inside = budgets[(low < budgets) & (budgets < high)]
         x = np.unique([*inside, *(end for end in (low, high) if end >= budgets[0])])
-        y = np.interp(x, budgets, accuracies)  # beyond the last exit: its accuracy
+        y = np.interp(x, budgets, accuracies)  # above the last exit: its accuracy
         rows.append({**run, "area": float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / (high - low))})
     return pd.DataFrame(rows)
 
 
 def interpolated(curve: pd.DataFrame, at: float | Sequence[float] | np.ndarray, *, cost: str = "macs") -> pd.DataFrame:
-    """Accuracy of each model (and seed) at given costs: model[, seed], the cost, accuracy; NaN outside a curve's range.
+    """Return each model's (and seed's) accuracy at given costs: model[, seed], the cost, accuracy.
 
-    Raises ValueError for costs that are not positive, columns that are missing (named), an accuracy outside [0, 1], and
-    a run with two rows of the same exit or cost (pick one level of a taxonomy first). Rows may have any order.
+    Accuracy is linear in log(cost) between two exits and NaN outside a curve's range. Rows may be in any order.
+
+    Raises:
+        ValueError: as `validated_curve`; a cost is not above 0, an accuracy is missing, or a run has two rows of the
+            same exit or cost (choose one level of a taxonomy first).
     """
     costs = np.atleast_1d(np.asarray(at, dtype=float))
-    require_wanted(bool(((costs > 0) & np.isfinite(costs)).all()), f"a {cost} above 0 to interpolate at", at)
-    found = [
+    require(bool(((costs > 0) & np.isfinite(costs)).all()), "at", f"finite {cost} above 0", at)
+    runs = [
         pd.DataFrame({**run, cost: costs, "accuracy": _at(costs, budgets, accuracies)})
-        for run, budgets, accuracies in _runs(_checked(curve, cost), cost)
+        for run, budgets, accuracies in _runs(_validated(curve, cost), cost)
     ]
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(runs, ignore_index=True)
 
 
 def gap(
     curve: pd.DataFrame, model: str, against: str, *, cost: str = "macs", last_stands: bool = False
 ) -> pd.DataFrame:
-    """How far `model` is above `against` at each of the latter's exits, in points (per cent of the images).
+    """Return how far `model` is above `against` at each exit of `against`, in percentage points.
 
-    Columns: exit and cost of `against`; accuracy, of `model` interpolated there, and accuracy_against, both means over
-    seeds; gap_points, their difference, and sem_points, its standard error, the runs taken as independent (NaN with one
-    seed). NaN where a run of `model` does not reach; with `last_stands`, only below its first exit: a budget beyond its
-    last exit buys that one. ValueError also for a model that the curve does not hold.
+    Args:
+        curve: as in `interpolated`, with the same exits for every seed of `against`.
+        model: the model to rate.
+        against: the model to compare with.
+        cost: the column of costs.
+        last_stands: above its last exit, `model` counts with the last accuracy; otherwise NaN.
+
+    Returns:
+        exit and cost of `against`; accuracy, of `model` interpolated there, and accuracy_against, both means over
+        seeds; gap_points, their difference; and sem_points, its standard error if all runs are independent (NaN with
+        one seed). NaN where one of the runs of `model` does not reach.
+
+    Raises:
+        ValueError: as `interpolated`; the curve lacks one of the models.
     """
-    table = _checked(curve, cost, model, against)
+    table = _validated(curve, cost, model=model, against=against)
     theirs = _mean(table, against, cost)
-    of_model = _runs(table[table["model"] == model], cost)
+    runs = _runs(table[table["model"] == model], cost)
     at = theirs[cost].to_numpy()
-    ours = pd.DataFrame([_at(at, budgets, accuracies, last_stands) for _, budgets, accuracies in of_model])
+    ours = pd.DataFrame([_at(at, budgets, accuracies, last_stands) for _, budgets, accuracies in runs])
     accuracy = ours.mean(skipna=False).to_numpy()
     return pd.DataFrame(
         {
@@ -79,42 +132,39 @@ def gap(
 
 
 def savings(curve: pd.DataFrame, model: str, against: str, *, cost: str = "macs") -> pd.DataFrame:
-    """How much less `model` costs than `against` at the accuracy of each of the latter's exits, in per cent.
+    """Return how much less `model` costs than `against` at the accuracy of each exit of `against`, in per cent.
 
-    Columns: exit of `against` and its accuracy (mean over seeds); the cost of `model` and, with _against, of the other:
-    the least at which its mean curve reaches that accuracy; saving_percent. So an exit of `against` that is no better
-    than a cheaper one counts at the cheaper one's cost. A model whose first exit is already better costs that exit; NaN
-    for one that is never so good. Errors as in `gap`.
+    Both costs are the least cost at which a model's mean curve over seeds reaches that accuracy: an exit of `against`
+    that is no better than a cheaper one counts with the cost of the cheaper one, and a model whose first exit is better
+    already costs that exit. NaN where `model` never reaches the accuracy.
+
+    Returns:
+        exit and accuracy of `against` (mean over seeds); the cost of `model`, and with the suffix _against the cost of
+        `against`; saving_percent.
+
+    Raises:
+        ValueError: as `gap`.
     """
-    table = _checked(curve, cost, model, against)
+    table = _validated(curve, cost, model=model, against=against)
     ours, theirs = _mean(table, model, cost), _mean(table, against, cost)
     least, least_against = (
         np.array([_least_cost(mean, accuracy, cost) for accuracy in theirs["accuracy"]]) for mean in (ours, theirs)
     )
-    found = theirs[["exit", "accuracy"]].assign(**{cost: least, f"{cost}_against": least_against})
-    return found.assign(saving_percent=100 * (1 - least / least_against))
+    table = theirs[["exit", "accuracy"]].assign(**{cost: least, f"{cost}_against": least_against})
+    return table.assign(saving_percent=100 * (1 - least / least_against))
 
 
-def _checked(curve: pd.DataFrame, cost: str, *models: str) -> pd.DataFrame:
-    """The curve, its costs and accuracies as numbers."""
-    columns = ["model", "exit", cost, "accuracy"]
-    if missing := [column for column in columns if column not in curve.columns]:
-        raise ValueError(f"wanted a curve with columns {columns}; {missing} missing in {list(curve.columns)}")
-    require_wanted(len(curve) > 0, "a curve with rows", "none")
-    amounts, accuracy = (pd.to_numeric(curve[column], errors="coerce") for column in (cost, "accuracy"))
-    good = {cost: (amounts > 0) & (amounts < math.inf), "accuracy": accuracy.between(0, 1)}
-    for column, wanted in ((cost, "finite and above 0"), ("accuracy", "in [0, 1]")):
-        if not good[column].all():
-            row = curve[~good[column]].iloc[0]
-            raise ValueError(f"{column} of {row['model']!r}, exit {row['exit']} is {row[column]}; wanted {wanted}")
-    for column in ("exit", cost):
-        if (twice := curve.duplicated([*_keys(curve), column])).any():
-            row = curve[twice].iloc[0]
-            raise ValueError(f"wanted each {column} once in a run; {row['model']!r} has {row[column]} twice")
-    for model in models:
-        has = curve["model"].unique().tolist()
-        require_wanted(model in has, f"a model of the curve (has: {', '.join(map(str, has))})", model)
-    return curve.assign(**{cost: amounts, "accuracy": accuracy})
+def _validated(curve: pd.DataFrame, cost: str, **models: str) -> pd.DataFrame:
+    """Return a validated curve that can be interpolated and has these models (argument name -> model)."""
+    curve = validated_curve(curve, cost)
+    keys = _keys(curve)
+    require_rows(curve["accuracy"].notna(), curve, "curve", "accuracy", "fractions in [0, 1]", *keys, "exit")
+    require_unique(curve, "curve", *keys, "exit", remedy="choose one level of the taxonomy")
+    require_unique(curve, "curve", *keys, cost)
+    names = curve["model"].unique().tolist()
+    for argument, model in models.items():
+        require(model in names, argument, f"a model of the curve ({', '.join(map(str, names))})", model)
+    return curve
 
 
 def _keys(curve: pd.DataFrame) -> list[str]:
@@ -122,7 +172,7 @@ def _keys(curve: pd.DataFrame) -> list[str]:
 
 
 def _runs(table: pd.DataFrame, cost: str) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Each run of a checked curve: its model and seed, the logarithms of its costs, rising, and its accuracies."""
+    """Yield model and seed of each run, the logarithms of its costs in rising order, and its accuracies."""
     keys = _keys(table)
     for values, rows in table.groupby(keys, sort=False, dropna=False, observed=True):
         rows = rows.sort_values(cost)
@@ -130,21 +180,23 @@ def _runs(table: pd.DataFrame, cost: str) -> Iterator[tuple[dict[str, Any], np.n
 
 
 def _at(costs: np.ndarray, budgets: np.ndarray, accuracies: np.ndarray, last_stands: bool = False) -> np.ndarray:
+    """Interpolate a run of `_runs` at these costs."""
     beyond = accuracies[-1] if last_stands else np.nan
     return np.interp(np.log(costs), budgets, accuracies, left=np.nan, right=beyond)
 
 
 def _mean(table: pd.DataFrame, model: str, cost: str) -> pd.DataFrame:
-    """A model's mean curve over seeds: exit, cost, accuracy and its standard error sem, by rising cost."""
+    """Return a model's mean curve over seeds by rising cost: exit, cost, accuracy and its standard error, sem."""
     by_exit = table[table["model"] == model].groupby("exit", observed=True)
-    if (runs := by_exit.size()).nunique() > 1:
-        raise ValueError(f"wanted the same exits of {model!r} for every seed; got runs by exit {runs.to_dict()}")
-    found = {cost: by_exit[cost].mean(), "accuracy": by_exit["accuracy"].mean(), "sem": by_exit["accuracy"].sem()}
-    return pd.DataFrame(found).reset_index().sort_values(cost, ignore_index=True)
+    runs = by_exit.size()
+    got = Words(f"runs per exit {runs.to_dict()}")
+    require(runs.nunique() == 1, "curve", f"the same exits of {model!r} for every seed", got)
+    columns = {cost: by_exit[cost].mean(), "accuracy": by_exit["accuracy"].mean(), "sem": by_exit["accuracy"].sem()}
+    return pd.DataFrame(columns).reset_index().sort_values(cost, ignore_index=True)
 
 
 def _least_cost(mean: pd.DataFrame, accuracy: float, cost: str) -> float:
-    """The least cost at which a mean curve reaches an accuracy."""
+    """Return the least cost at which a mean curve reaches an accuracy; NaN if it never does."""
     costs, accuracies = mean[cost].to_numpy(), mean["accuracy"].to_numpy()
     if not (reached := accuracies >= accuracy).any():
         return math.nan

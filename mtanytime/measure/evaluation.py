@@ -1,4 +1,4 @@
-"""What the exits of a network answer: accuracy, predictions, curves, calibration."""
+"""The answers of a network's exits: accuracy, predictions, curves, calibration."""
 
 import sys
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mtanytime.checks import require_wanted
+from mtanytime.checks import Words, require
 from mtanytime.data.images import ImageSet, batches_of
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import trial_run
-from mtanytime.measure.costs import exit_costs, latencies, reference_tensor, table_by_exit
+from mtanytime.measure.costs import device_and_dtype, exit_costs, exit_table, latencies
 from mtanytime.randomness import seeded
 
 
@@ -26,41 +26,36 @@ def evaluate(
     batch_size: int = 256,
     precision: Precision = "float32",
 ) -> float:
-    """Top-1 accuracy in [0, 1] of a model in eval mode; its modes and torch's random state are put back."""
-    right = lambda output, labels: (output.argmax(dim=1) == labels).sum()  # noqa: E731
-    return fraction_correct(model, data, right, batch_size, precision).item()
+    """Return a model's top-1 accuracy in [0, 1], in eval mode; modes and torch's random state are restored."""
+    correct = lambda logits, labels: (logits.argmax(dim=1) == labels).sum()  # noqa: E731
+    return fraction_correct(model, data, correct, batch_size, precision).item()
 
 
 @torch.no_grad()
 def fraction_correct(
     model: nn.Module,
     data: ImageSet | DataLoader,
-    right: Callable[[Any, Tensor], Int[Tensor, "*exits"]],
+    correct: Callable[[Any, Tensor], Int[Tensor, "*exits"]],
     batch_size: int,
     precision: Precision,
 ) -> Float[Tensor, "*exits"]:
-    """What `right(output, labels)` counts, batch by batch in eval mode, as a share of the images."""
-    like = next(model.parameters(), torch.empty(0))
-    modes = [(module, module.training) for module in model.modules()]
-    total, count = torch.zeros((), dtype=torch.int64, device=like.device), 0
-    model.eval()
-    try:
-        with seeded(0, like.device), autocast(like.device, precision):
-            for images, labels in batches_of(data, batch_size, seed=0, shuffle=False).epoch(0):
-                total = total + right(model(images.to(like.device, like.dtype)), labels.to(like.device))
-                count += len(labels)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return total.double() / count
+    """Return the fraction of images that a model in eval mode classifies correctly.
+
+    `correct(output, labels)` counts the correct answers in the model's output for a batch, with a count per exit where
+    the output has several. Modes and torch's random state are restored.
+    """
+    device, dtype = device_and_dtype(model)
+    total, images_seen = torch.zeros((), dtype=torch.int64, device=device), 0
+    with trial_run(model, device, training=False), seeded(0, device), autocast(device, precision):
+        for images, labels in batches_of(data, batch_size, seed=0, shuffle=False).epoch(0):
+            total = total + correct(model(images.to(device, dtype)), labels.to(device))
+            images_seen += len(labels)
+    return total.double() / images_seen
 
 
-def batch_accuracy(output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> float:
-    """Top-1 accuracy of a batch, in [0, 1]."""
-    return (output.argmax(dim=1) == labels).float().mean().item()
-
-
-# What its exits answer.
+def batch_accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> float:
+    """Return the top-1 accuracy of a batch, in [0, 1]."""
+    return (logits.argmax(dim=1) == labels).float().mean().item()
 
 
 @torch.no_grad()
@@ -72,24 +67,28 @@ def predictions(
     precision: Precision = "float32",
     progress: bool = True,
 ) -> tuple[Float[Tensor, "exits images classes"], Int[Tensor, " images"]]:
-    """Logits of all exits in eval mode, and the labels, on the CPU; an output that is one tensor is one exit.
+    """Return the logits of all exits in eval mode and the labels, on the CPU.
 
-    Modes and torch's random state are put back. Logits are float32 or wider, whatever the precision they are computed
-    in. ValueError for exits that tell different numbers of classes apart.
+    A network whose output is one tensor has one exit. Modes and torch's random state are restored. Logits are float32
+    or wider, whatever precision they were computed in.
+
+    Raises:
+        ValueError: the exits give logits of different shapes.
     """
-    like, batches = reference_tensor(network), batches_of(data, batch_size, seed=0, shuffle=False)
+    device, dtype = device_and_dtype(network)
+    batches = batches_of(data, batch_size, seed=0, shuffle=False)
     outputs, labels = [], []
-    with trial_run(network, like.device, False), seeded(0, like.device), autocast(like.device, precision):
-        for images, truth in tqdm(
+    with trial_run(network, device, training=False), seeded(0, device), autocast(device, precision):
+        for images, batch_labels in tqdm(
             batches.epoch(0), "predicting", len(batches), unit="batch", file=sys.stdout, disable=not progress
         ):
-            output = network(images.to(like.device, like.dtype))
+            output = network(images.to(device, dtype))
             exits = [output] if isinstance(output, Tensor) else list(output)
-            if len({logits.shape for logits in exits}) != 1:
-                raise ValueError(f"wanted logits of one shape from all exits; got {[tuple(o.shape) for o in exits]}")
+            shapes = [tuple(logits.shape) for logits in exits]
+            require(len(set(shapes)) == 1, "network", "logits of the same shape from all exits", shapes)
             logits = torch.stack(exits)
             outputs.append(logits.to("cpu", torch.promote_types(logits.dtype, torch.float32)))
-            labels.append(truth.cpu())
+            labels.append(batch_labels.cpu())
     return torch.cat(outputs, dim=1), torch.cat(labels)
 
 
@@ -104,10 +103,21 @@ def curve(
     precision: Precision = "float32",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """A network's curve on a set: model, exit, macs, macs_own_head, params[, latency_ms], accuracy[, seed].
+    """Measure accuracy against cost, one row per exit: model, exit, macs, macs_own_head, params[, latency_ms],
+    accuracy[, seed].
 
-    `exit_costs` and `predictions` say how its columns are measured. `model` and `seed` name the run; `latency_batch`
-    adds the median time of a batch of so many images (`latencies`). ValueError also for logits that are not finite.
+    Args:
+        model: the name of the network in the table.
+        network: an anytime network, or any classifier as a network of one exit; see `exit_costs` and `predictions`.
+        data: the images to classify.
+        seed: names the run in the column seed; no such column if None.
+        latency_batch: adds the median time of a batch of this size (`latencies`); None measures no time.
+        batch_size: images per forward pass of `predictions`.
+        precision: of the forward passes.
+        progress: show progress bars on stdout.
+
+    Raises:
+        ValueError: the logits are not finite, or the network does not give one answer per exit.
     """
     image_shape = tuple(next(batches_of(data, 1, seed=0, shuffle=False).epoch(0))[0].shape[1:])
     table = exit_costs(network, image_shape)
@@ -115,8 +125,7 @@ def curve(
     if latency_batch is not None:
         table["latency_ms"] = latencies(network, image_shape, (latency_batch,), progress=progress)["latency_ms"]
     outputs, labels = predictions(network, data, batch_size=batch_size, precision=precision, progress=progress)
-    if len(outputs) != len(table):
-        raise ValueError(f"{type(network).__name__} gives {len(outputs)} answers; wanted one an exit, {len(table)}")
+    require(len(outputs) == len(table), type(network).__name__, f"{len(table)} answers, one per exit", len(outputs))
     table["accuracy"] = _correct(outputs, labels).double().mean(dim=1).numpy()
     return table if seed is None else table.assign(seed=seed)
 
@@ -124,30 +133,33 @@ def curve(
 def calibration(
     outputs: Float[Tensor, "exits images classes"], labels: Int[Tensor, " images"], bins: int = 15
 ) -> pd.DataFrame:
-    """How far each exit's confidence can be believed: exit, accuracy, confidence, ece.
+    """Measure how well each exit's confidence matches its accuracy: columns exit, accuracy, confidence, ece.
 
-    Confidence is the largest softmax probability (here its mean); ece the expected calibration error of Guo et al. 2017
-    (arXiv:1706.04599, equation 3): images fall into `bins` equal intervals (a, b] of confidence, and |accuracy - mean
-    confidence| is averaged over them, weighted by their images. ValueError for labels that are no class, and logits
-    that are not finite.
+    The confidence in an answer is its softmax probability; the table has the mean. ece is the expected calibration
+    error of Guo et al. 2017 (arXiv:1706.04599, equation 3): images fall into `bins` equal intervals (a, b] of
+    confidence, and |accuracy - mean confidence| is averaged over the intervals, weighted by their number of images.
+
+    Raises:
+        ValueError: a label is not a class, the logits are not finite, or shapes do not match.
     """
-    require_wanted(bins >= 1, "bins >= 1", bins)
-    right = _correct(outputs, labels).double()
+    require(bins >= 1, "bins", "a number >= 1", bins)
+    correct = _correct(outputs, labels).double()
     confidence = outputs.double().softmax(dim=2).amax(dim=2)
-    place = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1])
-    excess = torch.zeros(len(outputs), bins, dtype=torch.float64).scatter_add_(1, place, confidence - right)
+    interval = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1])
+    excess = torch.zeros(len(outputs), bins, dtype=torch.float64).scatter_add_(1, interval, confidence - correct)
     ece = excess.abs().sum(dim=1) / len(labels)
-    return table_by_exit({"accuracy": right.mean(dim=1), "confidence": confidence.mean(dim=1), "ece": ece})
+    return exit_table({"accuracy": correct.mean(dim=1), "confidence": confidence.mean(dim=1), "ece": ece})
 
 
 def flips(outputs: Float[Tensor, "exits images classes"], labels: Int[Tensor, " images"]) -> pd.DataFrame:
-    """How often a wider answer changes what is right, as fractions of all images; a row for each exit after the first.
+    """Measure how often later exits change correctness, as fractions of all images; one row per exit from the second.
 
-    right_to_wrong and wrong_to_right compare with the exit before. ever_right_to_wrong: wrong here, right at one or
-    more of the earlier exits; ever_wrong_to_right: right here, wrong at one or more. Errors as in `calibration`.
+    right_to_wrong and wrong_to_right compare an exit with the one before. ever_right_to_wrong counts images that are
+    wrong here but were correct at any earlier exit; ever_wrong_to_right those that are correct here but were wrong at
+    any earlier exit. Errors as in `calibration`.
     """
-    right = _correct(outputs, labels)
-    now, before = right[1:], right[:-1]
+    correct = _correct(outputs, labels)
+    now, before = correct[1:], correct[:-1]
     ever_right, ever_wrong = (answers.cummax(dim=0).values.bool() for answers in (before.byte(), (~before).byte()))
     changes = {
         "right_to_wrong": before & ~now,
@@ -155,19 +167,19 @@ def flips(outputs: Float[Tensor, "exits images classes"], labels: Int[Tensor, " 
         "ever_right_to_wrong": ever_right & ~now,
         "ever_wrong_to_right": ever_wrong & now,
     }
-    return table_by_exit({name: change.double().mean(dim=1) for name, change in changes.items()}, first=2)
+    return exit_table({name: change.double().mean(dim=1) for name, change in changes.items()}, first=2)
 
 
-def _correct(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Whether each exit's answer to each image is right (exits, images); checks both."""
-    if outputs.ndim != 3 or labels.shape != outputs.shape[1:2] or not outputs.numel():
-        came = f"{tuple(outputs.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"wanted logits (exits, images, classes) and labels (images,); got {came}")
-    if not (labels.min() >= 0 and labels.max() < outputs.shape[2]):
-        low, high = labels.min().item(), labels.max().item()
-        raise ValueError(f"wanted labels 0 to {outputs.shape[2] - 1}, the logits' classes; got {low} to {high}")
-    broken = ~outputs.isfinite().all(dim=2)
-    if broken.any():
-        k, image = broken.nonzero()[0].tolist()
-        raise ValueError(f"logits of exit {k + 1} for image {image} are not finite; wanted finite ones")
+def _correct(outputs: Tensor, labels: Tensor) -> Bool[Tensor, "exits images"]:
+    """Return whether each exit's answer to each image is correct, after checking logits and labels."""
+    shapes = Words(f"shapes {tuple(outputs.shape)} and {tuple(labels.shape)}")
+    matching = outputs.ndim == 3 and labels.shape == outputs.shape[1:2] and outputs.numel() > 0
+    require(matching, "outputs and labels", "shapes (exits, images, classes) and (images,)", shapes)
+    low, high = labels.min().item(), labels.max().item()
+    classes = outputs.shape[2]
+    require(0 <= low and high < classes, "labels", f"classes from 0 to {classes - 1}", Words(f"{low} to {high}"))
+    broken = (~outputs.isfinite().all(dim=2)).nonzero()
+    if len(broken):
+        k, image = broken[0].tolist()
+        require(False, "outputs", "finite logits", Words(f"other ones at exit {k + 1} for image {image}"))
     return outputs.argmax(dim=2) == labels
