@@ -98,11 +98,13 @@ def exit_networks(network: nn.Module) -> list[nn.Module]:
 
     A network without `extract` is its own only exit.
     """
-    if not hasattr(unwrapped(network), "extract"):
+    inner = unwrapped(network)
+    if not hasattr(inner, "extract"):
         return [network]
+    networks = [inner.extract(k) for k in range(1, inner.exits + 1)]
     if isinstance(network, Normalized):
-        return [network.wrap(part).eval() for part in exit_networks(network.network)]
-    return [network.extract(k).eval() for k in range(1, network.exits + 1)]
+        networks = [network.wrap(part) for part in networks]
+    return [part.eval() for part in networks]
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
