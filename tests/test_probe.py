@@ -1,0 +1,82 @@
+"""The linear probe against scikit-learn on features taken by hand."""
+
+import pytest
+import tiny
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from mtanytime.data.images import ImageSet
+from mtanytime.transfer.probe import OUTPUT, fit_probe
+
+SOURCE = tiny.made(6, classes=5, seed=3).eval()
+TRAIN, TEST = tiny.images(60), tiny.images(30, seed=5)
+
+
+def pooled(data: ImageSet, layers: tuple[str, ...]) -> torch.Tensor:
+    """The features, by running the source's parts one after the other."""
+    images = data.images.float() / 255
+    with torch.no_grad():
+        first = SOURCE.first(images)
+        second = SOURCE.second(first)
+        parts = {"first": first.mean((2, 3)), "second": second.mean((2, 3)), OUTPUT: SOURCE(images)}
+    return torch.cat([parts[layer] for layer in layers], 1)
+
+
+def test_probe_is_scikit_learns_regression() -> None:
+    """With the chosen layers and strength, the probe's logits are those of the regression on standardized features."""
+    probe = fit_probe(SOURCE, TRAIN, seed=1)
+    scaler = StandardScaler().fit(pooled(TRAIN, probe.layers).double())
+    regression = LogisticRegression(C=probe.strength, max_iter=2000)
+    regression.fit(scaler.transform(pooled(TRAIN, probe.layers).double()), TRAIN.labels)
+    expected = regression.predict_log_proba(scaler.transform(pooled(TEST, probe.layers).double()))
+    logits = probe(TEST.images.float() / 255)
+    torch.testing.assert_close(logits.log_softmax(1).double(), torch.from_numpy(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_candidates_are_compared_on_the_labelled_images() -> None:
+    """One row for each candidate and strength; the best is chosen."""
+    probe = fit_probe(SOURCE, TRAIN, strengths=(0.01, 1.0), folds=3)
+    assert list(probe.table["layers"].unique()) == ["second", "first second", "first second output"]
+    assert len(probe.table) == 6
+    best = probe.table.loc[probe.table["accuracy"].idxmax()]
+    assert (" ".join(probe.layers), probe.strength) == (best["layers"], best["strength"])
+
+
+def test_logits_from_features_that_are_there() -> None:
+    """A trainer that has run the source already need not run it again."""
+    probe = fit_probe(SOURCE, TRAIN, folds=2)
+    images = TEST.images.float() / 255
+    output, features = probe.source(images)
+    torch.testing.assert_close(probe.logits(output, features), probe(images))
+
+
+def test_two_classes() -> None:
+    """scikit-learn keeps one row of coefficients for two classes."""
+    chosen = TRAIN.labels < 2
+    data = ImageSet(TRAIN.images[chosen], TRAIN.labels[chosen], ("a", "b"))
+    probe = fit_probe(SOURCE, data, folds=2)
+    assert probe(data.images.float() / 255).shape == (len(data), 2)
+    assert (probe(data.images.float() / 255).argmax(1) == data.labels).float().mean() > 0.6
+
+
+def test_the_source_stays_as_it_is() -> None:
+    """Neither weights nor running statistics change."""
+    before = {name: value.clone() for name, value in SOURCE.state_dict().items()}
+    fit_probe(SOURCE, TRAIN, folds=2)
+    assert all(torch.equal(value, before[name]) for name, value in SOURCE.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 30}, "data: expected at least 30 images per class, got 20 of 'class 0'; lower folds"),
+        ({"folds": 1}, "folds: expected a whole number >= 2, got 1"),
+        ({"strengths": ()}, r"strengths: expected numbers above 0, got \[\]"),
+        ({"layers": ["third"]}, "third"),
+    ],
+)
+def test_bad_input(options: dict, message: str) -> None:
+    """Refused before anything is fitted."""
+    with pytest.raises(ValueError, match=message):
+        fit_probe(SOURCE, TRAIN, **options)
