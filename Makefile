@@ -1,11 +1,11 @@
-# Two commands: `make run` shows everything, `make test` checks everything. Both set up .venv themselves.
+# Two commands: `make run` shows everything, `make test` checks everything. Both set up .venv first.
 PYTHON ?= python3
 VENV   := .venv
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 PY     := $(VENV)/bin/python
 
-# The environment's own Jupyter kernel, also where a user-wide kernel of the same name is installed.
+# Use the environment's own Jupyter kernel even where a user-wide kernel of the same name is installed.
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .PHONY: help run lab app notebooks test setup clean
@@ -14,15 +14,15 @@ help:
 	@echo "make run        set up $(VENV) if needed, execute all notebooks, write build/index.html"
 	@echo "make lab        set up, then open JupyterLab on notebooks/   (options: make lab ARGS=--no-browser)"
 	@echo "make app        set up, then serve the explorers as a web page, on this machine alone   (options: make app ARGS=--no-browser)"
-	@echo "make test       set up, then ruff, pytest and the notebooks against their stored outputs"
+	@echo "make test       set up, then run ruff, pytest and the notebooks against their stored outputs"
 	@echo "            on more than two cores: make test JOBS=8"
-	@echo "make notebooks  execute the notebooks in place, so that their outputs can be committed   (some: ARGS=notebooks/00_x.ipynb)"
+	@echo "make notebooks  execute the notebooks in place, so that their outputs can be committed   (one: ARGS=notebooks/00_quickstart.ipynb)"
 	@echo "make setup      only set up; another Python: make setup PYTHON=python3.12"
 	@echo "make clean      remove build/ and the caches ($(VENV) stays: rm -rf $(VENV) removes it)"
 
 setup: $(STAMP)
 
-# Anew whenever pyproject.toml is newer. The last line also builds matplotlib's font cache, once, outside the notebooks.
+# Repeated whenever pyproject.toml is newer. The last line also builds matplotlib's font cache, once, outside the notebooks.
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here. Name a Python >= 3.11: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,12 +42,12 @@ notebooks: $(STAMP)
 lab: $(STAMP)
 	$(PY) -m jupyterlab $(ARGS) notebooks
 
-# notebooks/voila.json keeps it to this machine, and the page from fetching its icons from the network.
+# notebooks/voila.json restricts it to this machine and keeps the page from fetching icons from the network.
 app: $(STAMP)
 	cd notebooks && ../$(PY) -m voila 07_explore.ipynb $(ARGS)
 
-# Tests run two at a time, each with one thread: quicker than one with two. The notebooks go on with each other's runs,
-# so they stand in line. All parts run even when one fails, so that one call shows everything there is to mend.
+# Two tests with one thread each are quicker than one with two threads. Notebooks continue each other's runs, so they run
+# one after the other. All parts run even when one fails, so that one call shows everything there is to fix.
 test: $(STAMP)
 	@failed=""; \
 	$(PY) -m ruff check . || failed="$$failed ruff-check"; \

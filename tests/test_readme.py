@@ -8,13 +8,19 @@ import pytest
 from PIL import Image
 
 SHORTER = {'weights="DEFAULT"': "weights=None", '"epochs": 50': '"epochs": 1'}  # no download, and seconds
+LINES = 16
 
 
-def test_fifteen_lines(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README promises a newcomer must work with two torchvision models and a folder of images."""
-    transfer, anytime = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def snippets(readme: str) -> list[str]:
+    """Return the README's Python code blocks."""
+    return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+
+
+def test_lines_of_use(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's two examples must work with torchvision models and a folder of images."""
+    transfer, anytime = snippets((root / "README.md").read_text(encoding="utf-8"))
     for code in (transfer, anytime):
-        assert len(code.strip().splitlines()) <= 16
+        assert len(code.strip().splitlines()) <= LINES
     assert all(printed in transfer for printed in SHORTER)
     for printed, run in SHORTER.items():
         transfer, anytime = transfer.replace(printed, run), anytime.replace(printed, run)

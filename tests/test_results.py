@@ -1,0 +1,242 @@
+"""Every figure in RESULTS.md and in the README's findings is the one that the tables in data/results give.
+
+For each section this file computes the expected pieces of text (table rows and phrases). All of them must be in the
+section, and no number may be left in it that is neither in such a piece nor among the section's stated settings.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mtanytime import measure
+
+METHODS = {
+    "scratch": "from scratch",
+    "matching_one": "one-to-one, by hand",
+    "matching_all": "all-to-all, λ = 1",
+    "what": "*what* learned",
+    "where": "*where* learned",
+    "l2t": "L2T-ww",
+}
+MODELS = {"sliced": "sliced ResNeXt", "msdnet": "MSDNet", "inclusive": "inclusive", "separate": "separate networks"}
+PAIR = ["source", "target"]
+
+
+@pytest.fixture(scope="module")
+def tables(root: Path) -> Callable[[str], pd.DataFrame]:
+    """`tables("transfer_builtin")` reads that table of data/results."""
+    return lambda name: pd.read_csv(root / "data" / "results" / f"{name}.csv", comment="#")
+
+
+def provenance(root: Path, name: str) -> list[str]:
+    """Return the parts of a table's first line: commands, machine, versions."""
+    with (root / "data" / "results" / f"{name}.csv").open(encoding="utf-8") as lines:
+        return next(lines).removeprefix("# ").strip().split("; ")
+
+
+def section(root: Path, heading: str, file: str = "RESULTS.md") -> str:
+    """Return the text of a file under a second-level heading."""
+    text = (root / file).read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"{file} has no section {heading!r}"
+    return found[1]
+
+
+def check(text: str, figures: list[str], settings: list[str] = ()) -> None:
+    """Assert that a text holds these figures and these statements of settings, and no other number outside code."""
+    missing = [figure for figure in [*figures, *settings] if figure not in text]
+    assert not missing, "not in the text:\n" + "\n".join(missing)
+    for figure in sorted([*figures, *settings], key=len, reverse=True):
+        text = text.replace(figure, "")
+    code_links_names = r"```.*?```|`[^`]*`|\]\([^)]*\)|[A-Za-z][\w/]*-?\d+\w*"  # such as ResNet-32, L2T, CIFAR-10
+    rest = re.sub(code_links_names, "", text, flags=re.DOTALL)
+    assert not re.findall(r"\d+(?:\.\d+)?", rest), f"numbers that no table gives are left in:\n{rest}"
+
+
+def spread(values: pd.Series, digits: int = 1) -> str:
+    """Format fractions in per cent: mean ± standard deviation, or each value where there are fewer than three."""
+    percent = 100 * values
+    if len(percent) < 3:
+        return ", ".join(f"{value:.{digits}f}" for value in percent)
+    return f"{percent.mean():.{digits}f} ± {percent.std():.{digits}f}"
+
+
+def points(difference: pd.Series) -> tuple[float, float, float]:
+    """Return the mean of paired differences and its 95 % interval by Student's t."""
+    half = stats.t.ppf(0.975, len(difference) - 1) * difference.sem()
+    return difference.mean(), difference.mean() - half, difference.mean() + half
+
+
+def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section on the built-in task agrees with its tables."""
+    results = tables("transfer_builtin")
+    percent = 100 * results.pivot_table(index="seed", columns="method", values="accuracy")
+    seconds = results.groupby("method")["train_seconds"].mean()
+    betas = results.groupby("method")["beta"].agg(["min", "max"])
+    assert list(percent.index) == list(range(8))
+    assert (betas["min"] == betas["max"]).all()
+    figures = []
+    for method, words in METHODS.items():
+        accuracy = spread(results.loc[results["method"] == method, "accuracy"])
+        beta = f"{betas['min'][method]:g}" if betas["min"][method] else "–"
+        against = "–"
+        if method != "l2t":
+            mean, low, high = points(percent["l2t"] - percent[method])
+            against = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
+        times = f"{seconds[method] / seconds['matching_one']:.1f}"
+        figures.append(f"| {words} | `{method}` | {beta} | {accuracy} | {against} | {times} |")
+    mean, low, high = points(percent["matching_one"] - percent["l2t"])
+    gains = percent.mean().drop("scratch") - percent["scratch"].mean()
+    assert gains.min() > 30
+    figures.append(f"L2T-ww is {mean:.1f} points below one-to-one, with a 95 % interval of {low:.1f} to {high:.1f}")
+    figures.append(f"takes {seconds['l2t'] / seconds['matching_one']:.1f} times as long")
+
+    search = tables("transfer_builtin_search").groupby(["method", "beta"])["accuracy"].mean().mul(100).unstack()
+    assert search.idxmax(axis="columns").to_dict() == {"l2t": 4.0, "matching_all": 4.0, "matching_one": 16.0}
+    assert betas["min"].drop("scratch").to_dict() == {
+        "l2t": 4,
+        "matching_all": 4,
+        "matching_one": 16,
+        "what": 4,
+        "where": 4,
+    }
+    span = search.max(axis="columns") - search.min(axis="columns")
+    figures.append(
+        f"between the best and the worst strength of a method lie {span.min():.0f} to {span.max():.0f} points"
+    )
+
+    maps = tables("transfer_builtin_maps").query("method == 'l2t'")
+    correlation = maps.pivot_table(index=PAIR, columns="seed", values="weight").corr().to_numpy()
+    count = len(correlation)
+    mean = (correlation.sum() - count) / (count * (count - 1))
+    figures.append(f"the maps of two seeds correlate by {mean:.2f} on average")
+    command, machine, versions = provenance(root, "transfer_builtin")
+    assert command == "python -m mtanytime run built-in --out FOLDER --seed 0 1 2 3 4 5 6 7 --set methods=" + ",".join(
+        METHODS
+    )
+    settings = ["seeds 0 to 7", "seeds 100 and 101", "95 % interval", "more than 30 points", "β = 2, 4, 8 and 16"]
+    settings += ["λ = 1", f"`{command}`", "2 cores of AMD EPYC, 1 thread", versions.removesuffix("+cu130")]
+    assert machine.startswith("2 cores of AMD EPYC, 1 thread")
+    check(section(root, "Built-in task: letters to digits"), figures, settings)
+
+
+def test_cifar10_few(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section on CIFAR-10 with few labels agrees with its tables."""
+    results = tables("transfer_cifar10_n50")
+    assert (results["epochs"] == 200).all()
+    figures = []
+    for (rate, precision), runs in results.groupby(["lr", "precision"], sort=False):
+        cells = [
+            spread(runs.loc[runs["method"] == method, "last_accuracy"])
+            for method in METHODS
+            if method not in ("what", "where")
+        ]
+        figures.append(f"| {rate:g}, {precision} | {' | '.join(cells)} |")
+    losses = tables("transfer_cifar10_n50_losses").query("lr == 0.1 and step <= 40").groupby("seed")["loss"]
+    figures.append(f"its loss rises from {losses.first().mean():.1f} to between {losses.max().min():.0f} and ")
+    figures[-1] += f"{losses.max().max():.0f} within 40 steps"
+    maps = tables("transfer_cifar10_n50_maps").pivot_table(index=PAIR, columns="lr", values="weight")
+    assert set(tables("transfer_cifar10_n50_maps")["step"]) == {800}
+    figures.append(f"their maps correlate by {maps.corr().iloc[0, 1]:.2f} after 800 steps")
+    commands, machine, versions = (
+        provenance(root, "transfer_cifar10_n50")[0],
+        *provenance(root, "transfer_cifar10_n50")[-2:],
+    )
+    assert commands.startswith("python -m mtanytime run cifar10-few --out FOLDER --seed 0 --set methods=l2t")
+    assert machine.startswith("2 cores of AMD EPYC, 1 thread")
+    settings = [
+        "λ = 1",
+        "200 epochs",
+        "800 steps",
+        "At 0.1",
+        "at 0.01",
+        "about 40 % from scratch and 65 %",
+    ]
+    settings += [
+        "0.1, 0.03 and 0.01",
+        "2,000 of the test images",
+        "2 cores of AMD EPYC, 1 thread",
+        versions,
+        "three seeds",
+    ]
+    settings += ["cosine of 0.89 with that in float32 after six steps (measured once, no table)"]
+    check(section(root, "CIFAR-10 with 50 labels per class"), figures, settings)
+
+
+def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section on anytime networks agrees with its tables."""
+    curves = tables("anytime_cifar10")
+    assert (curves["epochs"] == 8).all()
+    figures = []
+    for model, words in MODELS.items():
+        for number, runs in curves[curves["model"] == model].groupby("exit"):
+            cost, own = (f"{runs[column].iloc[0] / 1e6:.1f}" for column in ("macs", "macs_own_head"))
+            figures.append(f"| {words} | {number} | {cost} | {own} | {spread(runs['accuracy'])} |")
+    gap = measure.gap(curves, "sliced", "msdnet", last_stands=True)
+    own = measure.gap(curves, "sliced", "msdnet", cost="macs_own_head", last_stands=True)
+    saving = measure.savings(curves, "sliced", "msdnet")["saving_percent"]
+    for i in range(len(gap)):
+        text = [f"{table['gap_points'][i]:+.1f} ± {table['sem_points'][i]:.1f}" for table in (gap, own)]
+        figures.append(f"| {gap['exit'][i]} | {text[0]} | {saving[i]:.0f} | {text[1]} |")
+    assert (own["gap_points"] < own["sem_points"]).all()
+    low, high = gap["gap_points"].min(), gap["gap_points"].max()
+    figures.append(f"above MSDNet by {low:.1f} to {high:.1f} points at the cost of each of its exits")
+    figures.append(f"with up to {saving.max():.0f} % fewer multiply-adds")
+    figures.append(f"the gaps are {own['gap_points'].min():.1f} to {own['gap_points'].max():.1f} points")
+    area = measure.area_under_curve(curves[curves["model"].isin(["sliced", "msdnet"])], (7.84e6, 37.7e6))
+    sliced, msdnet = (spread(area.loc[area["model"] == model, "area"]) for model in ("sliced", "msdnet"))
+    figures.append(f"is {sliced} for sliced and {msdnet} for MSDNet")
+
+    search = tables("anytime_cifar10_search")
+    tried = search.groupby("model")["changes"].nunique()
+    figures.append({6: "six", 4: "four"}[tried["msdnet"]] + " settings for MSDNet")
+    figures.append({6: "six", 4: "four"}[tried["sliced"]] + " for sliced")
+    commands, machine, versions = provenance(root, "anytime_cifar10")
+    command = commands.split(", and the same")[0]
+    assert machine.startswith("2 cores of AMD EPYC, 1 thread")
+    settings = ["10,000 training images", "8 epochs", "8 epochs say little about 300", "seeds 0, 1 and 2", "seed 0"]
+    settings += ["from 7.84 to 37.7 million multiply-adds", f"`{command}`", "seed 100", "5,000 training images"]
+    settings += ["2 cores of AMD EPYC, 1 thread", versions]
+    check(section(root, "Anytime networks on CIFAR-10"), figures, settings)
+
+
+def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The README's three findings agree with the tables."""
+    percent = 100 * tables("transfer_builtin").groupby("method")["accuracy"].mean()
+    matched = percent.drop("scratch")
+    figures = [f"from {percent['scratch']:.1f} % to between {matched.min():.0f} and {matched.max():.0f} %"]
+    figures.append(
+        f"L2T-ww reaches {percent['l2t']:.1f} %, one-to-one pairs chosen by hand {percent['matching_one']:.1f} %"
+    )
+    few = tables("transfer_cifar10_n50").query("lr == 0.01")
+    learned, fixed = (spread(few.loc[few["method"] == method, "last_accuracy"]) for method in ("l2t", "matching_all"))
+    figures.append(
+        f"L2T-ww ({learned} %, one seed) is not above matching all pairs with fixed weights ({fixed} %, three seeds)"
+    )
+    assert few["method"].value_counts()[["l2t", "matching_all"]].tolist() == [1, 3]
+    curves = tables("anytime_cifar10")
+    gap = measure.gap(curves, "sliced", "msdnet", last_stands=True)["gap_points"]
+    own = measure.gap(curves, "sliced", "msdnet", cost="macs_own_head", last_stands=True)
+    assert (own["gap_points"] < own["sem_points"]).all()
+    figures.append(f"is {gap.min():.1f} to {gap.max():.1f} points above MSDNet at equal multiply-adds")
+    figures.append(
+        f"the gap is {own['gap_points'].min():.1f} to {own['gap_points'].max():.1f} points, below its standard error"
+    )
+    settings = ["50 labels per class", "8 epochs, 10,000 images"]
+    check(section(root, "What we found", "README.md"), figures, settings)
+
+
+def test_check_finds_stray_numbers() -> None:
+    """The tests above would pass vacuously if a number typed by hand went unnoticed."""
+    check("ResNet-14 scores 3.1 ± 0.2 in `run 7`.", ["3.1 ± 0.2"])
+    with pytest.raises(AssertionError, match="numbers that no table gives"):
+        check("It scores 3.1 ± 0.2 in 40 steps.", ["3.1 ± 0.2"])
+    with pytest.raises(AssertionError, match="not in the text"):
+        check("It scores 3.1.", ["3.2"])
+    assert spread(pd.Series(np.array([0.1, 0.2, 0.3]))) == "20.0 ± 10.0"
+    assert spread(pd.Series([0.1, 0.25])) == "10.0, 25.0"
