@@ -1,4 +1,4 @@
-"""Two papers in one house: what and where to transfer (arXiv:1905.05901), and anytime prediction (arXiv:1807.02609)."""
+"""Learning what and where to transfer (arXiv:1905.05901), and anytime prediction (arXiv:1807.02609)."""
 
 import importlib
 
@@ -6,10 +6,10 @@ __version__ = "0.1.0"
 
 
 def _check_torchvision() -> None:
-    """Import torch and torchvision, or raise an `ImportError` that says how to mend a pair that does not fit together.
+    """Import torch and torchvision. Raises ImportError, with the remedy, where the two do not fit together.
 
-    A torch from one place (say, the CPU-only one) beside a torchvision from another fails at import with
-    "operator torchvision::nms does not exist", an undefined symbol, or a missing library, none of which helps a reader.
+    A torch from one source (say, the CPU-only one) and a torchvision from another fail at import with
+    "operator torchvision::nms does not exist", an undefined symbol or a missing library, which does not help a user.
     """
     try:
         import torch  # noqa: F401
@@ -17,24 +17,24 @@ def _check_torchvision() -> None:
     except (ImportError, RuntimeError, OSError) as error:
         from importlib import metadata
 
-        found = []
+        versions = []
         for name in ("torch", "torchvision"):
             try:
-                found.append(f"{name} {metadata.version(name)}")
+                versions.append(f"{name} {metadata.version(name)}")
             except metadata.PackageNotFoundError:
-                found.append(f"no {name}")
+                versions.append(f"no {name}")
         raise ImportError(
-            "mtanytime needs a torch and a torchvision that fit together, and those here do not "
-            f"({', '.join(found)}): {error}\nInstall them together, from one place:\n"
+            "mtanytime needs a torch and a torchvision that fit together, and the installed ones do not "
+            f"({', '.join(versions)}): {error}\nInstall both together, from one source:\n"
             "    pip install --upgrade --force-reinstall torch torchvision"
         ) from error
 
 
 _check_torchvision()
 
-# The public names. mtanytime.explore is never imported here: it draws, and `import mtanytime` stays quick and quiet.
+# The public names. mtanytime.explore needs plotting libraries, so it is not imported here.
 from mtanytime import anytime, backbones, data, features, measure, training, transfer  # noqa: E402
-from mtanytime._moved import OLD_MODULES, install_old_paths  # noqa: E402
+from mtanytime._moved import MOVED, install_old_paths  # noqa: E402
 from mtanytime.anytime import AnytimePredictor, AnytimeTrainer, SlicedResNeXt  # noqa: E402
 from mtanytime.backbones import Normalized, load_l2t_resnet32, resnet, vgg9  # noqa: E402
 from mtanytime.features import image_layers, tap  # noqa: E402
@@ -69,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Modules under the names that they had before."""
-    if name in OLD_MODULES:
+    """Import a module by its name from before version 0.2."""
+    if name in MOVED:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Old import paths: modules and names from before version 0.2, which still work.
+"""Old import paths: modules and names from before version 0.2 still work.
 
-A name that only moved is found silently; one that has a new name warns once, with a DeprecationWarning.
+A name that only moved is found silently. A name that was renamed gives a DeprecationWarning with its new name.
 """
 
 import importlib
@@ -12,78 +12,79 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Old module -> the modules that its names are in today.
-OLD_MODULES: dict[str, tuple[str, ...]] = {
+# Old module -> the modules that hold its names now. A module that still exists is here if names have left it.
+MOVED: dict[str, tuple[str, ...]] = {
     "anytime_recipes": ("experiments.anytime",),
     "authors_code": ("experiments.authors_code",),
     "benchmarks": ("experiments.benchmarks",),
     "characters": ("data.synthetic",),
     "datasets": ("data", "randomness"),
     "double_backward": ("transfer.double_backward",),
+    "explore.draw": ("explore.tables",),
+    "measure": ("devices",),
     "quick_layers": ("transfer.second_order",),
     "recipes": ("experiments.runner", "experiments.recipe"),
     "runs": ("training.run_folder", "training.identity"),
     "stateless": ("functional",),
+    "training": ("devices", "measure.evaluation"),
     "transfer.metanets": ("transfer.meta_networks",),
+    "transfer.trainer": ("transfer.lookahead", "transfer.layers"),
     "transfer_recipes": ("experiments.transfer", "experiments.recipe"),
 }
-# Old module, old name -> new module, new name.
-RENAMED: dict[tuple[str, str], tuple[str, str]] = {
-    ("characters", "draw"): ("data.synthetic", "paint"),
-    ("quick_layers", "quick_layers"): ("transfer.second_order", "second_order"),
-    ("stateless", "call_at"): ("functional", "functional_call"),
-    ("stateless", "undisturbed"): ("functional", "trial_run"),
-    ("training", "share_right"): ("measure.evaluation", "fraction_correct"),
-    ("transfer", "AnotherBatch"): ("transfer.outer", "FreshBatch"),
-    ("transfer.outer", "AnotherBatch"): ("transfer.outer", "FreshBatch"),
-}
-# Names that left a module which is still there: old module -> the modules to look in.
-LEFT: dict[str, tuple[str, ...]] = {
-    "explore.draw": ("explore.tables",),
-    "measure": ("devices",),
-    "training": ("devices", "measure.evaluation"),
-    "transfer.trainer": ("transfer.lookahead", "transfer.layers"),
+# Old name -> new name.
+RENAMED: dict[str, str] = {
+    "characters.draw": "data.synthetic.paint",
+    "quick_layers.quick_layers": "transfer.second_order.second_order",
+    "stateless.call_at": "functional.functional_call",
+    "stateless.undisturbed": "functional.trial_run",
+    "training.share_right": "measure.evaluation.fraction_correct",
+    "transfer.AnotherBatch": "transfer.outer.FreshBatch",
+    "transfer.outer.AnotherBatch": "transfer.outer.FreshBatch",
 }
 
 
-def find(old: str, name: str) -> Any:
-    """What `mtanytime.<old>.<name>` was, where it is today. AttributeError where there never was such a name."""
-    if (old, name) in RENAMED:
-        module, new = RENAMED[old, name]
-        warnings.warn(
-            f"mtanytime.{old}.{name} is now mtanytime.{module}.{new}; the old name goes with the next release",
-            DeprecationWarning,
-            stacklevel=3,
-        )
-        return getattr(importlib.import_module(f"mtanytime.{module}"), new)
-    if not name.startswith("__"):
-        for module in (*OLD_MODULES.get(old, ()), *LEFT.get(old, ())):
-            found = importlib.import_module(f"mtanytime.{module}")
-            if hasattr(found, name):
-                return getattr(found, name)
-    raise AttributeError(f"module 'mtanytime.{old}' has no attribute {name!r}")
+def find(module: str, name: str) -> Any:
+    """Return the object that `mtanytime.<module>.<name>` was. Raises AttributeError if there was none.
+
+    A module that still exists calls this from its `__getattr__`.
+    """
+    old = f"{module}.{name}"
+    if old in RENAMED:
+        message = f"mtanytime.{old} is now mtanytime.{RENAMED[old]}; the old name will go in the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+        home, _, new_name = RENAMED[old].rpartition(".")
+        return getattr(importlib.import_module(f"mtanytime.{home}"), new_name)
+    if not name.startswith("_"):
+        for home in MOVED.get(module, ()):
+            candidate = importlib.import_module(f"mtanytime.{home}")
+            if hasattr(candidate, name):
+                return getattr(candidate, name)
+    raise AttributeError(f"module 'mtanytime.{module}' has no attribute {name!r}")
 
 
 class _OldModule(ModuleType):
-    """A module that looks each name up where it is today."""
+    """Stands for a module that no longer exists and looks up its names where they are now."""
 
     def __getattr__(self, name: str) -> Any:
         return find(self.__name__.removeprefix("mtanytime."), name)
 
 
 class _Finder(MetaPathFinder, Loader):
+    """Makes old modules importable; Python asks it last, so modules that still exist are loaded from their files."""
+
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        old = fullname.removeprefix("mtanytime.")
-        return ModuleSpec(fullname, self) if old != fullname and old in OLD_MODULES else None
+        package, _, module = fullname.partition(".")
+        return ModuleSpec(fullname, self) if package == "mtanytime" and module in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _OldModule(spec.name, f"Moved: see {', '.join(OLD_MODULES[spec.name.removeprefix('mtanytime.')])}.")
+        homes = ", ".join(f"mtanytime.{home}" for home in MOVED[spec.name.removeprefix("mtanytime.")])
+        return _OldModule(spec.name, f"Moved to {homes}.")
 
     def exec_module(self, module: ModuleType) -> None:
         pass
 
 
 def install_old_paths() -> None:
-    """Make the old modules importable; once."""
+    """Make the old modules importable. Further calls have no effect."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
