@@ -19,7 +19,7 @@ def maps(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_distillation_by_hand() -> None:
-    """p = (3/4, 1/4) and q = (1/2, 1/2) at T = 1: 3/4 log 3/2 + 1/4 log 1/2; at T = 2 of doubled logits four times that."""
+    """p = (3/4, 1/4), q = (1/2, 1/2) at T = 1: 3/4 log 3/2 + 1/4 log 1/2; doubled logits at T = 2: four times that."""
     teacher, logits = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert distillation_loss(logits, teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)

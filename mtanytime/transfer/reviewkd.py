@@ -17,7 +17,7 @@ LEVELS = (4, 2, 1)  # sides of the pooled maps of the hierarchical context loss
 
 
 class ReviewKD(nn.Module):
-    """Target layers are fused from the last one backwards, and each fused map is matched to the source layer of its rank.
+    """Target layers are fused from the last one backwards; each fused map is matched to the source layer of its rank.
 
     The last source layer goes with the last target layer, and so on; further target layers stay out.
 
@@ -78,7 +78,7 @@ class _Fusion(nn.Module):
 def hierarchical_context_loss(
     maps: Float[Tensor, "batch channel height width"], source: Float[Tensor, "batch channel height width"]
 ) -> Float[Tensor, " batch"]:
-    """Squared differences at the maps' own size and average-pooled to smaller ones, weighted 1, ½, ¼, … and averaged."""
+    """Squared differences at the maps' own size and pooled to smaller ones: an average with weights 1, ½, ¼, …"""
     loss, weight = (maps - source).square().mean(dim=(1, 2, 3)), 1.0
     total = 1.0
     for side in LEVELS:
