@@ -1,13 +1,13 @@
-"""Execute the notebooks top to bottom, one line of progress each, and gather their figures on one page.
+"""Execute the notebooks from top to bottom with one line of progress each, and collect their figures on one page.
 
-    python notebooks/build.py                                  all of them, in order; the sources stay as they are
+    python notebooks/build.py                                  all of them, in order; the sources stay unchanged
     python notebooks/build.py --in-place                       store the outputs in the notebooks, to commit them
-    python notebooks/build.py notebooks/00_quickstart.ipynb    only these
+    python notebooks/build.py notebooks/00_quickstart.ipynb    only this one
 
-Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and seconds, and links to the
+Writes build/index.html (self-contained: every notebook's title, first paragraph, figures and duration, and links to the
 explorers that notebooks exported to build/explore), and for each notebook build/NAME.ipynb and build/NAME.html. Stops
-at the first failing cell, names it, and exits with status 1. Before all of them are executed, what earlier ones left in
-build/runs and build/explore is deleted.
+at the first failing cell, names it, and exits with status 1. Deletes build/runs and build/explore before executing all
+notebooks, so that they do not resume earlier runs.
 """
 
 import argparse
@@ -33,19 +33,19 @@ from nbformat import NotebookNode
 HERE = Path(__file__).resolve().parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 IMAGES = ("image/png", "image/jpeg")
-LIFE_SIGN_SECONDS = 30  # how often a log, which cannot rewrite its line, hears of a notebook at work
+REPORT_SECONDS = 30  # between lines about one notebook in a log, which unlike a terminal cannot rewrite its line
 
 
 class Progress:
-    """One line that a terminal rewrites and a log repeats now and then: which notebook, which cell, how long."""
+    """A line of progress (notebook, cell, seconds), rewritten in a terminal and repeated now and then in a log."""
 
     def __init__(self, label: str, cells: int):
         self.label, self.cells, self.cell = label, cells, 0
-        self.started = self.last_sign = time.perf_counter()
+        self.started = self.last_report = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Seconds since the notebook began."""
+        """Seconds since the notebook started."""
         return time.perf_counter() - self.started
 
     async def tick(self) -> None:
@@ -54,19 +54,19 @@ class Progress:
             line = f"{self.label}  cell {self.cell} of {self.cells}, {self.seconds:.0f} s"
             if sys.stdout.isatty():
                 print(f"\r{line}\x1b[K", end="", flush=True)
-            elif time.perf_counter() - self.last_sign >= LIFE_SIGN_SECONDS:
-                self.last_sign = time.perf_counter()
+            elif time.perf_counter() - self.last_report >= REPORT_SECONDS:
+                self.last_report = time.perf_counter()
                 print(line, flush=True)
             await asyncio.sleep(0.5)
 
     def close(self, state: str) -> None:
-        """Replace the moving line with a final one."""
+        """Replace the progress line with a final one."""
         start = "\r\x1b[K" if sys.stdout.isatty() else ""
         print(f"{start}{self.label}  {self.cells} cells, {self.seconds:.1f} s{state}", flush=True)
 
 
 class Page(NamedTuple):
-    """What the index shows of one notebook; title and paragraph are HTML, a figure is (data URI, alt text, width)."""
+    """One notebook's part of the index; title and paragraph are HTML, a figure is (data URI, alt text, width)."""
 
     name: str
     title: str
@@ -76,21 +76,21 @@ class Page(NamedTuple):
 
 
 async def execute(notebook: NotebookNode, folder: Path, progress: Progress) -> None:
-    """Run every cell in a fresh kernel that works in `folder`; outputs replace those in `notebook`."""
+    """Run every cell in a new kernel whose working directory is `folder`; outputs replace those in `notebook`."""
 
     def count(cell: NotebookNode, cell_index: int) -> None:
         progress.cell += 1
 
     def interruptible(notebook: NotebookNode) -> None:
-        # nbclient's own handler of the interrupt key ends the kernel and then fails on its absence
-        with contextlib.suppress(NotImplementedError):  # Windows has no such handlers
+        # nbclient's own handler of the interrupt key stops the kernel and then fails because it is gone
+        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in event loops
             asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
     client = NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
-        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # or every start warns of local sockets
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # otherwise every start warns about local sockets
         resources={"metadata": {"path": str(folder)}},
         on_notebook_start=interruptible,
         on_cell_execute=count,
@@ -102,7 +102,7 @@ async def execute(notebook: NotebookNode, folder: Path, progress: Progress) -> N
         await client.async_execute()
     except DeadKernelError:
         task = asyncio.current_task()
-        if task and task.cancelling():  # the interrupt key ended the kernel: that is no failure of the notebook
+        if task and task.cancelling():  # the interrupt key stopped the kernel: the notebook did not fail
             raise asyncio.CancelledError from None
         raise
     finally:
@@ -110,10 +110,10 @@ async def execute(notebook: NotebookNode, folder: Path, progress: Progress) -> N
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
-    """Keep what a reader sees; drop what differs between machines and runs, so that diffs show changes only.
+    """Keep what a reader sees and drop what differs between machines and runs, so that diffs show only changes.
 
-    A widget with a picture beside it keeps the picture: its live form needs a kernel anyway, and the state it would
-    otherwise save (every frame's bytes) shows nothing without one. Other widgets keep their state, under steady names.
+    A widget with a picture beside it keeps only the picture: its live form needs a kernel, and the state it would save
+    (the bytes of every frame) shows nothing without one. Other widgets keep their state, under fixed names.
     """
     live = False
     for cell in notebook.cells:
@@ -136,10 +136,10 @@ def normalised(notebook: NotebookNode) -> NotebookNode:
 
 
 def page(name: str, notebook: NotebookNode, seconds: float) -> Page:
-    """Gather title, first paragraph and figures of an executed notebook."""
+    """Collect title, first paragraph and figures of an executed notebook."""
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    found = re.search(r"^#+ +(.+?)\s*$(?:\s*^(?!#)(.+?)(?:\n\s*\n|\Z))?", prose, re.MULTILINE | re.DOTALL)
-    title, paragraph = found.groups() if found else (name, None)
+    opening = re.search(r"^#+ +(.+?)\s*$(?:\s*^(?!#)(.+?)(?:\n\s*\n|\Z))?", prose, re.MULTILINE | re.DOTALL)
+    title, paragraph = opening.groups() if opening else (name, None)
     figures, heading = [], title
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -147,11 +147,12 @@ def page(name: str, notebook: NotebookNode, seconds: float) -> Page:
         for output in cell.get("outputs", ()):
             for kind in IMAGES:
                 if kind in output.get("data", {}):
-                    about = output.metadata.get(kind, {})
-                    alt = about.get("alt") or cell.metadata.get("alt")
+                    metadata = output.metadata.get(kind, {})
+                    alt = metadata.get("alt") or cell.metadata.get("alt")
                     alt = alt or f"Figure {len(figures) + 1} of {name}, under “{heading}”"
                     data = f"data:{kind};base64,{''.join(output.data[kind].split())}"
-                    figures.append((data, html.escape(alt), f' width="{about["width"]}"' if "width" in about else ""))
+                    width = f' width="{metadata["width"]}"' if "width" in metadata else ""
+                    figures.append((data, html.escape(alt), width))
     inline = re.sub(r"^\s*<p>|</p>\s*$", "", markdown2html(title))
     return Page(name, inline, markdown2html(paragraph or ""), figures, seconds)
 
@@ -196,8 +197,8 @@ or <a href="{p.name}.ipynb">as a notebook</a>.</p>
 """
 FIGURE = '<figure><img src="{source}" alt="{alt}"{width}><figcaption>{alt}</figcaption></figure>\n'
 EXPLORERS = """<section>
-<h2>Explorers to move</h2>
-<p>Each is one file that works without a kernel and without a network; send it to whom you like.</p>
+<h2>Interactive explorers</h2>
+<p>Each is one file that works without a kernel and without a network, so it can be shared.</p>
 <ul>
 {links}</ul>
 </section>
@@ -207,7 +208,7 @@ ENTRY = '<li><a href="#{p.name}">{p.title}</a> <span class="quiet">{p.seconds:.0
 
 
 def index(pages: list[Page], explorers: list[Path], folder: Path) -> str:
-    """One HTML page over all notebooks, light and dark, with links from its folder to exported explorers."""
+    """Return one HTML page for all notebooks, light and dark, with links relative to `folder` to exported explorers."""
     links = ""
     for path in explorers:
         place = html.escape(Path(os.path.relpath(path, folder.resolve())).as_posix())
@@ -223,15 +224,15 @@ def index(pages: list[Page], explorers: list[Path], folder: Path) -> str:
 
 
 def title_of(path: Path) -> str:
-    """What an HTML page calls itself, as HTML; its file's name where it has no title."""
-    found = re.search("<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.DOTALL)
-    return found[1] if found else html.escape(path.stem)
+    """Return the title of an HTML page, as HTML; the file's name if it has none."""
+    title = re.search("<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.DOTALL)
+    return title[1] if title else html.escape(path.stem)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Execute, write, and return the exit status: 0, or 1 when a notebook failed or there was none."""
+    """Execute the notebooks, write the pages, return the exit status: 1 if a notebook failed or there was none."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all beside this script, in order")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all in this script's folder, in order")
     parser.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks, write no pages")
     parser.add_argument("--output", type=Path, default=HERE.parent / "build", help="default: build/ in the project")
     options = parser.parse_args(arguments)
@@ -242,9 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"There are no notebooks in {HERE}.", file=sys.stderr)
         return 1
 
-    if not options.notebooks:  # all of them: runs that earlier notebooks left in build/ are not gone on with
-        for left in ("runs", "explore"):
-            shutil.rmtree(HERE.parent / "build" / left, ignore_errors=True)
+    if not options.notebooks:  # all of them: do not resume runs that earlier executions left in build/
+        for name in ("runs", "explore"):
+            shutil.rmtree(HERE.parent / "build" / name, ignore_errors=True)
     exporter = HTMLExporter()
     pages = []
     for number, path in enumerate(paths, start=1):

@@ -1,8 +1,8 @@
-"""The committed notebooks are complete, small and portable, and the script that executes them says what happens.
+"""The committed notebooks are complete, small and portable, and the script that executes them reports its progress.
 
-`pytest --nbval notebooks` (a part of `make test`) executes the notebooks and compares every text output with the
-stored one; pictures are never compared. A cell whose output differs between machines (a trained accuracy, seconds)
-carries the tag `nbval-ignore-output` and asserts bounds instead; a cell that cannot run in a test carries `nbval-skip`.
+`pytest --nbval notebooks` (part of `make test`) executes the notebooks and compares every text output with the stored
+one; pictures are never compared. A cell whose output differs between machines (a trained accuracy, seconds) has the tag
+`nbval-ignore-output` and asserts bounds instead; a cell that cannot run in a test has the tag `nbval-skip`.
 """
 
 import base64
@@ -24,22 +24,22 @@ MACHINE_PATH = r"(?<![\w.])/(?:home|root|work|tmp|Users)/\w"
 
 
 def faults(notebook: nbformat.NotebookNode) -> list[str]:
-    """Everything that keeps a notebook from being published, in words."""
-    found = []
+    """Return, in words, everything that keeps a notebook from being published."""
+    problems = []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     lines = sum(len(cell.source.splitlines()) for cell in code)
     if not notebook.cells or not re.match(r"# \S", notebook.cells[0].source):
-        found.append("does not start with a markdown heading")
+        problems.append("does not start with a markdown heading")
     if len(notebook.cells) > 40:
-        found.append(f"has {len(notebook.cells)} cells, more than 40")
+        problems.append(f"has {len(notebook.cells)} cells, more than 40")
     if lines > 150:
-        found.append(f"has {lines} lines of code, more than 150")
+        problems.append(f"has {lines} lines of code, more than 150")
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
-        found.append(f"was not run from top to bottom in one go: its execution counts are {counts}")
+        problems.append(f"was not run from top to bottom in one go: its execution counts are {counts}")
     widget_state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json")
     if widget_state is not None and "state" not in widget_state:
-        found.append("holds a widget state without its key 'state'")
+        problems.append("holds a widget state without its key 'state'")
     for cell in code:
         for output in cell.outputs:
             where = f"cell [{cell.execution_count}]"
@@ -48,14 +48,14 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
                 | {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
             )
             if output.output_type == "error":
-                found.append(f"{where} failed: {output.ename}: {output.evalue}")
+                problems.append(f"{where} failed: {output.ename}: {output.evalue}")
             if output.get("name") == "stderr":
-                found.append(f"{where} wrote to stderr: {output.text[:80]}")
+                problems.append(f"{where} wrote to stderr: {output.text[:80]}")
             if path := re.search(MACHINE_PATH, text):
-                found.append(f"{where} shows a path of one machine: {text[path.start() :][:60]}")
+                problems.append(f"{where} shows a path of one machine: {text[path.start() :][:60]}")
             if WIDGET in output.get("data", {}) and widget_state is None:
-                found.append(f"{where} shows a widget whose state is not saved")
-    return found
+                problems.append(f"{where} shows a widget whose state is not saved")
+    return problems
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -66,16 +66,16 @@ def test_committed_notebook_is_publishable(path: Path) -> None:
 
 
 def test_faults_are_found() -> None:
-    """The check above would pass vacuously if it overlooked what it looks for."""
+    """The check above would pass vacuously if it missed the faults that it looks for."""
     error = new_output("error", ename="ValueError", evalue="no", traceback=[])
     noise = new_output("stream", name="stderr", text="a warning")
     path = new_output("display_data", {"text/plain": "/".join(["", "home", "me", "x.csv"]), "image/png": "/home/"})
     widget = new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "A"})
     outputs = [error, noise, path, widget]
     cells = [new_code_cell("1\n" * 4, execution_count=2, outputs=outputs) for _ in range(41)]
-    found = "\n".join(faults(new_notebook(cells=cells)))
+    problems = "\n".join(faults(new_notebook(cells=cells)))
     for words in ("heading", "41 cells", "lines of code", "counts", "failed", "stderr", "path of one", "not saved"):
-        assert words in found
+        assert words in problems
     fine = [new_markdown_cell("# Title"), new_code_cell("1", execution_count=1)]
     assert faults(new_notebook(cells=fine)) == []
 
@@ -96,7 +96,7 @@ display(picture, metadata={{"image/png": {{"alt": "λ < 6 & more", "width": 9}}}
 
 
 def test_build_executes_and_gathers(tmp_path: Path) -> None:
-    """`make run` must leave the sources alone and show every figure, with words for the blind, on one page."""
+    """`make run` must not change the sources, and must show every figure on one page, with a text for blind readers."""
     cells = [new_markdown_cell("# A *first* look\n\nWhat it `does`.\nStill the first.\n\nMore."), new_code_cell(SHOW)]
     path = tmp_path / "00_first.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
@@ -124,7 +124,7 @@ def test_build_executes_and_gathers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keeps_state", [False, True])
 def test_build_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -> None:
-    """Outputs are committed, so executing twice must give the same file: no times, versions or widget names."""
+    """Outputs are committed, so executing twice must give the same file, without times, versions or widget names."""
     widget = (
         "import ipywidgets\nclass Slider(ipywidgets.IntSlider):\n    def _repr_mimebundle_(self, **_):\n        return "
     )
@@ -147,7 +147,7 @@ def test_build_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -
 
 
 def test_build_names_the_failing_cell(tmp_path: Path) -> None:
-    """A failing notebook must say which one, where and why, stop the run, and fail the command."""
+    """When a notebook fails, the command must name it, the cell and the error, stop there, and fail."""
     for name, code in (("00_fails", "1 / 0"), ("01_never", "1")):
         cells = [new_markdown_cell("# Title"), new_code_cell("1"), new_code_cell(code)]
         nbformat.write(new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
@@ -159,7 +159,7 @@ def test_build_names_the_failing_cell(tmp_path: Path) -> None:
 
 
 def test_build_refuses_a_missing_notebook(tmp_path: Path) -> None:
-    """A mistyped name must not pass for an empty run."""
+    """A mistyped name must not be taken for an empty run."""
     finished = build(tmp_path, str(tmp_path / "none.ipynb"))
     assert finished.returncode != 0
     assert "there is no notebook" in finished.stderr
