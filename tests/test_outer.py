@@ -105,5 +105,5 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=wanted):
             unchecked(FreshBatch.__init__)(FreshBatch.__new__(FreshBatch), images, size)
-    with pytest.raises(ValueError, match="outer label 3 is out of range: the network has 3 outputs"):
+    with pytest.raises(ValueError, match="outer labels: expected 0 to 2, one per output of the network, got 3"):
         transfer(outer=FreshBatch(tiny.images(8, classes=4), 4))

@@ -78,7 +78,7 @@ def test_without_validation_or_test() -> None:
     run = trainer(data=task().train, validation=None)
     result = run.train()
     assert (result.accuracy, result.last_accuracy, result.best_epoch) == (None, None, 3)
-    with pytest.raises(RuntimeError, match="no validation has been made; wanted validation"):
+    with pytest.raises(RuntimeError, match="there was no validation yet; give validation"):
         run.load_best()
     result = trainer(data=task().train, test=task().test, validation=None).train()
     assert result.accuracy == result.last_accuracy is not None
@@ -363,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
         return loss(output, labels) * (math.nan if count == 3 else 1)
 
     run.loss = broken
-    wanted = r"loss is nan at step 6 \(learning rate 0.0375; the last checkpoint is of step 3\)"
+    wanted = r"loss is nan at step 6 \(learning rate 0.0375; the last checkpoint is from step 3\)"
     with pytest.raises(FloatingPointError, match=wanted):
         run.train()
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
@@ -388,7 +388,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     run = trainer(tmp_path / "run", checkpoint_seconds=0.0)
     burst(run, 3)
     wanted = (
-        r"weights of the model are not finite after step 3 \(learning rate 0.05; the last checkpoint is of step 2\)"
+        r"weights of the model are not finite after step 3 \(learning rate 0.05; the last checkpoint is from step 2\)"
     )
     with pytest.raises(FloatingPointError, match=wanted):
         run.train()
@@ -397,7 +397,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
     burst(run, run.steps)
     with pytest.raises(FloatingPointError, match="not finite after step 12"):
         run.train()
-    with pytest.raises(RuntimeError, match="no folder with a checkpoint to go back to"):
+    with pytest.raises(RuntimeError, match="no folder with a checkpoint to return to"):
         run.train()
 
 
@@ -414,19 +414,19 @@ def refused(error: type[Exception], match: str, folder: Path, **options: Any) ->
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"epochs": 0}, "wanted epochs a whole number >= 1; got 0"),
-        ({"batch_size": 0}, "wanted batch_size a whole number >= 1; got 0"),
-        ({"lr": 0.0}, "wanted lr > 0; got 0.0"),
-        ({"lr": -0.1}, "wanted lr > 0; got -0.1"),
-        ({"lr": math.nan}, "wanted lr > 0; got nan"),
-        ({"lr": math.inf}, "wanted lr > 0; got inf"),
-        ({"weight_decay": -1e-4}, "wanted weight_decay >= 0; got -0.0001"),
-        ({"weight_decay": math.nan}, "wanted weight_decay >= 0; got nan"),
-        ({"momentum": 1.0}, r"wanted momentum in \[0, 1\); got 1.0"),
-        ({"momentum": -0.1}, r"wanted momentum in \[0, 1\); got -0.1"),
-        ({"momentum": 0.0, "nesterov": True}, "wanted momentum > 0 with nesterov; got 0.0"),
-        ({"schedule": lambda progress: math.nan}, "wanted a schedule of finite factors >= 0; got .nan"),
-        ({"schedule": lambda progress: -progress}, r"wanted a schedule of finite factors >= 0; got \[-0.0, -0.01"),
+        ({"epochs": 0}, "^epochs: expected a whole number >= 1, got 0$"),
+        ({"batch_size": 0}, "^batch_size: expected a whole number >= 1, got 0$"),
+        ({"lr": 0.0}, "^lr: expected a number > 0, got 0.0$"),
+        ({"lr": -0.1}, "^lr: expected a number > 0, got -0.1$"),
+        ({"lr": math.nan}, "^lr: expected a number > 0, got nan$"),
+        ({"lr": math.inf}, "^lr: expected a number > 0, got inf$"),
+        ({"weight_decay": -1e-4}, "^weight_decay: expected a number >= 0, got -0.0001$"),
+        ({"weight_decay": math.nan}, "^weight_decay: expected a number >= 0, got nan$"),
+        ({"momentum": 1.0}, r"^momentum: expected a number in \[0, 1\), got 1.0$"),
+        ({"momentum": -0.1}, r"^momentum: expected a number in \[0, 1\), got -0.1$"),
+        ({"momentum": 0.0, "nesterov": True}, "^momentum: expected a number > 0 with nesterov, got 0.0$"),
+        ({"schedule": lambda progress: math.nan}, "^schedule: expected finite factors >= 0, got .nan"),
+        ({"schedule": lambda progress: -progress}, r"^schedule: expected finite factors >= 0, got \[-0.0, -0.01"),
         ({"validation": 0.0}, "fraction must be between 0 and 1, got 0"),
         ({"validation": 1.5}, "fraction must be between 0 and 1, got 1.5"),
         ({"data": task(1)}, "a split needs 2 images a class, class 'a' has 1"),
@@ -442,16 +442,16 @@ def test_bad_settings_of_the_wrong_kind(begin: Begin) -> None:  # noqa: F811
     """Settings of the wrong type are refused in words too, where no type checker runs."""
     ours, theirs = multiprocessing.Pipe()
     cases = [
-        ({"precision": "float16"}, "ValueError: wanted precision one of ('float32', 'bfloat16'); got 'float16'"),
+        ({"precision": "float16"}, "ValueError: precision: expected one of ('float32', 'bfloat16'), got 'float16'"),
         (
             {"schedule": "linear"},
-            "ValueError: wanted schedule a function or one of ['cosine', 'steps', 'constant', 'warm-up cosine']; got",
+            "ValueError: schedule: expected a function or one of ['cosine', 'steps', 'constant', 'warm-up cosine'],",
         ),
-        ({"epochs": 2.5}, "ValueError: wanted epochs a whole number >= 1; got 2.5"),
-        ({"data": [1, 2]}, "ValueError: wanted data as an ImageSet or a DataLoader; got [1, 2]"),
-        ({"test": "cifar"}, "ValueError: wanted test as an ImageSet or a DataLoader; got 'cifar'"),
+        ({"epochs": 2.5}, "ValueError: epochs: expected a whole number >= 1, got 2.5"),
+        ({"data": [1, 2]}, "ValueError: data: expected an ImageSet or a DataLoader, got [1, 2]"),
+        ({"test": "cifar"}, "ValueError: test: expected an ImageSet or a DataLoader, got 'cifar'"),
         ({"validation": 1}, "ValueError: fraction must be between 0 and 1, got 1"),
-        ({"validation": "cifar"}, "ValueError: wanted validation as an ImageSet or a DataLoader; got 'cifar'"),
+        ({"validation": "cifar"}, "ValueError: validation: expected an ImageSet or a DataLoader, got 'cifar'"),
     ]
     begin(tiny_runs.complaints, theirs, [options for options, _ in cases])
     for _, wanted in cases:
@@ -467,29 +467,41 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"model": network(2)}, "training label 2 is out of range: the network has 2 outputs"),
-        ({"data": images(label=3)}, "training label 3 is out of range: the network has 3 outputs"),
-        ({"test": coloured(2, classes=5)}, "wanted a test set of classes"),
-        ({"validation": coloured(2, classes=4)}, "wanted a validation set of classes"),
-        ({"test": images(label=7)}, "test label 7 is out of range: the network has 3 outputs"),
+        ({"model": network(2)}, "^training labels: expected 0 to 1, one per output of the network, got 2$"),
+        ({"data": images(label=3)}, "^training labels: expected 0 to 2, one per output of the network, got 3$"),
+        (
+            {"test": coloured(2, classes=5)},
+            "^test: expected .* training set's classes .* got .'a', 'b', 'c', 'd', 'e'.$",
+        ),
+        (
+            {"validation": coloured(2, classes=4)},
+            "^validation: expected .* classes .* got .'a', 'b', 'c', 'd'.$",
+        ),
+        ({"test": images(label=7)}, "^test labels: expected 0 to 2, one per output of the network, got 7$"),
         (
             {"model": nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))},
-            r"Sequential does not take a batch of 3 training images of shape \(3, 8, 8\): mat1 and mat2",
+            r"^model: expected .* 3 training images of shape \(3, 8, 8\), got Sequential, which fails: mat1 and mat2",
         ),
         (
             {"model": nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3)), "test": coloured(1, size=9)},
-            r"Sequential does not take a batch of 3 test images of shape \(3, 9, 9\): mat1 and mat2",
+            r"^model: expected .* 3 test images of shape \(3, 9, 9\), got Sequential, which fails: mat1 and mat2",
         ),
         (
             {"model": nn.Conv2d(1, 3, 3)},
-            r"does not take a batch of 3 training images of shape \(3, 8, 8\): .* channels",
+            r"^model: expected .* 3 training images of shape \(3, 8, 8\), got Conv2d, which fails: .* channels",
         ),
-        ({"model": nn.Conv2d(3, 3, 3)}, "the loss cross_entropy does not take the network's output: "),
-        ({"loss": partial(F.cross_entropy, reduction="none")}, r"wanted a loss that gives a scalar tensor; got \(3,\)"),
-        ({"loss": lambda output, labels: 0.5}, "wanted a loss that gives a scalar tensor; got 'float'"),
+        (
+            {"model": nn.Conv2d(3, 3, 3)},
+            "^loss: expected a function .* got cross_entropy, which fails: ",
+        ),
+        (
+            {"loss": partial(F.cross_entropy, reduction="none")},
+            r"^loss: expected .* a scalar tensor, got \(3,\)$",
+        ),
+        ({"loss": lambda output, labels: 0.5}, "^loss: expected a function that returns a scalar tensor, got float$"),
         (
             {"model": nn.Sequential(nn.AvgPool2d(8), nn.Flatten())},
-            "wanted a network with parameters that require grad",
+            "^model: expected a network with parameters that require grad, got 'Sequential'$",
         ),
         ({"data": images(image=torch.zeros(3, 8, 8, dtype=torch.uint8))}, "images must be float .* got uint8"),
         ({"data": images(image=torch.full((3, 8, 8), 255.0))}, r"images must lie in \[0, 1\], got 255 to 255"),
@@ -497,9 +509,9 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
         ({"data": images(image=torch.full((3, 8, 8), math.nan))}, r"images must lie in \[0, 1\], got nan"),
         ({"data": images(image=torch.zeros(1, 8, 8))}, r"images must be float \(batch, 3, height, width\)"),
         ({"data": images(label=0.5)}, "labels must be int64"),
-        ({"data": images(), "validation": 0.1}, "wanted validation as a set of its own beside a DataLoader; got 0.1"),
-        ({"test": coloured(2).subset([])}, "wanted a set with images; got ImageSet"),
-        ({"validation": coloured(2).subset([])}, "wanted a set with images; got ImageSet"),
+        ({"data": images(), "validation": 0.1}, "^validation: expected a set of its own beside a DataLoader, got 0.1$"),
+        ({"test": coloured(2).subset([])}, "^test: expected a set with images, got ImageSet"),
+        ({"validation": coloured(2).subset([])}, "^validation: expected a set with images, got ImageSet"),
     ],
     ids=lambda value: None,
 )
@@ -524,7 +536,7 @@ def test_a_last_batch_of_one_image(tmp_path: Path) -> None:
         return data, loader(data)
 
     options = {"validation": None, "model": made()}
-    match = "Sequential does not take a batch of 1 training images .*: Expected more than 1 value"
+    match = "^model: expected .* 1 training images .* got Sequential, which fails: Expected more than 1 value"
     for data in sets(16):
         refused(ValueError, match, tmp_path / "run", data=data, **options)
     for data in (*sets(17), loader(coloured(7).subset(range(16)), drop_last=True)):
@@ -548,7 +560,7 @@ def test_a_loader_that_breaks_its_word() -> None:
                 yield torch.full((3, 8, 8), 0.5), i % 3
 
     run = trainer(data=DataLoader(Odd(6), 2), validation=None)
-    with pytest.raises(RuntimeError, match="the data gave 3 batches in epoch 1; wanted 5"):
+    with pytest.raises(RuntimeError, match=r"^epoch 1: expected 5 batches, got 3$"):
         run.train()
     assert len(trainer(data=DataLoader(Odd(14), 2), validation=None).train().log) == 15
 
@@ -592,7 +604,7 @@ def test_names_in_the_record() -> None:
 def test_a_class_without_images(tmp_path: Path) -> None:
     """A class that is never seen is a mistake in the data, found before training."""
     data = coloured()
-    with pytest.raises(ValueError, match=r"wanted training images of every class; there are none of 'c'"):
+    with pytest.raises(ValueError, match=r"^data: expected training images of every class, got none of 'c'$"):
         Trainer(network(), data.subset((data.labels != 2).nonzero()[:, 0]), folder=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -602,7 +614,7 @@ def test_a_label_out_of_range_in_a_later_batch(label: int) -> None:
     """What a DataLoader gives later can't be seen before training, but is named before the loss fails on it."""
     labels = torch.tensor([0, 1, 2, 0, 1, label])
     batches = DataLoader([(image / 255, int(y)) for image, y in zip(coloured().images, labels, strict=False)], 3)
-    with pytest.raises(ValueError, match=rf"training label {label} is out of range: the network has 3 outputs"):
+    with pytest.raises(ValueError, match=rf"^training labels: expected 0 to 2, .* got {label}$"):
         Trainer(network(), batches, epochs=1, device="cpu", progress=False).train()
 
 
@@ -628,6 +640,6 @@ def test_a_test_set_of_other_classes(tmp_path: Path) -> None:
     """Label 1 of one set may be label 0 of another: an accuracy over different classes says nothing."""
     data = coloured()
     other = ImageSet(data.images, data.labels, ("a", "c", "b"))
-    with pytest.raises(ValueError, match=r"wanted a test set of classes \('a', 'b', 'c'\); got \('a', 'c', 'b'\)"):
+    with pytest.raises(ValueError, match=r"^test: expected .* classes \('a', 'b', 'c'\), got \('a', 'c', 'b'\)$"):
         Trainer(network(), data, other, folder=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

@@ -981,10 +981,13 @@ NO_GRADIENT = r"gets no gradient: no trained parameter comes before it in the fo
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"target": tiny.made(4, classes=2)}, "^target: training label 2 is out of range: the network has 2 outputs"),
+        (
+            {"target": tiny.made(4, classes=2)},
+            "^target: training labels: expected 0 to 1, one per output of the network, got 2$",
+        ),
         (
             {"target": flat(9), "target_layers": ["1"]},
-            r"^target: Sequential does not take a batch of 4 training images of shape \(3, 8, 8\): mat1",
+            r"^target: model: expected .* 4 training images of shape \(3, 8, 8\), got Sequential, which fails: mat1",
         ),
         (
             {"source": flat(9), "source_layers": ["1"]},
@@ -998,7 +1001,10 @@ NO_GRADIENT = r"gets no gradient: no trained parameter comes before it in the fo
         ({"target": Cases.NoGrad()}, f"target layer 'first' {NO_GRADIENT}"),
         ({"target": Cases.NoGrad(), "target_layers": ["second"]}, f"target layer 'second' {NO_GRADIENT}"),
         ({"target": nn.Sequential(nn.AvgPool2d(2), flat(4)), "target_layers": ["0"]}, f"layer '0' {NO_GRADIENT}"),
-        ({"target": tiny.made(4).requires_grad_(False)}, "wanted a network with parameters that require grad"),
+        (
+            {"target": tiny.made(4).requires_grad_(False)},
+            "model: expected a network with parameters that require grad, got",
+        ),
         (
             {"target_layers": ["classifier"]},
             r"^target, given .*: layer 'classifier': expected an image map \(batch 4, channel.*, got \(4, 3\)$",

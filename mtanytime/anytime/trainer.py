@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
 from mtanytime.measure.costs import exit_costs
 from mtanytime.measure.evaluation import batch_accuracy, fraction_correct
-from mtanytime.training.trainer import Trainer, TrainerOptions, TrainingResult
+from mtanytime.training.settings import with_keywords_of
+from mtanytime.training.trainer import Trainer, TrainingResult
 
 
 class JointLoss:
@@ -71,6 +72,7 @@ class AnytimeResult(TrainingResult):
     last_accuracy: list[float] | None
 
 
+@with_keywords_of(Trainer)
 class AnytimeTrainer(Trainer):
     """Train all exits of a network on a joint loss, as `Trainer` does one network, with its arguments.
 
@@ -82,7 +84,7 @@ class AnytimeTrainer(Trainer):
         data: see `Trainer`.
         test: see `Trainer`.
         loss: `loss(outputs, labels)`, a scalar, such as `JointLoss()` or a `taxonomy.CoarseToFineLoss`.
-        options: the other arguments of `Trainer`.
+        settings: the other arguments of `Trainer`.
 
     Raises:
         ValueError: as `Trainer`, and for a network that gives something else.
@@ -97,9 +99,9 @@ class AnytimeTrainer(Trainer):
         test: ImageSet | DataLoader | None = None,
         *,
         loss: Callable[[list[Tensor], Tensor], Tensor] | None = None,
-        **options: Unpack[TrainerOptions],
+        **settings: Any,
     ) -> None:
-        super().__init__(model, data, test, loss=JointLoss() if loss is None else loss, **options)
+        super().__init__(model, data, test, loss=JointLoss() if loss is None else loss, **settings)
 
     def result(self) -> AnytimeResult:
         """As `Trainer.result`. The run's folder then holds its curve, too, curve.csv: model (the class of the network),

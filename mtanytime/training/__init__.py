@@ -1,9 +1,10 @@
-"""Training runs: the loop, its run folder, and what identifies a run."""
+"""Training runs: the loop, its settings, its run folder, and what identifies a run."""
 
 from mtanytime._moved import find
 from mtanytime.training.identity import describe_data, describe_model, fingerprint, name_of
 from mtanytime.training.run_folder import Row, RunFolder
 from mtanytime.training.schedule import SCHEDULES, STEP_BY_STEP, Schedule
+from mtanytime.training.settings import TrainerSettings
 from mtanytime.training.trainer import StepReport, Trainer, TrainerOptions, TrainingResult
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "StepReport",
     "Trainer",
     "TrainerOptions",
+    "TrainerSettings",
     "TrainingResult",
     "describe_data",
     "describe_model",

@@ -1,4 +1,4 @@
-"""Hold an interrupt back until the end of a step."""
+"""Delay an interrupt (Ctrl-C, a notebook's stop button) until the end of a training step."""
 
 import signal
 import threading
@@ -9,9 +9,13 @@ from types import FrameType
 
 @contextmanager
 def delay_interrupt() -> Iterator[None]:
-    """Hold an interrupt (SIGINT) back until the block's end; a second one goes through at once."""
+    """Delay an interrupt (SIGINT) until the end of the block; a second one takes effect at once.
+
+    The handler that is in place decides what an interrupt does. Where there is none (SIGINT is ignored), or outside
+    the main thread, where Python allows no handlers, the block runs as it is.
+    """
     previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):  # not ours, or ignored
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
     received = False

@@ -1,12 +1,14 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules: the learning rate of each step of a run."""
 
 import math
 from collections.abc import Callable
 from typing import Literal
 
+from mtanytime.checks import require
+
 Schedule = Literal["cosine", "steps", "constant", "warm-up cosine"] | Callable[[float], float]
 
-
+# Name -> factor of the learning rate, as a function of the fraction of the run that is done.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "steps": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
@@ -14,5 +16,16 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "warm-up cosine": lambda progress: min(progress / 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * progress)),
 }
 
+# Schedules that change the rate at every step, for runs of a few epochs; the others change it at every epoch.
+STEP_BY_STEP = ("warm-up cosine",)
 
-STEP_BY_STEP = ("warm-up cosine",)  # schedules for runs of a few epochs
+
+def learning_rates(lr: float, schedule: Schedule, epochs: int, steps_per_epoch: int) -> list[float]:
+    """The learning rate of each step. Raises ValueError for a schedule with a factor below 0 or not finite."""
+    factor = schedule if callable(schedule) else SCHEDULES[schedule]
+    if schedule in STEP_BY_STEP:
+        steps = epochs * steps_per_epoch
+        return [lr * factor((step + 1) / (steps + 1)) for step in range(steps)]
+    rates = [lr * factor(epoch / epochs) for epoch in range(epochs)]
+    require(all(0 <= rate < math.inf for rate in rates), "schedule", "finite factors >= 0", rates)
+    return [rate for rate in rates for _ in range(steps_per_epoch)]

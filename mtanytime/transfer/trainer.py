@@ -187,7 +187,7 @@ class TransferTrainer(Trainer):
         self._names = tensor_names(self.student)
         self.modules |= {"matching": matching, "meta": self.meta}
         self.parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.SGD(list(self.parameters.values()), **self._sgd)
+        self.optimizer = torch.optim.SGD(list(self.parameters.values()), **self.settings.sgd)
         self.meta_optimizer, self._quick = None, True
         if learned := list(self.meta.parameters()):
             self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)

@@ -1,0 +1,44 @@
+"""The image sets of a run: training, validation and test set, split, checked and moved to the device."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.images import ImageSet, Task
+
+Images = ImageSet | DataLoader
+
+
+def prepare_sets(
+    data: Task | Images, test: Images | None, validation: float | Images | None, seed: int, device: torch.device
+) -> tuple[Images, Images | None, Images | None]:
+    """The training, validation and test set of a run, on the device (a `DataLoader` stays as it is).
+
+    Raises ValueError for anything that is no set, an empty set, a class without training images, and sets of different
+    classes.
+    """
+    if isinstance(data, Task):
+        data, test = data.train, data.test if test is None else test
+    data = _placed("data", data, device)
+    if isinstance(validation, int | float):
+        require(isinstance(data, ImageSet), "validation", "a set of its own beside a DataLoader", validation)
+        data, validation = data.split(validation, seed)
+    if isinstance(data, ImageSet):
+        missing = sorted(set(range(len(data.classes))) - set(data.labels.tolist()))
+        if missing:
+            raise mismatch("data", "training images of every class", Words(f"none of {data.classes[missing[0]]!r}"))
+    validation = None if validation is None else _placed("validation", validation, device)
+    test = None if test is None else _placed("test", test, device)
+    for name, other in (("validation", validation), ("test", test)):
+        if isinstance(data, ImageSet) and isinstance(other, ImageSet):
+            same = other.classes == data.classes
+            require(same, name, f"a set of the training set's classes {data.classes}", other.classes)
+    return data, validation, test
+
+
+def _placed(name: str, data: Images, device: torch.device) -> Images:
+    require(isinstance(data, ImageSet | DataLoader), name, "an ImageSet or a DataLoader", data)
+    if isinstance(data, DataLoader):
+        return data
+    require(len(data) > 0, name, "a set with images", data)
+    return data.to(device)

@@ -1,0 +1,108 @@
+"""The settings that trainers share: their names, defaults and limits in one place."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any, TypeVar, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtanytime.checks import require
+from mtanytime.data.images import Augment
+from mtanytime.devices import Precision
+from mtanytime.training.schedule import SCHEDULES, Schedule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How a run trains. Together with its network and data, these settings identify the run.
+
+    Args:
+        epochs: passes over the training set.
+        batch_size: images per batch; an epoch's last batch may be smaller. A `DataLoader` keeps its own batch size.
+        lr: learning rate of `torch.optim.SGD` at the start of the schedule.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        nesterov: use Nesterov momentum.
+        schedule: factor of the learning rate over the run. Per epoch: "cosine", "steps" (÷ 10 at ½ and at ¾ of the
+            epochs), "constant", or a function of the fraction of epochs done. Per step: "warm-up cosine", which rises
+            over the first twentieth of the run and then falls as a cosine.
+        loss: `loss(model(images), labels)`, a scalar tensor.
+        augment: transform of each training batch, such as `data.crop_flip()`.
+        seed: of the order of the images, augmentation, dropout and initial weights.
+        precision: "float32", or "bfloat16" for autocast; the weights stay in float32.
+
+    Raises:
+        ValueError: a setting outside these limits, by name.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+    schedule: Schedule = "cosine"
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    augment: Augment | None = None
+    seed: int = 0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            require(isinstance(value, Integral) and value >= 1, name, "a whole number >= 1", value)
+        require(0 < self.lr < math.inf, "lr", "a number > 0", self.lr)
+        require(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
+        require(0 <= self.weight_decay < math.inf, "weight_decay", "a number >= 0", self.weight_decay)
+        require(self.momentum > 0 or not self.nesterov, "momentum", "a number > 0 with nesterov", self.momentum)
+        known = callable(self.schedule) or self.schedule in SCHEDULES
+        require(known, "schedule", f"a function or one of {list(SCHEDULES)}", self.schedule)
+        precisions = get_args(Precision)
+        require(self.precision in precisions, "precision", f"one of {precisions}", self.precision)
+
+    @property
+    def sgd(self) -> dict[str, Any]:
+        """The arguments of `torch.optim.SGD`."""
+        return {name: getattr(self, name) for name in ("lr", "momentum", "weight_decay", "nesterov")}
+
+
+def with_keywords_of(*owners: type) -> Callable[[type[T]], type[T]]:
+    """Class decorator: `help()` and `inspect.signature` show the keywords of `owners` in place of `**settings`.
+
+    An owner is a dataclass of settings, or the base class that the rest of the keywords is handed to. A keyword that
+    the class itself takes is not repeated.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        signature = inspect.signature(cls.__init__)
+        own = [p for p in list(signature.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
+        keywords = {p.name: p for owner in owners for p in inspect.signature(owner).parameters.values()}
+        taken = {p.name for p in own}
+        shared = [p for p in keywords.values() if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+        cls.__signature__ = signature.replace(parameters=own + shared, return_annotation=inspect.Signature.empty)
+        return cls
+
+    return decorate
+
+
+def split_settings(keywords: Mapping[str, Any], settings: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keyword arguments that a dataclass of settings takes, and the rest."""
+    names = {field.name for field in fields(settings)}
+    return {k: v for k, v in keywords.items() if k in names}, {k: v for k, v in keywords.items() if k not in names}
+
+
+def check_keywords(cls: type, keywords: Iterable[str]) -> None:
+    """Raise TypeError for a keyword that the class does not take; the error names the nearest one that it takes."""
+    known = list(inspect.signature(cls).parameters)
+    for name in keywords:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {name!r}{hint}")

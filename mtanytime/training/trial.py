@@ -1,0 +1,129 @@
+"""The trial before training: a network runs on a few images of each set, so that what cannot work fails at once.
+
+The trial leaves no trace: modes, buffers and torch's random state are as before.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.images import Batches, ImageSet
+from mtanytime.devices import Precision, autocast
+from mtanytime.functional import functional_call, trial_run
+from mtanytime.training.identity import name_of
+
+Images = Float[Tensor, "batch channel height width"]
+Labels = Int[Tensor, " batch"]
+
+
+def training_probe(batches: Batches, like: Tensor) -> tuple[Images, Labels]:
+    """Up to 4 training images and labels; as many as the smallest batch of an epoch has, if that is fewer.
+
+    Batch norm in train mode may not take a single image: a last batch of one must fail here and not after an epoch.
+    """
+    data, size = batches.data, batches.batch_size
+    if isinstance(data, ImageSet):
+        return probe(data, like, len(data) % size or size)
+    if data.batch_size is None or data.drop_last or isinstance(data.dataset, IterableDataset):
+        return probe(data, like, seed=batches.seed)
+    return probe(data, like, len(data.sampler) % data.batch_size or data.batch_size, seed=batches.seed)
+
+
+def probe(data: ImageSet | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:
+    """Up to 4 images and labels of a set, on the device of `like`, the images in its type.
+
+    The images of an `ImageSet` all get its highest label: if the network has an output for that, it has one for all.
+    `seed` is that of a `DataLoader`.
+    """
+    size = min(size, 4)
+    if isinstance(data, ImageSet):
+        few = data.subset(torch.arange(min(size, len(data))))
+        images, _ = next(Batches(few, 4, seed=0, shuffle=False).epoch(0))
+        labels = data.labels.max().expand(len(few))
+    else:
+        images, labels = next(Batches(data, None, seed=seed).epoch(0))
+        images, labels = images[:size], labels[:size]
+    return images.to(like.device, like.dtype), labels.to(like.device)
+
+
+def try_network(
+    model: nn.Module,
+    loss: Callable[[Any, Tensor], Tensor],
+    batches: Batches,
+    others: Mapping[str, ImageSet | DataLoader | None],
+    logits_of: Callable[[Any], Tensor | None],
+    precision: Precision,
+) -> int | None:
+    """Run a network forward on a few training images in train mode, with the loss, and of other sets in eval mode.
+
+    Args:
+        model: the network.
+        loss: the training loss, `loss(output, labels)`.
+        batches: batches of the training set.
+        others: further sets by name; None for a set that there is not.
+        logits_of: the logits in the network's output, which labels are checked against, or None.
+        precision: that of the forward pass.
+
+    Returns:
+        The number of the network's outputs (classes), None where its output holds no logits.
+
+    Raises:
+        ValueError: the network does not take the images, it has no output for a label, or the loss does not take its
+            output or does not return a scalar tensor.
+    """
+    parameter = next(model.parameters())
+    images, labels = training_probe(batches, parameter)
+    output = _forward(model, "training", images, precision)
+    outputs = _check_output(logits_of(output), "training", labels)
+    _check_loss(loss, output, labels)
+    for name, data in others.items():
+        if data is not None:
+            images, labels = probe(data, parameter, seed=batches.seed)
+            output = _forward(model, name, images, precision)
+            outputs = _check_output(logits_of(output), name, labels)
+    return outputs
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, name: str, images: Tensor, precision: Precision) -> Any:
+    """The output for images of a set, in train mode for the training set."""
+    with trial_run(model, images.device, training=name == "training") as buffers:
+        try:
+            with autocast(images.device, precision):
+                return functional_call(model, buffers, images)
+        except Exception as error:
+            expected = f"a network that takes {len(images)} {name} images of shape {tuple(images.shape[1:])}"
+            raise mismatch("model", expected, Words(f"{type(model).__name__}, which fails: {error}")) from error
+
+
+def _check_output(logits: Tensor | None, name: str, labels: Tensor) -> int | None:
+    outputs = None if logits is None else logits.shape[1]
+    check_labels(name, labels, outputs)
+    return outputs
+
+
+def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tensor) -> None:
+    try:
+        value = loss(output, labels)
+    except Exception as error:
+        came = Words(f"{name_of(loss)}, which fails: {error}")
+        raise mismatch("loss", "a function of the network's output and the labels", came) from error
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    require(shape == (), "loss", "a function that returns a scalar tensor", Words(shape))
+
+
+def check_labels(name: str, labels: Labels, outputs: int | None) -> None:
+    """Raise ValueError for a label that the network has no output for. On a GPU a loss would end the process.
+
+    Args:
+        name: the set's name, for the error.
+        labels: labels of the set.
+        outputs: the number of the network's outputs; None checks nothing.
+    """
+    if outputs is not None and len(wrong := labels[(labels < 0) | (labels >= outputs)]):
+        raise mismatch(f"{name} labels", f"0 to {outputs - 1}, one per output of the network", int(wrong[0]))
