@@ -14,6 +14,7 @@ from typing import Any
 
 # Old module -> the modules that hold its names now. A module that still exists is here if names have left it.
 MOVED: dict[str, tuple[str, ...]] = {
+    "anytime.inference": ("anytime.early_exit",),
     "anytime_recipes": ("experiments.anytime",),
     "authors_code": ("experiments.authors_code",),
     "benchmarks": ("experiments.benchmarks",),

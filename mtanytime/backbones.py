@@ -16,7 +16,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def check_images(images: Tensor, channels: int, least: int, network: str) -> None:
+def check_image_shape(images: Tensor, channels: int, least: int, network: str) -> None:
     """Raise ValueError unless a network can read the images: their channels, and at least `least` pixels per side."""
     fits = images.ndim == 4 and images.shape[1] == channels and min(images.shape[2:]) >= least
     expected = f"(batch, {channels}, height, width) of at least {least}×{least} pixels for {network}"
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits. Raises ValueError for images without three channels."""
-        check_images(images, 3, 1, "ResNet")
+        check_image_shape(images, 3, 1, "ResNet")
         maps = self.relu(self.bn1(self.conv1(images)))
         maps = self.layer3(self.layer2(self.layer1(maps)))
         return self.fc(self.avgpool(maps).flatten(1))
@@ -93,7 +93,7 @@ class VGG(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits. Raises ValueError for images smaller than 32×32 or without three channels."""
-        check_images(images, 3, 32, "VGG-9, which halves them five times")
+        check_image_shape(images, 3, 32, "VGG-9, which halves them five times")
         return self.classifier(self.avgpool(self.features(images)).flatten(1))
 
 
@@ -167,7 +167,7 @@ class Normalized(nn.Module):
         """Resize and normalise images as the network reads them. Raises ValueError as `forward`."""
         floats = images.is_floating_point()
         require(floats, "images", "floats in [0, 1]", images.dtype, "divide uint8 images by 255")
-        check_images(images, self.mean.shape[1], 1, "Normalized")
+        check_image_shape(images, self.mean.shape[1], 1, "Normalized")
         if self.size is not None and images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
         return (images - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""Inclusive ResNeXt against numbers from the authors' code in float64, and against the thin networks it holds."""
+"""Inclusive ResNeXt against numbers from the authors' code in float64, and against the thin networks it contains."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def filled(shape: list[int], seed: int, batch_norm_weight: bool) -> Tensor:
 
 
 def compare(name: str, ours: Tensor, theirs: np.ndarray) -> None:
-    """Assert a relative error of 1e-10 at most."""
+    """Assert a relative error of at most 1e-10."""
     wanted = torch.from_numpy(np.asarray(theirs))
     error = (ours.detach() - wanted).norm() / wanted.norm()
     assert error <= 1e-10, f"{name}: relative error {error:.2e}"
@@ -92,7 +92,7 @@ def macs(network: torch.nn.Module) -> float:
 
 
 def test_macs_of_the_paper() -> None:
-    """The eight sub-networks at the authors' defaults cost what theirs do, and all exits what the passes add up to."""
+    """Each sub-network at the authors' defaults costs as much as theirs, and all exits cost the sum of the passes."""
     network = InclusiveResNeXt(10)
     found = [macs(network.extract(k)) for k in range(1, 9)]
     assert [round(number, 2) for number in found] == PAPER_MACS
@@ -102,7 +102,7 @@ def test_macs_of_the_paper() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_extract_is_the_thin_network(training: bool) -> None:
-    """A stand-alone ResNeXt with copied weights gives exit k's answer, and shares no memory with the whole."""
+    """A stand-alone ResNeXt with copied weights gives exit k's logits and shares no memory with the whole network."""
     torch.manual_seed(0)
     network = InclusiveResNeXt(5, width=8, bottleneck=2, branches=6, blocks=2, exits=3).double().train(training)
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
@@ -146,27 +146,27 @@ def test_large_images() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exits": 3}, "exits is 3; wanted a divisor of the 8 branches"),
-        ({"exits": 0}, "exits is 0; wanted a divisor"),
-        ({"width": 0}, "width is 0; wanted a whole number of at least 1"),
-        ({"blocks": (2, 0)}, "blocks is 0"),
-        ({"blocks": ()}, "blocks is empty"),
-        ({"num_classes": -1}, "num_classes is -1"),
+        ({"exits": 3}, "exits: expected a divisor of the 8 branches, got 3"),
+        ({"exits": 0}, "exits: expected a divisor of the 8 branches, got 0"),
+        ({"width": 0}, "width: expected a whole number from 1, got 0"),
+        ({"blocks": (2, 0)}, "blocks: expected a whole number from 1, got 0"),
+        ({"blocks": ()}, r"blocks: expected a number for each stage, got \(\)"),
+        ({"num_classes": -1}, "num_classes: expected a whole number from 1, got -1"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
-    """A size that no network has is refused in words."""
+    """A size that no network can have is refused, with its name."""
     with pytest.raises(ValueError, match=message):
         InclusiveResNeXt(**{"num_classes": 10, **settings})
 
 
 def test_bad_calls() -> None:
-    """Grey or tiny images and exits that do not exist are refused in words."""
+    """Greyscale or tiny images, and exits that do not exist, are refused with a clear message."""
     network = InclusiveResNeXt(5, width=4, bottleneck=1, branches=2, blocks=1)
-    with pytest.raises(ValueError, match=r"got images of shape \(2, 1, 8, 8\); wanted \(batch, 3, height, width\)"):
+    with pytest.raises(ValueError, match=r"images: expected \(batch, 3, height, width\) .*, got \(2, 1, 8, 8\)"):
         network(torch.rand(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="height and width of at least 4"):
+    with pytest.raises(ValueError, match=r"at least 4×4 pixels for InclusiveResNeXt, got \(2, 3, 3, 8\)"):
         network(torch.rand(2, 3, 3, 8))
     for k in (0, 3):
-        with pytest.raises(ValueError, match=f"exit is {k}; wanted a whole number from 1 to 2"):
+        with pytest.raises(ValueError, match=f"k: expected an exit from 1 to 2, got {k}"):
             network.extract(k)

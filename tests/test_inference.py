@@ -1,4 +1,4 @@
-"""Answers within budgets, by deadlines and as early as possible are those of the network itself."""
+"""Predictions within budgets, by deadlines and by early exit equal those of the network itself."""
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def trained_like(kind: str, dtype: torch.dtype = torch.float64) -> AnytimeNetwork:
-    """A network whose batch norms have seen something, in train mode."""
+    """A network in train mode with batch norms that are not in their initial state."""
     torch.manual_seed(0)
     network = KINDS[kind]()
     for module in network.modules():
@@ -47,13 +47,13 @@ def some_images(count: int = 4) -> Tensor:
 
 
 def norms(network: nn.Module) -> int:
-    """How many batch norms a network has."""
+    """The number of batch norms in a network."""
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_folding_is_exact(kind: str) -> None:
-    """A network with folded batch norms answers as before; the original is left alone."""
+    """Folding must not change the logits, nor the original network."""
     network = trained_like(kind)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     wanted = network.eval()(some_images())
@@ -68,7 +68,7 @@ def test_folding_is_exact(kind: str) -> None:
 
 
 def test_what_is_folded() -> None:
-    """Of a pre-activation block two norms of three go, in MSDNet all; the sliced network still refines and extracts."""
+    """Two of three norms of a pre-activation block fold, in MSDNet all; a sliced network still refines and extracts."""
     sliced = trained_like("sliced")
     folded = fold_batch_norms(sliced)
     assert (norms(sliced), norms(folded)) == (3 * 3 + 1, 3 + 1)
@@ -79,7 +79,7 @@ def test_what_is_folded() -> None:
 
 
 def test_norms_that_cannot_be_folded_stay() -> None:
-    """Without running statistics, or behind something that is no convolution, a norm is needed as it is."""
+    """A norm without running statistics, or after something that is not a convolution, must stay."""
     free = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.BatchNorm2d(4))
     assert norms(fold_batch_norms(free)) == 2
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False)).double().eval()
@@ -88,7 +88,7 @@ def test_norms_that_cannot_be_folded_stay() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_takes_the_widest_exit_in_the_budget(kind: str) -> None:
-    """Budgets in multiply-adds, in milliseconds of a given table and as an exit: the same answer as the network's."""
+    """For budgets in multiply-adds, in milliseconds of a given table and as an exit, the logits are the network's."""
     network = trained_like(kind)
     predictor = AnytimePredictor(network, (3, 16, 16))
     own = exit_costs(network, (3, 16, 16))["macs_own_head"].tolist()
@@ -106,7 +106,7 @@ def test_predict_takes_the_widest_exit_in_the_budget(kind: str) -> None:
 
 
 def test_times_are_measured_when_asked_for() -> None:
-    """A budget of milliseconds needs no table; an hour pays for the last exit."""
+    """A budget in milliseconds needs no table; an hour is enough for the last exit."""
     predictor = AnytimePredictor(trained_like("sliced", torch.float32), (3, 16, 16))
     assert "latency_ms" not in predictor.costs
     assert predictor.choose(3.6e6, "ms") == 3
@@ -114,7 +114,7 @@ def test_times_are_measured_when_asked_for() -> None:
 
 
 def test_normalised_network() -> None:
-    """A network that travels with its normalisation is used with it, whichever way it answers."""
+    """Every kind of prediction must apply the network's normalisation."""
     network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).double()
     wanted = network.eval()(some_images())
     predictor = AnytimePredictor(network, (3, 16, 16))
@@ -124,7 +124,7 @@ def test_normalised_network() -> None:
 
 
 def test_costs_are_of_the_images_that_come() -> None:
-    """A network that makes images smaller first costs what the smaller ones do."""
+    """A network that first resizes its images costs as much as on the resized images."""
     network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), size=16).double()
     costs = AnytimePredictor(network, (3, 64, 64)).costs
     assert costs["macs"].tolist() == exit_costs(network, (3, 64, 64))["macs_own_head"].tolist()
@@ -132,26 +132,26 @@ def test_costs_are_of_the_images_that_come() -> None:
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
-    """Another size costs something else, and bytes are no fractions: neither may pass without a word."""
+    """Another image size has other costs, and bytes are not in [0, 1]: neither may be accepted silently."""
     predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16))
-    with pytest.raises(ValueError, match=r"images \(3, 16, 16\).*\(4, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"images: expected .* of shape \(3, 16, 16\), got \(4, 3, 32, 32\)"):
         predictor.predict(torch.rand(4, 3, 32, 32), 1e9)
     assert predictor.predict(torch.rand(4, 3, 32, 32), 1, "exit").exit == 1
-    with pytest.raises(ValueError, match=r"floats in \[0, 1\].*uint8"):
+    with pytest.raises(ValueError, match=r"images: expected a tensor of floats in \[0, 1\], got torch.uint8"):
         unchecked(AnytimePredictor.predict)(predictor, torch.zeros(4, 3, 16, 16, dtype=torch.uint8), 1, "exit")
-    with pytest.raises(ValueError, match="a budget that is a number"):
+    with pytest.raises(ValueError, match="budget: expected a number, got None"):
         unchecked(AnytimePredictor.choose)(predictor, None)
 
 
 def test_images_are_taken_to_the_network() -> None:
-    """Images of another type or place than the network's are brought there, as a trainer does."""
+    """Images of another dtype or device than the network's are converted, as a trainer does."""
     network = trained_like("sliced")
     answer = AnytimePredictor(network, (3, 16, 16)).predict(some_images().float(), 1, "exit")
     assert answer.logits.dtype == torch.float64
 
 
 def test_answer_by() -> None:
-    """No time gives the first answer, all the time the last, every answer being told on the way."""
+    """No time gives the first answer and unlimited time the last; `on_answer` gets every answer."""
     network = trained_like("sliced")
     predictor, wanted = AnytimePredictor(network, (3, 16, 16)), network.eval()(some_images())
     first = predictor.answer_by(some_images(), 0)
@@ -166,7 +166,7 @@ def test_answer_by() -> None:
 
 
 def test_a_step_that_would_end_late_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With costs 10, 20, 30 and 10 ms for the first exit, 25 ms pay for the second one."""
+    """With costs 10, 20, 30 and 10 ms for the first exit, 25 ms are enough for the second exit only."""
     table = pd.DataFrame({"exit": [1, 2, 3], "macs": [10, 20, 30]})
     predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16), table)
     clock = iter([0.0, 0.010, 0.020, 0.030])
@@ -176,7 +176,7 @@ def test_a_step_that_would_end_late_is_not_begun(monkeypatch: pytest.MonkeyPatch
 
 
 def test_leave_early_is_what_the_whole_network_would_say() -> None:
-    """Images that are refined alone get the logits of the whole batch; each leaves at its first confident exit."""
+    """Refining some images gives the same logits as the whole batch; each leaves at its first confident exit."""
     network = trained_like("sliced")
     images = some_images(16)
     outputs = torch.stack(network.eval()(images))
@@ -193,7 +193,7 @@ def test_leave_early_is_what_the_whole_network_would_say() -> None:
 @settings(max_examples=50)
 @given(st.integers(1, 4), st.integers(1, 60), st.floats(0, 1), st.integers(0, 9))
 def test_thresholds_keep_the_budget(exits: int, count: int, generous: float, seed: int) -> None:
-    """On their own data the mean cost keeps within the budget; much of it lets all images stay to the end."""
+    """On the data they were chosen on, the mean cost is within the budget; a large budget keeps all to the end."""
     outputs = torch.from_numpy(np.random.RandomState(seed).standard_normal((exits, count, 3)))
     costs = [1.0, 2.5, 4.0, 9.0][:exits]
     budget = costs[0] + generous * (costs[-1] - costs[0])
@@ -205,7 +205,7 @@ def test_thresholds_keep_the_budget(exits: int, count: int, generous: float, see
 
 
 def test_thresholds_follow_the_geometric_shares() -> None:
-    """With many images, exits answer in the proportions q·(1 - q)^(k-1) that meet the budget: by hand, 4 : 2 : 1."""
+    """With many images, exits answer in the proportions q·(1 - q)^(k-1) that meet the budget; by hand, 4 : 2 : 1."""
     outputs = torch.randn(3, 7000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     budget = (4 * 1 + 2 * 2 + 1 * 3) / 7
     taken = exits_taken(outputs, choose_thresholds(outputs, [1, 2, 3], budget))
@@ -213,33 +213,34 @@ def test_thresholds_follow_the_geometric_shares() -> None:
 
 
 def test_bad_requests() -> None:
-    """What cannot be done is said, with what it would take."""
+    """Each impossible request is refused with a message that says what is possible."""
     predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16))
     least = int(predictor.costs["macs"][0])
-    with pytest.raises(ValueError, match=f"pays for no exit; the cheapest takes {least:g}"):
+    message = rf"budget: expected at least {least:g} multiply-adds per image, .*, got {least - 1:g}$"
+    with pytest.raises(ValueError, match=message):
         predictor.predict(some_images(), least - 1)
-    with pytest.raises(ValueError, match="wanted an exit from 1 to 3; got 4"):
+    with pytest.raises(ValueError, match="budget: expected an exit from 1 to 3, got 4"):
         predictor.choose(4, "exit")
-    with pytest.raises(ValueError, match="wanted a deadline of 0 ms or more; got -1"):
+    with pytest.raises(ValueError, match="deadline: expected 0 ms or more, got -1"):
         predictor.answer_by(some_images(), -1)
-    with pytest.raises(ValueError, match="wanted 3 thresholds"):
+    with pytest.raises(ValueError, match=r"thresholds: expected 3, one per exit, got \[0\.5, 0\.0\]"):
         predictor.leave_early(some_images(), [0.5, 0.0])
-    with pytest.raises(ValueError, match="wanted a network with refine"):
+    with pytest.raises(ValueError, match=r"network: expected one with refine, .*, got one without it"):
         AnytimePredictor(trained_like("msdnet"), (3, 16, 16)).answer_by(some_images(), 10)
-    with pytest.raises(ValueError, match="wanted an AnytimeNetwork; got 'Conv2d'"):
+    with pytest.raises(ValueError, match="network: expected an AnytimeNetwork, got a Conv2d"):
         AnytimePredictor(nn.Conv2d(3, 3, 1))
-    with pytest.raises(ValueError, match="wanted costs with columns exit and macs"):
+    with pytest.raises(ValueError, match=r"costs: expected columns exit and macs, got \['exit'\]"):
         AnytimePredictor(trained_like("sliced"), costs=pd.DataFrame({"exit": [1, 2, 3]}))
-    with pytest.raises(ValueError, match=r"wanted costs of the exits \[1, 2, 3\]; got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"costs: expected a row for each exit of \[1, 2, 3\], got \[1, 2\]"):
         AnytimePredictor(trained_like("sliced"), costs=pd.DataFrame({"exit": [1, 2], "macs": [1, 2]}))
     outputs = torch.zeros(2, 4, 3)
-    with pytest.raises(ValueError, match="a budget of 5 or more, the cost of the first exit; got 4"):
+    with pytest.raises(ValueError, match="budget: expected at least 5, the cost of the first exit, got 4"):
         choose_thresholds(outputs, [5, 6], 4)
-    with pytest.raises(ValueError, match="wanted 2 costs, rising from exit to exit"):
+    with pytest.raises(ValueError, match=r"costs: expected 2 costs, increasing from exit to exit, got \[5, 5\]"):
         choose_thresholds(outputs, [5, 5], 6)
-    with pytest.raises(ValueError, match="wanted 2 thresholds, one an exit"):
+    with pytest.raises(ValueError, match=r"thresholds: expected 2, one per exit, got \[0\.5\]"):
         exits_taken(outputs, [0.5])
     steps = trained_like("sliced").refine(some_images())
     next(steps)
-    with pytest.raises(ValueError, match=r"wanted keep as torch.bool \(4,\), one an image"):
+    with pytest.raises(ValueError, match=r"keep: expected torch.bool \(4,\), one per image, got torch.bool \(3,\)"):
         steps.send(torch.ones(3, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""MSDNet: the authors' costs and outputs to the digit, exits that stand alone and hold nothing idle, clear refusals."""
+"""MSDNet: the authors' costs and outputs to the digit; extracted exits agree and hold no idle parameters."""
 
 import math
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 
 
 def made(seed: int = 0, **options: Any) -> MSDNet:
-    """An MSDNet in float64 whose weights come from a seed, with running statistics of some training."""
+    """An MSDNet in float64 with weights from a seed, and running statistics that are not the initial ones."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = MSDNet(**{"num_classes": 3} | options).double()
@@ -92,7 +92,7 @@ def made(seed: int = 0, **options: Any) -> MSDNet:
 
 
 def parameters(*modules: nn.Module) -> int:
-    """How many numbers are learned."""
+    """The number of parameters."""
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
@@ -145,13 +145,13 @@ def test_published_curve_lies_where_its_exits_do() -> None:
 
 
 def waves(*shape: int) -> Tensor:
-    """Numbers in [-1, 1] that any program can make again."""
+    """Numbers in [-1, 1] that any program can reproduce."""
     return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) ** 1.1).view(shape)
 
 
 @torch.no_grad()
 def fill(network: nn.Module) -> nn.Module:
-    """Give every parameter numbers that depend on its shape alone, so that its name and place do not matter."""
+    """Fill every parameter with numbers that depend on its shape alone, so that its name and place do not matter."""
     for p in network.parameters():
         wave = torch.cos(torch.arange(p.numel(), dtype=torch.float64) * 1.7 + 0.3).view(p.shape)
         p.copy_(wave * (4 / p[0].numel()) ** 0.5 if p.ndim > 1 else 1 + 0.3 * wave)
@@ -160,7 +160,7 @@ def fill(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", AUTHORS_LOGITS)
 def test_logits_are_those_of_the_authors_code(name: str) -> None:
-    """Equal costs could hide another wiring; with equal weights, only the authors' gives their logits."""
+    """Equal costs could hide other connections; with equal weights, only the authors' network gives their logits."""
     logits = fill(MSDNet(**AUTHORS[name][0]).double())(waves(2, 3, 32, 32))
     found = torch.stack([answer[1, :3] for answer in logits])
     torch.testing.assert_close(found, torch.tensor(AUTHORS_LOGITS[name], dtype=torch.float64), rtol=0, atol=1e-7)
@@ -224,7 +224,7 @@ def by_hand(k: int, size: int, o: dict[str, Any]) -> tuple[int, int]:
 @given(options=any_options, which=st.integers(0, 11))
 @settings(max_examples=25)
 def test_exit_alone_costs_what_it_needs(options: dict[str, Any], which: int) -> None:
-    """An exit that stands alone must not be charged for finer maps that its answer does not depend on."""
+    """An extracted exit must not compute finer maps that its logits do not depend on."""
     k = which % options["blocks"] + 1
     alone = MSDNet(**options).extract(k)
     size = 2 ** (len(options["factors"]) + 1)
@@ -242,7 +242,7 @@ def test_exit_alone_costs_what_it_needs(options: dict[str, Any], which: int) -> 
     ],
 )
 def test_exit_alone_of_a_published_network(options: dict[str, Any], macs: list[int]) -> None:
-    """The figures that other networks are compared with (10 classes, an exit's own head alone), held fast."""
+    """The numbers that other networks are compared with (10 classes, each exit's own head alone) must not change."""
     network = MSDNet(10, **options)
     found = [multiply_adds(network.extract(k))["Global"] for k in range(1, 8)]
     assert found == macs
@@ -252,7 +252,7 @@ def test_exit_alone_of_a_published_network(options: dict[str, Any], macs: list[i
 @given(options=any_options, training=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=10)
 def test_exit_alone_answers_as_in_the_full_network(options: dict[str, Any], training: bool, seed: int) -> None:
-    """Cutting an exit out must not change its answer, in training either, and leave nothing in it that is idle."""
+    """Extraction must not change an exit's logits, nor in training, nor leave parameters in it that are unused."""
     network = made(seed, **options).train(training)
     batch = images(3, 3, 32, 32, seed=seed)
     answers = network(batch)
@@ -269,7 +269,7 @@ def test_exit_alone_answers_as_in_the_full_network(options: dict[str, Any], trai
 
 
 def test_every_parameter_learns_from_the_joint_loss() -> None:
-    """A weight whose gradient is zero throughout would show a path that is cut: none is in the default network."""
+    """A weight whose gradient is all zero would reveal a path without effect; the default network has none."""
     network = made()
     labels = torch.tensor([0, 1, 2, 0])
     sum(F.cross_entropy(answer, labels) for answer in network(images(4, 3, 32, 32))).backward()
@@ -277,7 +277,7 @@ def test_every_parameter_learns_from_the_joint_loss() -> None:
 
 
 def test_exit_alone_has_its_own_weights_and_the_networks_mode() -> None:
-    """It may be trained, folded or saved without touching the network it came from."""
+    """Training, folding or saving an extracted exit must not touch the network that it came from."""
     network = made(blocks=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     alone = network.extract(2)
@@ -292,7 +292,7 @@ def test_exit_alone_has_its_own_weights_and_the_networks_mode() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 40), (64, 32)])
 def test_other_image_sizes(height: int, width: int) -> None:
-    """Digits are often smaller than 32x32, other sets larger or oblong; odd sizes make maps that are rounded up."""
+    """Digits are often smaller than 32x32, other data sets larger or oblong; odd sizes give maps rounded up."""
     network = made(blocks=2)
     batch = images(2, 3, height, width)
     for k, answer in enumerate(network(batch), start=1):
@@ -302,7 +302,7 @@ def test_other_image_sizes(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("options", "fan"), [({}, "out_channels"), ({"initialization": "fan_in"}, "in_channels")])
 def test_starts_as_the_authors_code_does(options: dict[str, str], fan: str) -> None:
-    """He's normal distribution by fan-out, zero biases: the published results rely on it; by fan-in where asked."""
+    """Published results rely on He's normal distribution by fan-out and zero biases; fan-in is an option."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = MSDNet(10, **options)
@@ -319,40 +319,40 @@ def test_starts_as_the_authors_code_does(options: dict[str, str], fan: str) -> N
 
 
 def refused(**options: Any) -> Callable[[], object]:
-    """An MSDNet with wrong options, made past the run-time type check."""
+    """A function that builds an MSDNet with wrong options, without the run-time type check."""
     return lambda: unchecked(MSDNet.__init__)(MSDNet.__new__(MSDNet), **{"num_classes": 3} | options)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (refused(num_classes=0), "num_classes is 0; wanted a whole number of at least 1"),
-        (refused(blocks=0), "blocks is 0; wanted a whole number of at least 1"),
-        (refused(base=1.5), r"base is 1\.5; wanted a whole number"),
-        (refused(step=0), "step is 0; wanted a whole number of at least 1"),
-        (refused(channels=-4), "channels is -4; wanted a whole number of at least 1"),
-        (refused(growth="6"), "growth is '6'; wanted a whole number"),
-        (refused(factors=(1, 0)), "a scale's factor is 0; wanted a whole number of at least 1"),
-        (refused(factors=()), "factors is empty; wanted one for each scale"),
-        (refused(step_mode="odd"), r"step_mode is 'odd'; wanted one of \['even', 'lin_grow'\]"),
-        (refused(initialization="he"), r"initialization is 'he'; wanted one of \['fan_out', 'fan_in'\]"),
-        (refused(growth=3, factors=(1, 1, 2)), r"growth is 3 and factors are \(1, 1, 2\); wanted an even product"),
-        (refused(reduction=0.0), "reduction is 0.0; wanted more than 0 and at most 1"),
-        (refused(reduction=math.nan), "reduction is nan; wanted more than 0 and at most 1"),
-        (refused(reduction=0.01), r"reduction is 0\.01; wanted one that leaves some of the \d+ channels"),
-        (lambda: made()(images(2, 1, 32, 32)), r"MSDNet got images of shape \(2, 1, 32, 32\); wanted \(batch, 3, "),
-        (lambda: made()(images(2, 3, 15, 32)), r"\(2, 3, 15, 32\); .* height and width of at least 16"),
-        (lambda: made(blocks=2).extract(1)(images(2, 3, 8, 8)), r"\(2, 3, 8, 8\); .* at least 16"),
-        (lambda: made(blocks=2).extract(0), "exit is 0; wanted a whole number from 1 to 2"),
-        (lambda: made(blocks=2).extract(3), "exit is 3; wanted a whole number from 1 to 2"),
+        (refused(num_classes=0), "num_classes: expected a whole number from 1, got 0"),
+        (refused(blocks=0), "blocks: expected a whole number from 1, got 0"),
+        (refused(base=1.5), r"base: expected a whole number from 1, got 1\.5"),
+        (refused(step=0), "step: expected a whole number from 1, got 0"),
+        (refused(channels=-4), "channels: expected a whole number from 1, got -4"),
+        (refused(growth="6"), "growth: expected a whole number from 1, got '6'"),
+        (refused(factors=(1, 0)), "factors: expected a whole number from 1, got 0"),
+        (refused(factors=()), r"factors: expected one number per scale, got \(\)"),
+        (refused(step_mode="odd"), r"step_mode: expected one of \['even', 'lin_grow'\], got 'odd'"),
+        (refused(initialization="he"), r"initialization: expected one of \['fan_out', 'fan_in'\], got 'he'"),
+        (refused(growth=3, factors=(1, 1, 2)), r"growth: expected an even product .* \(1, 1, 2\), got 3"),
+        (refused(reduction=0.0), r"reduction: expected above 0 and at most 1, got 0\.0"),
+        (refused(reduction=math.nan), "reduction: expected above 0 and at most 1, got nan"),
+        (refused(reduction=0.01), r"reduction: expected a fraction that keeps at least one of \d+ channels, got 0\.01"),
+        (lambda: made()(images(2, 1, 32, 32)), r"images: expected \(batch, 3, .* for MSDNet, got \(2, 1, 32, 32\)"),
+        (lambda: made()(images(2, 3, 15, 32)), r"at least 16×16 pixels .*, got \(2, 3, 15, 32\)"),
+        (lambda: made(blocks=2).extract(1)(images(2, 3, 8, 8)), r"at least 16×16 pixels .*, got \(2, 3, 8, 8\)"),
+        (lambda: made(blocks=2).extract(0), "k: expected an exit from 1 to 2, got 0"),
+        (lambda: made(blocks=2).extract(3), "k: expected an exit from 1 to 2, got 3"),
     ],
 )
 def test_wrong_arguments_are_refused(make: Callable[[], object], message: str) -> None:
-    """Bad input must be met by what was wanted and what came, not by a message from deep inside torch."""
+    """The message must say what was expected and what came; it must not come from deep inside torch."""
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_odd_growth_of_the_finest_scale_is_welcome() -> None:
-    """Only scales that hear a finer one halve their growth, so 3 with factors 1, 2 and 4 is no error."""
+def test_odd_growth_of_the_finest_scale_is_accepted() -> None:
+    """Only scales with a finer neighbour halve their growth, so 3 with factors 1, 2 and 4 is no error."""
     assert len(made(growth=3, blocks=2)(images(2, 3, 32, 32))) == 2

@@ -1,4 +1,4 @@
-"""Sliced ResNeXt: one pass, steps and slices alone give the same answers, and thin ones never see wide ones."""
+"""Sliced ResNeXt: one pass, refinement and extraction give the same logits; thin exits never read wider slices."""
 
 from itertools import accumulate
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.anytime import SlicedResNeXt
-from mtanytime.anytime.sliced import TriangularConv, _Triangular
+from mtanytime.anytime.triangular import TriangularConv, _Triangular
 
 
 @st.composite
@@ -31,7 +31,7 @@ def shapes(draw: st.DrawFn) -> dict[str, object]:
 
 
 def made(shape: dict[str, object], training: bool) -> SlicedResNeXt:
-    """A network in float64 with batch norms that are off their start."""
+    """A network in float64 with batch norms that are not in their initial state."""
     torch.manual_seed(0)
     network = SlicedResNeXt(3, **shape)
     for module in network.modules():
@@ -43,7 +43,7 @@ def made(shape: dict[str, object], training: bool) -> SlicedResNeXt:
 
 
 def some_images(network: SlicedResNeXt) -> Tensor:
-    """A few images that leave a map of two pixels or more."""
+    """A few images, large enough for last maps of two pixels or more."""
     size = (8 if isinstance(network.trunk.stem, nn.Sequential) else 2) << (len(network.trunk.stages) - 1)
     return torch.randn(3, 3, size, size, dtype=torch.float64)
 
@@ -63,7 +63,7 @@ def counted(call: object) -> int:
 @settings(max_examples=30)
 @given(shapes(), st.booleans())
 def test_one_pass_refine_and_extract_agree(shape: dict[str, object], training: bool) -> None:
-    """Three ways to the same answers and running statistics, in train and eval mode."""
+    """Three ways to compute the same logits and running statistics, in train and eval mode."""
     network = made(shape, training)
     images, start = some_images(network), state_of(network)
     whole = network(images)
@@ -85,7 +85,7 @@ def test_one_pass_refine_and_extract_agree(shape: dict[str, object], training: b
 @settings(max_examples=20)
 @given(shapes(), st.booleans(), st.integers(1, 3))
 def test_later_slices_do_not_matter(shape: dict[str, object], training: bool, k: int) -> None:
-    """NaN in every parameter and statistic of later slices leaves the answers before them bit for bit as they were."""
+    """NaN in every parameter and statistic of later slices leaves earlier logits unchanged, bit for bit."""
     network = made(shape, training)
     k = min(k, network.exits)
     images, start = some_images(network), state_of(network)
@@ -100,7 +100,7 @@ def test_later_slices_do_not_matter(shape: dict[str, object], training: bool, k:
 
 @torch.no_grad()
 def spoil_after(network: SlicedResNeXt, k: int) -> None:
-    """Put NaN into all that belongs to the slices after the k-th."""
+    """Put NaN into all parameters and statistics of the slices after the k-th."""
 
     def spoil(module: nn.Module, start: int) -> None:
         for name, values in module.state_dict().items():
@@ -125,7 +125,7 @@ def spoil_after(network: SlicedResNeXt, k: int) -> None:
 
 
 def test_gradients_reach_what_is_there_and_nothing_else() -> None:
-    """An exit's loss moves the parameters of its slices; those of later ones have no gradient or zero."""
+    """An exit's loss has gradients for the parameters of its slices; those of later slices get none or zero."""
     torch.manual_seed(0)
     network = SlicedResNeXt(3, width=6, bottleneck=2, branches=3, blocks=1)
     images = torch.randn(4, 3, 8, 8)
@@ -144,7 +144,7 @@ def test_gradients_reach_what_is_there_and_nothing_else() -> None:
 @settings(max_examples=15)
 @given(shapes())
 def test_one_pass_and_refine_cost_no_more_than_the_widest(shape: dict[str, object]) -> None:
-    """The heads of the thin exits are all that a pass, or stepping up, costs beside the widest sub-network."""
+    """A pass, or refining step by step, costs as much as the widest sub-network plus the heads of the thin exits."""
     network = made(shape, training=False)
     images = some_images(network)
     widest = counted(lambda: network.extract(network.exits)(images))
@@ -174,13 +174,13 @@ def by_hand(width: int, slices: int, bottleneck: int, blocks: int) -> int:
 
 
 def test_answers_come_one_by_one() -> None:
-    """Taking one answer computes one slice: that is what an early answer is for."""
+    """An early answer is useful only if it computes one slice and no more."""
     network, images = SlicedResNeXt(10, width=16, branches=4, blocks=1).eval(), torch.zeros(1, 3, 32, 32)
     assert counted(lambda: next(network.refine(images))) == counted(lambda: network.extract(1)(images))
 
 
 def test_triangular_convolution_is_a_masked_one() -> None:
-    """The same as an ordinary 1×1 convolution whose forbidden weights are zero, and so are its two derivatives."""
+    """It equals an ordinary 1×1 convolution whose absent weights are zero, and so do its first two derivatives."""
     torch.manual_seed(0)
     inputs, outputs = (2, 1, 3), (1, 2, 2)
     layer = TriangularConv(inputs, outputs).double()
@@ -197,7 +197,7 @@ def test_triangular_convolution_is_a_masked_one() -> None:
 
 
 def test_extract_can_be_exported() -> None:
-    """torch.export takes a slice as it is: what a deployment needs."""
+    """Deployment needs torch.export to accept an extracted exit as it is."""
     network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1).eval()
     images, alone = torch.randn(2, 3, 8, 8), network.extract(2)
     exported = torch.export.export(alone, (images,)).module()
@@ -205,7 +205,7 @@ def test_extract_can_be_exported() -> None:
 
 
 def test_bfloat16() -> None:
-    """Under autocast the products are made in bfloat16, and gradients come back in the weights' own precision."""
+    """Under autocast, products are computed in bfloat16, and gradients have the weights' own precision."""
     torch.manual_seed(0)
     network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1)
     images = torch.randn(4, 3, 8, 8)
@@ -221,27 +221,33 @@ def test_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 60}, "width 60 does not divide into 8 slices; pass slice_widths"),
-        ({"slice_widths": (32, 16)}, r"slice_widths \(32, 16\) add up to 48; wanted width = 64"),
-        ({"slice_widths": (30, 20, 14)}, "branches 8 does not divide into 3 slices; pass slice_branches"),
-        ({"slice_widths": (32, 32), "slice_branches": (4, 2, 2)}, "slice_branches has 3 slices; wanted 2"),
-        ({"slice_widths": (64, 0)}, r"slice_widths is \(64, 0\); wanted whole numbers of at least 1"),
-        ({"slice_branches": (4, 5)}, r"slice_branches \(4, 5\) add up to 9; wanted branches = 8"),
-        ({"bottleneck": 0}, "bottleneck is 0"),
+        ({"width": 60}, "width: expected a multiple of 8, the number of slices, got 60; pass slice_widths"),
+        ({"slice_widths": (32, 16)}, r"slice_widths: expected sizes that add up to width = 64, got \(32, 16\)"),
+        (
+            {"slice_widths": (30, 20, 14)},
+            "branches: expected a multiple of 3, .*, got 8; pass slice_branches",
+        ),
+        (
+            {"slice_widths": (32, 32), "slice_branches": (4, 2, 2)},
+            r"slice_branches: expected 2 slices, got \(4, 2, 2\)",
+        ),
+        ({"slice_widths": (64, 0)}, r"slice_widths: expected whole numbers from 1, got \(64, 0\)"),
+        ({"slice_branches": (4, 5)}, r"slice_branches: expected sizes that add up to branches = 8, got \(4, 5\)"),
+        ({"bottleneck": 0}, "bottleneck: expected a whole number from 1, got 0"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
-    """Slices that do not make up the network are refused in words."""
+    """Slices that do not add up to the network are refused, with the argument's name."""
     with pytest.raises(ValueError, match=message):
         SlicedResNeXt(**{"num_classes": 10, **settings})
 
 
 def test_bad_calls() -> None:
-    """Images that the network cannot take and exits that do not exist are refused in words."""
+    """Images that the network cannot read, and exits that do not exist, are refused with a clear message."""
     network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1)
-    with pytest.raises(ValueError, match="SlicedResNeXt got images of shape"):
+    with pytest.raises(ValueError, match=r"images: expected \(batch, 3, .* for SlicedResNeXt, got \(2, 1, 8, 8\)"):
         network(torch.rand(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="at least 4"):
+    with pytest.raises(ValueError, match="at least 4×4 pixels"):
         next(network.refine(torch.rand(2, 3, 2, 2)))
-    with pytest.raises(ValueError, match="exit is 5; wanted a whole number from 1 to 4"):
+    with pytest.raises(ValueError, match="k: expected an exit from 1 to 4, got 5"):
         network.extract(5)

@@ -1,7 +1,9 @@
 """Paper 2: anytime prediction by slicing networks vertically (arXiv:1807.02609)."""
 
+from mtanytime.anytime.early_exit import choose_thresholds, exits_taken
+from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.inclusive import InclusiveResNeXt
-from mtanytime.anytime.inference import AnytimePredictor, choose_thresholds, exits_taken, fold_batch_norms
+from mtanytime.anytime.inference import AnytimePredictor
 from mtanytime.anytime.msdnet import MSDNet
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import ResNeXt, resnext

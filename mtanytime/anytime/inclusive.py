@@ -1,4 +1,4 @@
-"""Inclusive ResNeXt: nested weights. Sub-network k is the first branches of one network; each exit is a pass."""
+"""Inclusive ResNeXt: nested weights. Sub-network k is the first branches of one network; each exit costs a pass."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -21,28 +21,30 @@ from mtanytime.anytime.resnext import (
     make_stem,
     widen,
 )
+from mtanytime.checks import require
 
 
 class InclusiveResNeXt(AnytimeNetwork):
-    """One ResNeXt whose first branches are networks of their own (Lee, Shin 2018, arXiv:1807.02609).
+    """One ResNeXt whose first branches are complete thinner networks (Lee, Shin 2018, arXiv:1807.02609).
 
     Exit k of E runs the first k·branches/E branches of every block: the first outputs of its first 1×1 convolution,
-    groups of its 3×3, inputs of its last 1×1. The convolutions are shared; every batch norm and the head exist once an
-    exit. The residual stream keeps its whole width, and each exit's activations are its own, so an exit costs a pass.
+    the first groups of its 3×3 convolution and the first inputs of its last 1×1 convolution. The convolutions are
+    shared; each exit has its own batch norms and head. The residual stream keeps its full width, and exits share no
+    activations, so each exit costs a pass.
 
     Deviation: convolutions start from He's normal distribution by fan-in.
 
     Args:
         num_classes: outputs.
         width: channels of the first stage; they double from stage to stage.
-        bottleneck: channels of each branch in the first stage; they double, too.
+        bottleneck: channels of each branch in the first stage; they also double.
         branches: groups of the 3×3 convolutions.
-        blocks: of each of three stages, or a number for each of several stages.
-        exits: how many answers (E), which must divide `branches`; None: as many as branches.
+        blocks: blocks per stage: one number for each of three stages, or a list with a number for each stage.
+        exits: number of exits (E), which must divide `branches`; None: as many as branches.
         stem: see `resnext.resnext`.
 
     Raises:
-        ValueError: a size below 1, exits that do not divide the branches, another stem.
+        ValueError: a size below 1, exits that do not divide the branches, an unknown stem.
     """
 
     def __init__(
@@ -58,8 +60,8 @@ class InclusiveResNeXt(AnytimeNetwork):
         super().__init__()
         blocks = check_sizes(num_classes, width, bottleneck, branches, blocks, stem)
         exits = branches if exits is None else exits
-        if not isinstance(exits, Integral) or exits < 1 or branches % exits:
-            raise ValueError(f"exits is {exits!r}; wanted a divisor of the {branches} branches")
+        divides = isinstance(exits, Integral) and exits >= 1 and branches % exits == 0
+        require(divides, "exits", f"a divisor of the {branches} branches", exits)
         self.stem = make_stem(stem, width)
         self.stages = nn.ModuleList(
             nn.ModuleList(_NestedBlock(width << stage, bottleneck << stage, branches, exits) for _ in range(count))
@@ -71,12 +73,12 @@ class InclusiveResNeXt(AnytimeNetwork):
         initialise(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """The E logits, thin to wide: a pass for each. Raises ValueError for images without three channels."""
+        """Return the E logits, thin to wide, from a pass each. Raises ValueError for images without three channels."""
         check_images(images, self.stem, len(self.stages), "InclusiveResNeXt")
         stem = self.stem(images)
-        return [self._answer(stem, k) for k in range(1, self.exits + 1)]
+        return [self._logits(stem, k) for k in range(1, self.exits + 1)]
 
-    def _answer(self, maps: Tensor, k: int) -> Tensor:
+    def _logits(self, maps: Tensor, k: int) -> Tensor:
         for i, stage in enumerate(self.stages):
             if i:
                 maps = widen(maps, [maps.shape[1]])
@@ -86,7 +88,7 @@ class InclusiveResNeXt(AnytimeNetwork):
 
     @torch.no_grad()
     def extract(self, k: int) -> ResNeXt:
-        """Sub-network k as an ordinary ResNeXt of k·branches/E branches, with weights of its own."""
+        """Copy sub-network k as an ordinary ResNeXt of k·branches/E branches, with its own weights."""
         self._check_exit(k)
         stages = [[block.thin(k) for block in stage] for stage in self.stages]
         width = self.stages[0][0].bn1[0].num_features
@@ -95,7 +97,7 @@ class InclusiveResNeXt(AnytimeNetwork):
 
 
 class _NestedBlock(nn.Module):
-    """A block whose first branches are blocks of their own, with batch norms for each exit."""
+    """A block whose first branches are complete thinner blocks, with batch norms for each exit."""
 
     def __init__(self, channels: int, bottleneck: int, branches: int, exits: int) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class _NestedBlock(nn.Module):
     def forward(
         self, maps: Float[Tensor, "batch channel height width"], k: int
     ) -> Float[Tensor, "batch channel height width"]:
-        """The maps with those of the first branches added."""
+        """Add the residual of the first branches, those of exit k, to the maps."""
         first, second, third = self._weights(k)
         inner = F.conv2d(F.relu(self.bn1[k - 1](maps), inplace=True), first)
         inner = F.relu(self.bn2[k - 1](inner), inplace=True)
@@ -118,14 +120,14 @@ class _NestedBlock(nn.Module):
         return maps + F.conv2d(F.relu(self.bn3[k - 1](inner), inplace=True), third)
 
     def thin(self, k: int) -> Block:
-        """The block of exit k alone."""
+        """Copy the block of exit k."""
         convolutions = []
         for weight in self._weights(k):
             outputs, inputs, size, _ = weight.shape
             groups = outputs // inputs if size == 3 else 1
-            made = nn.Conv2d(inputs * groups, outputs, size, padding=size // 2, groups=groups, bias=False)
-            made.weight = nn.Parameter(weight.clone())
-            convolutions.append(made)
+            convolution = nn.Conv2d(inputs * groups, outputs, size, padding=size // 2, groups=groups, bias=False)
+            convolution.weight = nn.Parameter(weight.clone())
+            convolutions.append(convolution)
         norms = [deepcopy(norms[k - 1]) for norms in (self.bn1, self.bn2, self.bn3)]
         return Block(*(part for pair in zip(norms, convolutions, strict=True) for part in pair))
 

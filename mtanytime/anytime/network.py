@@ -1,32 +1,33 @@
-"""What every anytime network is: K answers to one image, thin to wide, each of which can be cut out to stand alone."""
+"""The interface of anytime networks: K exits, thin to wide, each of which can be extracted as its own network."""
 
 from abc import ABC, abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtanytime.checks import require
+
 
 class AnytimeNetwork(nn.Module, ABC):
-    """A network with K exits, numbered from 1, the cheapest first; `heads[k - 1]` makes the logits of exit k."""
+    """A network with K exits, numbered from 1, the cheapest first; `heads[k - 1]` computes the logits of exit k."""
 
     heads: nn.ModuleList
 
     @property
     def exits(self) -> int:
-        """How many answers there are (K)."""
+        """The number of exits (K)."""
         return len(self.heads)
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """The K logits, thin to wide."""
+        """Return the K logits, thin to wide."""
 
     @abstractmethod
     def extract(self, k: int) -> nn.Module:
-        """A stand-alone copy of what exit k needs, no more: `logits = network.extract(k)(images)`.
+        """Copy the part of the network that exit k needs: `logits = network.extract(k)(images)`.
 
-        It has weights of its own, in the same mode as this network. ValueError where there is no exit k.
+        The copy has its own weights and the mode of this network. Raises ValueError if there is no exit k.
         """
 
     def _check_exit(self, k: int) -> None:
-        if not isinstance(k, int) or not 1 <= k <= self.exits:
-            raise ValueError(f"exit is {k!r}; wanted a whole number from 1 to {self.exits}")
+        require(isinstance(k, int) and 1 <= k <= self.exits, "k", f"an exit from 1 to {self.exits}", k)

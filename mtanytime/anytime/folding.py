@@ -1,0 +1,49 @@
+"""Folding: make batch norms part of the convolutions before them, for inference."""
+
+from copy import deepcopy
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from mtanytime.anytime.triangular import TriangularConv
+
+
+@torch.no_grad()
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """Copy a network in eval mode, with batch norms folded into the convolution before them wherever that is exact.
+
+    It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found where the
+    two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`. A norm
+    that is followed by the convolution, as at the start of a pre-activation block, stays.
+    """
+    folded = deepcopy(network).eval()
+    for module in list(folded.modules()):
+        pairs = list(getattr(module, "convolutions_with_norms", ()))
+        if isinstance(module, nn.Sequential):
+            pairs += pairwise(module._modules)
+        for first, second in pairs:
+            convolution, norm = getattr(module, first), getattr(module, second)
+            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and _fold(convolution, norm):
+                setattr(module, second, nn.Identity())
+    return folded
+
+
+def _fold(convolution: nn.Module, norm: nn.BatchNorm2d) -> bool:
+    """Fold a norm into a convolution, in place. Returns False for a module that is not a known convolution."""
+    settings = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    if isinstance(convolution, TriangularConv):
+        factor = norm.running_var.add(norm.eps).rsqrt()
+        factor = factor if norm.weight is None else factor * norm.weight
+        bias = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
+        bias = bias * factor if norm.bias is None else bias * factor + norm.bias
+        for weight, part in zip(convolution.weights, factor.split(list(convolution.outputs)), strict=True):
+            weight.mul_(part[:, None])
+        convolution.bias = nn.Parameter(bias)
+        return True
+    if type(convolution) is nn.Conv2d:
+        weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *settings)
+        convolution.weight, convolution.bias = weight, bias
+        return True
+    return False

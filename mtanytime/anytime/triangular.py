@@ -1,0 +1,99 @@
+"""The slices' pattern: 1×1 convolutions that are block lower triangular, so that slice j reads only slices ≤ j."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TriangularConv(nn.Module):
+    """A 1×1 convolution whose output slice j reads the input slices ≤ j: block lower triangular.
+
+    `weights[j]` has shape (channels of output slice j, channels of input slices ≤ j): a connection from a later slice
+    to an earlier one has no parameter.
+
+    Args:
+        inputs: channels of each slice of the input.
+        outputs: channels of each slice of the output.
+    """
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        super().__init__()
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(rows, columns)) for rows, columns in zip(outputs, accumulate(inputs), strict=True)
+        )
+        self.register_parameter("bias", None)
+        for weight in self.weights:
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+    def forward(self, maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch outputs height width"]:
+        """Convolve the maps of all slices, which are concatenated along the channels."""
+        weights = list(self.weights)
+        maps = maps.contiguous()  # channels last would be slow
+        if torch.is_autocast_enabled(maps.device.type):
+            dtype = torch.get_autocast_dtype(maps.device.type)
+            maps, weights = maps.to(dtype), [weight.to(dtype) for weight in weights]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            product = _Triangular.apply(maps.flatten(2), *weights)
+        else:
+            product = _product(maps.flatten(2), weights)
+        if self.bias is not None:
+            product = product + self.bias[:, None]
+        return product.unflatten(2, maps.shape[2:])
+
+    def output_slice(
+        self, maps: Float[Tensor, "batch channel height width"], j: int
+    ) -> Float[Tensor, "batch outputs height width"]:
+        """Compute output slice j (from 0) alone. Of `maps`, only the channels of input slices ≤ j are read."""
+        weight = self.weights[j]
+        product = torch.bmm(weight.expand(len(maps), -1, -1), maps[:, : weight.shape[1]].flatten(2))
+        if self.bias is not None:
+            start = sum(self.outputs[:j])
+            product += self.bias[start : start + len(weight), None]
+        return product.unflatten(2, maps.shape[2:])
+
+    def extra_repr(self) -> str:
+        """The slices' channels, for `print`."""
+        return f"{self.inputs} -> {self.outputs}"
+
+
+def _product(maps: Float[Tensor, "batch channel pixel"], weights: Sequence[Tensor]) -> Tensor:
+    # bmm reads the first channels in place; conv2d would copy them, at four times the cost.
+    return torch.cat([torch.bmm(w.expand(len(maps), -1, -1), maps[:, : w.shape[1]]) for w in weights], dim=1)
+
+
+class _Triangular(torch.autograd.Function):
+    """`_product` with its own gradient: autograd would pad one tensor per slice and add them up."""
+
+    @staticmethod
+    def forward(ctx, maps: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, *weights)
+        return _product(maps, weights)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, *weights = ctx.saved_tensors
+        slices = gradient.split([len(weight) for weight in weights], dim=1)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            maps_gradient = sum(
+                F.pad(torch.matmul(weight.t(), part), (0, 0, 0, maps.shape[1] - weight.shape[1]))
+                for weight, part in zip(weights, slices, strict=True)
+            )
+            weight_gradients = (
+                torch.bmm(part, maps[:, : weight.shape[1]].transpose(1, 2)).sum(dim=0)
+                for weight, part in zip(weights, slices, strict=True)
+            )
+            return maps_gradient, *weight_gradients
+        # One dense product, with zeros for the absent blocks, is quicker than one narrow product per slice.
+        maps_gradient = None
+        if ctx.needs_input_grad[0]:
+            dense = torch.cat([F.pad(weight, (0, maps.shape[1] - weight.shape[1])) for weight in weights])
+            maps_gradient = torch.bmm(dense.t().expand(len(maps), -1, -1), gradient)
+        rows = torch.bmm(gradient, maps.transpose(1, 2)).sum(dim=0).split([len(weight) for weight in weights])
+        return maps_gradient, *(
+            row[:, : weight.shape[1]].contiguous() for row, weight in zip(rows, weights, strict=True)
+        )
