@@ -1,7 +1,6 @@
 """SemCKD (Chen et al., AAAI 2021, arXiv:2012.03236): every target layer attends to the source layers like it.
 
-Written from the paper. Deviations: batch norm in the projections is left out of the last convolution, so that the
-projected map has the source's scale, as the regressors of L2T-ww have.
+Written from the paper; where it leaves sizes open, they are those of the authors' code (DefangChen/SemCKD).
 """
 
 from collections.abc import Mapping
@@ -17,8 +16,7 @@ from mtanytime.checks import require
 class SemCKD(nn.Module):
     """Feature distillation with pair weights from attention between the layers' similarity matrices.
 
-    For each layer, the similarity matrix of a batch is A = F Fᵀ with F the flattened maps (batch, features), its rows
-    normalized (section 3.2). Row i of a target layer's A is embedded as a query, of a source layer's A as a key; the
+    For each layer, the similarity matrix of a batch is A = F Fᵀ with F the flattened maps (batch, features). Row i of a target layer's A is embedded as a query, of a source layer's A as a key; the
     softmax over source layers of query · key is the weight α of the pair for image i. The loss of image i is
     Σ α · mean (projection(T) - S)² over pairs, averaged over target layers; the larger map is average-pooled to the
     smaller one's size (section 3.3).
@@ -28,7 +26,7 @@ class SemCKD(nn.Module):
     Args:
         source_channels, target_channels: channels by layer.
         batch_size: images per batch.
-        embedding: the width of queries and keys.
+        embedding: the width of queries and keys; default: a quarter of the batch size.
     """
 
     def __init__(
@@ -36,10 +34,11 @@ class SemCKD(nn.Module):
         source_channels: Mapping[str, int],
         target_channels: Mapping[str, int],
         batch_size: int,
-        embedding: int = 128,
+        embedding: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
+        embedding = max(batch_size // 4, 1) if embedding is None else embedding
         self.source_layers, self.target_layers = list(source_channels), list(target_channels)
         self.keys = nn.ModuleList(_Embedding(batch_size, embedding) for _ in source_channels)
         self.queries = nn.ModuleList(_Embedding(batch_size, embedding) for _ in target_channels)
@@ -77,7 +76,7 @@ class SemCKD(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """Linear, normalized, ReLU, linear, normalized."""
+    """Linear, ReLU, linear, normalized to length 1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -85,17 +84,17 @@ class _Embedding(nn.Module):
 
     def forward(self, rows: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         """One unit vector per image."""
-        return F.normalize(self.second(F.relu(F.normalize(self.first(rows), dim=1))), dim=1)
+        return F.normalize(self.second(F.relu(self.first(rows))), dim=1)
 
 
 def _similarity(maps: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch batch"]:
     flat = maps.flatten(1)
-    return F.normalize(flat @ flat.T, dim=1)
+    return flat @ flat.T
 
 
 def _projection(channels: int, wanted: int) -> nn.Sequential:
     """1×1, 3×3, 1×1 convolutions with batch norm and ReLU between them."""
-    width = max(channels, wanted) // 2 or 1
+    width = 2 * wanted
     return nn.Sequential(
         nn.Conv2d(channels, width, 1, bias=False),
         nn.BatchNorm2d(width),
