@@ -2,7 +2,9 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import accumulate, chain
 from typing import Any
 
@@ -11,8 +13,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mtanytime.backbones import Normalized
@@ -20,16 +20,22 @@ from mtanytime.checks import require
 from mtanytime.devices import synchronise
 from mtanytime.features import unwrapped
 from mtanytime.functional import functional_call, trial_run
+from mtanytime.measure.operators import counting
 
 Shape = Sequence[int]  # of one image: channels, height, width
+
+
+class UncountedWarning(UserWarning):
+    """A count of multiply-adds that lacks those of some operators, which the message names."""
 
 
 def macs(module: nn.Module, image_shape: Shape = (3, 32, 32)) -> int:
     """Count the multiply-adds (MACs) of one image through a module in eval mode.
 
     torch's flop counter counts while the module runs; a multiply-add is two flops. As in papers, only matrix products
-    and convolutions count, not the addition of a bias, batch norm, activations or pooling. Modes, buffers and torch's
-    random state are restored.
+    and convolutions count (those inside recurrent layers and attention, too), not the addition of a bias, batch norm,
+    activations or pooling. An operator that multiplies and cannot be counted is named in an `UncountedWarning`. Modes,
+    buffers and torch's random state are restored.
 
     Raises:
         ValueError: `image_shape` is not three sizes of at least 1.
@@ -70,27 +76,26 @@ def _count(module: nn.Module, image_shape: Shape, heads: Sequence[nn.Module] = (
     Forward hooks measure the heads, not the counter's module names: a head may then be anywhere in the module, and one
     that does not run is noticed.
     """
-    image, counter = random_images(module, 1, image_shape), FlopCounterMode(display=False)
-    flops: dict[nn.Module, list[int]] = {head: [] for head in heads}
+    image, flops = random_images(module, 1, image_shape), {head: [] for head in heads}
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    with trial_run(module, image.device, training=False) as buffers, counting(recurrent) as count, ExitStack() as hooks:
 
-    def record(sign: int) -> Callable[..., None]:
-        return lambda head, *_: flops[head].append(sign * counter.get_total_flops())
+        def record(sign: int) -> Callable[..., None]:
+            return lambda head, *_: flops[head].append(sign * count.macs)
 
-    handles = [head.register_forward_pre_hook(record(-1)) for head in flops]
-    handles += [head.register_forward_hook(record(1)) for head in flops]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # attention as one kernel would hide its products from the counter
-    try:
-        with trial_run(module, image.device, training=False) as buffers, sdpa_kernel(SDPBackend.MATH), counter:
-            functional_call(module, buffers, image)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for handle in handles:
-            handle.remove()
+        for head in flops:
+            hooks.callback(head.register_forward_pre_hook(record(-1)).remove)
+            hooks.callback(head.register_forward_hook(record(1)).remove)
+        functional_call(module, buffers, image)
+    if count.uncounted:
+        names = ", ".join(count.uncounted)
+        warnings.warn(
+            f"{type(module).__name__}: the multiply-adds lack those of {names}", UncountedWarning, stacklevel=3
+        )
     for k, head in enumerate(heads, 1):
         runs = len(flops[head]) // 2
         require(runs == 1, f"head {k} of {type(module).__name__}", "one run per forward pass", runs)
-    return counter.get_total_flops() // 2, [sum(flops[head]) // 2 for head in heads]
+    return count.macs, [sum(flops[head]) for head in heads]
 
 
 def exit_networks(network: nn.Module) -> list[nn.Module]:

@@ -16,10 +16,10 @@ from mtanytime.checks import require
 class SemCKD(nn.Module):
     """Feature distillation with pair weights from attention between the layers' similarity matrices.
 
-    For each layer, the similarity matrix of a batch is A = F Fᵀ with F the flattened maps (batch, features). Row i of a target layer's A is embedded as a query, of a source layer's A as a key; the
-    softmax over source layers of query · key is the weight α of the pair for image i. The loss of image i is
-    Σ α · mean (projection(T) - S)² over pairs, averaged over target layers; the larger map is average-pooled to the
-    smaller one's size (section 3.3).
+    For each layer, the similarity matrix of a batch is A = F Fᵀ with F the flattened maps (batch, features). Row i of a
+    target layer's A is embedded as a query, of a source layer's A as a key; the softmax over source layers of
+    query · key is the weight α of the pair for image i. The loss of image i is Σ α · mean (projection(T) - S)² over
+    pairs, averaged over target layers; the larger map is average-pooled to the smaller one's size (section 3.3).
 
     A similarity matrix has as many columns as the batch has images, so all batches must be of one size.
 
