@@ -2,7 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +24,10 @@ from mtanytime.transfer.bilevel import (
     InnerStep,
     MetaGradient,
     SGDRule,
-    _sgd_step,
+    SGDState,
     meta_gradient,
-    sgd_rules,
-    sgd_velocity,
 )
+from mtanytime.transfer.second_order import second_order
 
 REFERENCE = Path(os.environ.get("MTANYTIME_REFERENCE", Path(__file__).parent / "reference"))
 CHECKPOINT = Path(__file__).parents[2] / "shared" / "data" / "tinyimagenet_resnet32.pth.tar"
@@ -53,7 +56,7 @@ def test_reference(path: Path) -> None:
 
     for i in range(2):
         with torch.no_grad():
-            weights = trainer.meta(trainer._source_features(images))
+            weights = trainer.meta(trainer.source_features(images))
         compare(f"iter{i}/lambda", torch.stack([weights.pairs[pair][:, 0] for pair in trainer.pairs]))
         trainer.model.train()
         figures = trainer.train_on_batch(images, labels)
@@ -188,30 +191,23 @@ def batch() -> tuple[Tensor, Tensor]:
     return images.double(), labels
 
 
-def looked_ahead(trainer: TransferTrainer, mode: str, seed: int = 7) -> tuple[MetaGradient, list[Tensor]]:
-    """Outer loss and gradient for λ·w, and that gradient carried on to φ, at a fixed random state."""
+def looked_ahead(
+    trainer: TransferTrainer, mode: str, seed: int = 7, **settings: Any
+) -> tuple[MetaGradient, list[Tensor]]:
+    """Outer loss and gradient for λ and w, and that gradient carried on to φ, at a fixed random state."""
     images, labels = batch()
-    trainer.mode = mode
-    features = trainer._source_features(images)
-    weights = trainer.meta(features).by_target()
-    hyper = {name: value.detach().requires_grad_() for name, value in weights.items()}
-    sizes = {name: map_size(images, name) for name in hyper}
-    aligned = trainer.student.matching.align(features, sizes)
-    trainer.model.train()
+    features = trainer.source_features(images)
+    weights, phi = trainer.meta(features), list(trainer.meta.parameters())
+    hyper = [value for value in [*weights.pairs.values(), *weights.channels.values()] if value.requires_grad]
+    lookahead = replace(trainer.lookahead, mode=mode, **settings)
     with seeded(seed, CPU):
-        found = trainer._look_ahead(images, labels, aligned, hyper)
-    phi = torch.autograd.grad(list(weights.values()), list(trainer.meta.parameters()), found.gradients)
-    return found, list(phi)
-
-
-def map_size(images: Tensor, layer: str) -> tuple[int, int]:
-    """Height and width of a TinyNet's maps."""
-    return (images.shape[2], images.shape[3]) if layer == "first" else (images.shape[2] // 2, images.shape[3] // 2)
+        meta = lookahead.meta_gradient(images, labels, features, weights, [*hyper, *phi])
+    return MetaGradient(meta.outer_loss, meta.gradients[: len(hyper)]), meta.gradients[len(hyper) :]
 
 
 def snapshot(trainer: TransferTrainer) -> dict[str, Tensor]:
     """Everything that a lookahead must leave as it was."""
-    momentum = sgd_velocity(trainer.optimizer, trainer.parameters)
+    momentum = SGDState.read(trainer.student, trainer.optimizer).velocity
     state = {**trainer.student.state_dict(), **{f"momentum {k}": v for k, v in momentum.items()}}
     return {name: value.clone() for name, value in state.items()} | {"rng": get_rng_state(CPU)[0].clone()}
 
@@ -288,17 +284,15 @@ def test_first_order_drops_the_hessian_only() -> None:
     """With one step from θ there is no Hessian to drop, so first order is exact; with two it is not."""
     one = tiny_trainer(stages=2, inner_steps=1)
     exact, _ = looked_ahead(one, "keep")
-    one.first_order = True
     for mode in ("keep", "recompute"):
-        assert_close(looked_ahead(one, mode)[0].gradients, exact.gradients)
+        assert_close(looked_ahead(one, mode, first_order=True)[0].gradients, exact.gradients)
     two = tiny_trainer(inner_steps=2)
     exact, _ = looked_ahead(two, "keep")
-    two.first_order = True
-    approximate, _ = looked_ahead(two, "keep")
+    approximate, _ = looked_ahead(two, "keep", first_order=True)
     assert torch.equal(approximate.outer_loss, exact.outer_loss)
     for a, b in zip(approximate.gradients, exact.gradients, strict=True):
         assert (a - b).abs().max() > 1e-6 * b.abs().max()
-    assert_close(looked_ahead(two, "recompute")[0].gradients, approximate.gradients)
+    assert_close(looked_ahead(two, "recompute", first_order=True)[0].gradients, approximate.gradients)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
@@ -306,19 +300,21 @@ def test_first_order_drops_the_hessian_only() -> None:
 def test_step_is_torchs(momentum: float, weight_decay: float, nesterov: bool) -> None:
     """The lookahead's step is torch.optim.SGD's, the zero gradient of an unreached parameter included."""
     generator = torch.Generator().manual_seed(0)
-    moved, unreached = (nn.Parameter(torch.randn(5, generator=generator).double()) for _ in range(2))
+    module = nn.ParameterList(torch.randn(5, generator=generator).double() for _ in range(2))
+    moved, unreached = module
     settings = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-    optimizer = torch.optim.SGD([moved, unreached], lr=0.2, **settings)
-    parameters = {"moved": moved, "unreached": unreached}
-    theta = {name: p.detach().clone() for name, p in parameters.items()}
-    velocity = {name: v.clone() for name, v in sgd_velocity(optimizer, parameters).items()}
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.2, **settings)
+    state = SGDState.read(module, optimizer)
+    state = replace(state, parameters={name: p.detach().clone() for name, p in state.parameters.items()})
     for _ in range(3):
         moved.grad = torch.randn(5, generator=generator).double()
         unreached.grad = torch.zeros(5).double()
-        gradients = {name: p.grad for name, p in parameters.items()}
-        theta, velocity = _sgd_step(theta, velocity, gradients, sgd_rules(optimizer, parameters))
+        state = state.step({name: p.grad for name, p in module.named_parameters()})
         optimizer.step()
-        assert_close(list(theta.values()), [moved.detach(), unreached.detach()], 1e-14)
+        assert_close(list(state.parameters.values()), [moved.detach(), unreached.detach()], 1e-14)
+        velocity = SGDState.read(module, optimizer).velocity
+        assert_close([state.velocity[name] for name in velocity], list(velocity.values()), 1e-14)
+        assert len(velocity) == (2 if momentum else 0)
 
 
 def test_lookahead_leaves_no_trace() -> None:
@@ -341,54 +337,73 @@ def test_modes_train_alike() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+@pytest.mark.parametrize("mode", ["keep", "recompute", "unroll"])
+def test_quadratic_by_hand(mode: str) -> None:
+    """Two SGD steps on φ·x²/2 from x = 2 with φ = 3, lr = 0.1, wd = 0 and momentum 0.5, judged by x²/2.
+
+    v₁ = φx = 6, x₁ = x - 0.1·v₁ = 1.4;  v₂ = 0.5·v₁ + φx₁ = 7.2, x₂ = x₁ - 0.1·v₂ = 0.68, outer loss 0.68²/2 = 0.2312.
+    dv₁ = x = 2, dx₁ = -0.2;  dv₂ = 0.5·dv₁ + x₁ + φ·dx₁ = 1 + 1.4 - 0.6 = 1.8, dx₂ = -0.2 - 0.18 = -0.38, and so the
+    gradient is x₂·dx₂ = 0.68 · -0.38 = -0.2584; at first order, without φ·dx₁, it is 0.68 · -0.44 = -0.2992.
+    """
+    x, phi = nn.Parameter(torch.tensor(2.0).double()), torch.tensor(3.0).double().requires_grad_()
+    state = SGDState.read(nn.ParameterDict({"x": x}), torch.optim.SGD([x], lr=0.1, momentum=0.5))
+    steps = [InnerStep(lambda tensors: phi * tensors["x"] ** 2 / 2)] * 2
+    for first_order in [False] if mode == "unroll" else [False, True]:
+        meta = meta_gradient(steps, lambda t: t["x"] ** 2 / 2, state, [phi], mode=mode, first_order=first_order)
+        assert meta.outer_loss.item() == pytest.approx(0.2312, rel=1e-12)
+        assert meta.gradients[0].item() == pytest.approx(-0.2992 if first_order else -0.2584, rel=1e-12)
+
+
 def test_outer_objective_that_reads_hyper() -> None:
-    """An outer loss that depends on what is learned directly, too, has both parts in its gradient."""
-    theta, phi = torch.tensor(2.0).double(), torch.tensor(3.0).double().requires_grad_()
-    steps = [InnerStep(lambda state: phi * state["x"] ** 2)]
-    found = meta_gradient(
-        steps,
-        lambda state: state["x"] + phi**2,
-        {"x": theta},
-        {"x": torch.zeros_like(theta)},
-        {},
-        {"x": SGDRule(0.1)},
-        [phi],
-    )
-    assert found.gradients[0].item() == pytest.approx(-0.1 * 2 * 2 + 2 * 3)
+    """An outer loss that also depends on φ directly has both parts in its gradient."""
+    phi = torch.tensor(3.0).double().requires_grad_()
+    state = SGDState({"x": torch.tensor(2.0).double()}, {"x": SGDRule(0.1)})
+    steps = [InnerStep(lambda tensors: phi * tensors["x"] ** 2)]
+    meta = meta_gradient(steps, lambda tensors: tensors["x"] + phi**2, state, [phi])
+    assert meta.gradients[0].item() == pytest.approx(-0.1 * 2 * 2 + 2 * 3)
 
 
 def test_refusals() -> None:
-    """What the adjoint does not know, and a lookahead that learns nothing, are refused in words."""
-    parameter = nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match="without dampening"):
-        sgd_rules(torch.optim.SGD([parameter], 0.1, momentum=0.9, dampening=0.5), {"p": parameter})
-    with pytest.raises(ValueError, match="lacks parameters"):
-        sgd_rules(torch.optim.SGD([parameter], 0.1), {"q": nn.Parameter(torch.zeros(1))})
-    arguments = ({"p": parameter}, {"p": torch.zeros(1)}, {}, {"p": SGDRule(0.1)}, [torch.zeros(1, requires_grad=True)])
-    step = InnerStep(lambda state: state["p"].sum(), uses_hyper=False)
-    with pytest.raises(ValueError, match="no inner step uses"):
-        meta_gradient([step], lambda state: state["p"].sum(), *arguments)
-    with pytest.raises(ValueError, match="mode is one of"):
-        unchecked(meta_gradient)([step], lambda state: state["p"].sum(), *arguments, mode="kept")
+    """SGD settings that the adjoint does not cover, and a lookahead that learns nothing, are refused."""
+    module, other = nn.ParameterDict({"p": torch.zeros(1)}), nn.ParameterDict({"q": torch.zeros(1)})
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for settings in ({"momentum": 0.9, "dampening": 0.5}, {"maximize": True}):
+        name = list(settings)[-1]
+        wanted = f"^optimizer: expected SGD without {name}, got {name}={settings[name]}$"
+        with pytest.raises(ValueError, match=wanted):
+            SGDState.read(module, torch.optim.SGD(module.parameters(), 0.1, **settings))
+    with pytest.raises(ValueError, match=r"^optimizer: expected one with every parameter .*, got one without q$"):
+        SGDState.read(other, optimizer)
+    arguments = (lambda tensors: tensors["p"].sum(), SGDState.read(module, optimizer), [torch.ones(1).requires_grad_()])
+    step = InnerStep(lambda tensors: tensors["p"].sum(), uses_hyper=False)
+    with pytest.raises(ValueError, match=r"^steps: expected at least one that uses hyper, got none$"):
+        meta_gradient([step], *arguments)
+    with pytest.raises(ValueError, match=r"^mode: expected one of keep, recompute, unroll, got 'kept'$"):
+        unchecked(meta_gradient)([step], *arguments, mode="kept")
+    with pytest.raises(ValueError, match=r"^mode: expected keep or recompute with first_order, got 'unroll'$"):
+        meta_gradient([InnerStep(step.loss)], *arguments, mode="unroll", first_order=True)
 
 
+@pytest.mark.parametrize("layers", [nullcontext, second_order])
 @pytest.mark.parametrize("mode", ["keep", "recompute"])
-def test_what_is_learned_may_come_first(mode: str) -> None:
-    """A mask on the images lies before every layer: its gradient goes through them, in the first step, too."""
+def test_what_is_learned_may_come_first(mode: str, layers: Callable[[], AbstractContextManager]) -> None:
+    """A mask on the images lies before every layer: its gradient passes through all of them, also in the first step."""
     network = tiny.made(4, seed=1).double()
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(6, 3, 8, 8, generator=generator, dtype=torch.float64)
     labels, mask = torch.arange(6) % 3, torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
 
-    def loss(state: dict[str, Tensor]) -> Tensor:
+    def masked(state: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(functional_call(network, state, images * mask), labels)
+
+    def loss(state: dict[str, Tensor]) -> Tensor:
+        with layers():
+            return masked(state)
 
     def outer(state: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(functional_call(network, state, images), labels)
 
-    parameters = dict(network.named_parameters())
-    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    rules = dict.fromkeys(parameters, SGDRule(0.1, 0.9))
-    where = parameters, velocity, dict(network.named_buffers()), rules, [mask]
-    found = [meta_gradient([InnerStep(loss)] * 2, outer, *where, mode=m).gradients[0] for m in (mode, "unroll")]
-    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-14)
+    state = SGDState.read(network, torch.optim.SGD(network.parameters(), 0.1, momentum=0.9))
+    ours = meta_gradient([InnerStep(loss)] * 2, outer, state, [mask], mode=mode).gradients[0]
+    theirs = meta_gradient([InnerStep(masked)] * 2, outer, state, [mask], mode="unroll").gradients[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)

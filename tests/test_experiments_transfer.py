@@ -35,5 +35,5 @@ def test_methods(validation: float | None) -> None:
     assert torch.equal(another.outer.data.images, another.batches.data.images)
     assert (plain.meta_lr, another.meta_lr) == (0.2, settings["meta_lr_l2t_another"])
     assert another.beta == plain.beta
-    weights = another.meta(another._source_features(task.train.images[:4].float() / 255))
+    weights = another.meta(another.source_features(task.train.images[:4].float() / 255))
     assert all(torch.equal(value, torch.ones(4, 1)) for value in weights.pairs.values())

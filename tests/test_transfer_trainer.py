@@ -22,7 +22,7 @@ from typechecker import unchecked
 
 from mtanytime.backbones import Normalized
 from mtanytime.data.images import Batches, ImageSet
-from mtanytime.transfer import MetaNetworks, PairWeights, TransferTrainer
+from mtanytime.transfer import Lookahead, MetaNetworks, PairWeights, TransferTrainer
 
 CPU = torch.device("cpu")
 
@@ -237,10 +237,10 @@ def test_outer_objective_on_a_held_out_batch() -> None:
     assert trainer._config()["outer"].endswith("outer")
 
 
-def test_fixed_matching_is_a_plain_loop() -> None:
+def test_fixed_matching_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what and where off there is no φ: no lookahead and no outer loss; torch's own loop gives the same."""
     trainer = transfer(what=False, where="off", data=tiny.images(10))
-    trainer._look_ahead = None
+    monkeypatch.setattr(Lookahead, "backward", None)
     assert trainer.meta_optimizer is None
     model, pairs = copy.deepcopy(trainer.model).train(), trainer.pairs
     regressors = {}
@@ -359,7 +359,7 @@ def test_sources_with_their_own_input_size_and_normalisation() -> None:
     pairs = [("large/second", "first"), ("small/first", "second"), ("large/first", "second")]
     trainer = transfer(source={"small": small, "large": large}, target=target, pairs=pairs)
     images = next(trainer.batches.epoch(0))[0]
-    features = trainer._source_features(images)
+    features = trainer.source_features(images)
     assert {name: tuple(value.shape[1:]) for name, value in features.items()} == {
         "small/first": (3, 6, 6),
         "large/second": (10, 8, 8),

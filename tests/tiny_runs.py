@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from mtanytime.data.images import ImageSet, Task, crop_flip
 from mtanytime.training import run_folder
 from mtanytime.training.trainer import Trainer
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import Lookahead, TransferTrainer
 
 
 def coloured(per_class: int = 8, classes: int = 3, size: int = 8, seed: int = 0) -> ImageSet:
@@ -174,7 +174,7 @@ def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
         (Trainer, "_advance"),
         (torch.optim.SGD, "step"),
         (torch.optim.Adam, "step"),
-        (TransferTrainer, "_look_ahead"),
+        (Lookahead, "backward"),
     ):
         around(owner, name)
     finish(maker, folder)

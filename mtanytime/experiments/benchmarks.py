@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def transfer_iteration(name: str, batch: int, inner_steps: int, authors: Path | 
         return authors_iteration(authors, batch, inner_steps, best_device())
     trainer, images, labels = _transfer_work(name, batch, inner_steps)
     if name == "source":
-        return partial(trainer._source_features, images)
+        return partial(trainer.source_features, images)
     return partial(trainer.train_on_batch, images, labels)
 
 
@@ -58,7 +59,7 @@ def first_order_error(batch: int, inner_steps: int) -> dict[str, float]:
         trainer.train_on_batch(images, labels)
     found = []
     for first_order in (False, True):
-        trainer.first_order = first_order
+        trainer.lookahead = replace(trainer.lookahead, first_order=first_order)
         found.append(torch.cat([gradient.flatten() for gradient in trainer.meta_gradient(images, labels)]))
     exact, approximate = (gradient.double() for gradient in found)
     return {

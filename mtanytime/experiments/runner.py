@@ -7,6 +7,7 @@ anywhere goes on where it was, and one that is finished only reads its results.
 import difflib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def _cost(trainer: Trainer) -> tuple[int, float]:
     trainer is of no more use."""
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     if isinstance(trainer, TransferTrainer):
-        trainer.beta = min(trainer.beta, 0.5)  # which costs the same, and does not diverge
+        beta = min(trainer.beta, 0.5)  # which costs the same, and does not diverge
+        trainer.lookahead = replace(trainer.lookahead, beta=beta)
     images, labels = (part.to(trainer.device) for part in next(trainer.batches.epoch(0)))
     trainer.model.train()
     counter = FlopCounterMode(display=False)

@@ -1,8 +1,8 @@
 """Paper 1: learning what and where to transfer (L2T-ww, arXiv:1905.05901)."""
 
 from mtanytime._moved import find
-from mtanytime.transfer.bilevel import InnerStep, SGDRule, meta_gradient
-from mtanytime.transfer.lookahead import Student
+from mtanytime.transfer.bilevel import InnerStep, SGDRule, SGDState, meta_gradient
+from mtanytime.transfer.lookahead import Lookahead, Student
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import MetaNetworks, PairWeights
 from mtanytime.transfer.outer import FreshBatch
@@ -12,9 +12,11 @@ __all__ = [
     "FeatureMatching",
     "FreshBatch",
     "InnerStep",
+    "Lookahead",
     "MetaNetworks",
     "PairWeights",
     "SGDRule",
+    "SGDState",
     "Student",
     "TransferResult",
     "TransferTrainer",

@@ -1,29 +1,27 @@
-"""The exact gradient of an outer loss with respect to what steers a few SGD steps before it.
+"""The exact gradient of an outer loss through a few SGD steps.
 
-L2T-ww (arXiv:1905.05901, Algorithm 1) learns its meta-networks φ by looking ahead: from the present parameters θ the
-target takes a few SGD steps whose losses depend on φ, and the loss at the place it arrives at is differentiated with
-respect to φ. One step of SGD with gradient g, velocity v, momentum μ and weight decay wd is
+L2T-ww (arXiv:1905.05901, Algorithm 1) trains its meta-networks φ with a lookahead: from the current parameters θ the
+target takes a few SGD steps whose losses depend on φ, and the outer loss at the parameters reached is differentiated
+with respect to φ. One SGD step with gradient g, velocity v, momentum μ and weight decay wd is
 
     d = g(θ, φ) + wd·θ,   v' = μ·v + d,   θ' = θ - lr·v'          (Nesterov: θ' = θ - lr·(d + μ·v'))
 
-and its adjoint, for ā = ∂L/∂θ' and c̄ = ∂L/∂v' from the steps after it, is
+Given ā = ∂L/∂θ' and c̄ = ∂L/∂v' from the later steps, its adjoint is
 
     s = c̄ - lr·ā,   ∂L/∂θ = ā + wd·s + (∂g/∂θ)ᵀs,   ∂L/∂v = μ·s,   ∂L/∂φ += (∂g/∂φ)ᵀs     (Nesterov: see `_adjoint`)
 
-so a lookahead is differentiated one step at a time, in reverse, with one double backward a step. Nothing here changes
-the state it starts from: parameters, velocity, buffers and random state are the caller's afterwards as before.
+so the steps are differentiated one at a time, in reverse, with one double backward per step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.randomness import get_rng_state, set_rng_state
-from mtanytime.transfer.second_order import second_order
 
 Tensors = dict[str, Tensor]
 Loss = Callable[[Tensors], Tensor]
@@ -32,7 +30,7 @@ Mode = Literal["keep", "recompute", "unroll"]
 
 @dataclass(frozen=True)
 class SGDRule:
-    """The settings of one parameter's SGD step, as in `torch.optim.SGD` without dampening."""
+    """The settings of `torch.optim.SGD` for one parameter, without dampening."""
 
     lr: float
     momentum: float = 0.0
@@ -41,138 +39,148 @@ class SGDRule:
 
 
 @dataclass(frozen=True)
+class SGDState:
+    """The state that an SGD step starts from; every mapping is by parameter or buffer name.
+
+    A parameter without a `velocity` has not moved yet: its velocity is zero.
+    """
+
+    parameters: Mapping[str, Tensor]
+    rules: Mapping[str, SGDRule]
+    velocity: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, module: nn.Module, optimizer: torch.optim.SGD) -> "SGDState":
+        """The current state of a module and its optimizer, without copies.
+
+        `parameters` holds the module's parameters that require grad.
+
+        Raises:
+            ValueError: for an optimizer with dampening or maximize, which the adjoint does not cover, or without one
+                of the parameters.
+        """
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        names = {id(p): name for name, p in parameters.items()}
+        rules = {}
+        for group in optimizer.param_groups:
+            for setting in ("dampening", "maximize"):
+                require(not group[setting], "optimizer", f"SGD without {setting}", Words(f"{setting}={group[setting]}"))
+            rule = SGDRule(*(float(group[k]) for k in ("lr", "momentum", "weight_decay")), group["nesterov"])
+            rules.update({names[id(p)]: rule for p in group["params"] if id(p) in names})
+        if missing := sorted(set(parameters) - set(rules)):
+            listed = f"one without {', '.join(missing[:3])}{', …' * (len(missing) > 3)}"
+            raise mismatch("optimizer", "one with every parameter that requires grad", Words(listed))
+        momenta = {name: optimizer.state.get(p, {}).get("momentum_buffer") for name, p in parameters.items()}
+        velocity = {name: value for name, value in momenta.items() if value is not None}
+        return cls(parameters, rules, velocity, dict(module.named_buffers()))
+
+    def step(self, gradients: Mapping[str, Tensor]) -> "SGDState":
+        """The state after one SGD step, out of place and differentiable; the buffers stay the same."""
+        parameters, velocity = {}, {}
+        for name, value in self.parameters.items():
+            rule, direction = self.rules[name], gradients[name]
+            if rule.weight_decay:
+                direction = torch.add(direction, value, alpha=rule.weight_decay)
+            moving = rule.momentum and name in self.velocity
+            v = torch.add(direction, self.velocity[name], alpha=rule.momentum) if moving else direction
+            step = torch.add(direction, v, alpha=rule.momentum) if rule.nesterov else v
+            parameters[name], velocity[name] = torch.add(value, step, alpha=-rule.lr), v
+        return replace(self, parameters=parameters, velocity=velocity)
+
+
+@dataclass(frozen=True)
 class InnerStep:
     """One SGD step of the lookahead.
 
-    `loss` maps a dict of all parameters and buffers by name to a scalar, and may write the buffers of that dict (batch
-    norm does); `uses_hyper` is False when the loss cannot depend on what is being learned, which saves work, as does
-    `hyper_comes_last`: no convolution, batch norm or matching error comes after what is being learned, other than as
-    the matching error's weights.
+    `loss` maps a dict of all parameters and buffers by name to a scalar. It may write to the buffers of that dict, as
+    batch norm does. `uses_hyper=False` says that the loss does not depend on `hyper`, which saves work.
     """
 
     loss: Loss
     uses_hyper: bool = True
-    hyper_comes_last: bool = False
 
 
 @dataclass(frozen=True)
 class MetaGradient:
-    """The outer loss (a detached scalar) and its gradient, one tensor for each one in `hyper`."""
+    """The outer loss, a detached scalar, and its gradient: one tensor per tensor in `hyper`."""
 
     outer_loss: Tensor
     gradients: list[Tensor]
 
 
-def sgd_rules(optimizer: torch.optim.SGD, parameters: Mapping[str, Tensor]) -> dict[str, SGDRule]:
-    """Read each named parameter's present settings from torch's optimiser; ValueError for what the adjoint lacks."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    rules = {}
-    for group in optimizer.param_groups:
-        if group["dampening"] or group["maximize"]:
-            raise ValueError(
-                f"the lookahead knows SGD without dampening and maximize; "
-                f"got dampening={group['dampening']}, maximize={group['maximize']}"
-            )
-        rule = SGDRule(*(float(group[k]) for k in ("lr", "momentum", "weight_decay")), group["nesterov"])
-        rules.update({names[id(p)]: rule for p in group["params"] if id(p) in names})
-    if missing := sorted(set(parameters) - set(rules)):
-        raise ValueError(f"the optimiser lacks parameters {missing[:3]}{'…' if len(missing) > 3 else ''}")
-    return rules
-
-
-def sgd_velocity(optimizer: torch.optim.SGD, parameters: Mapping[str, Tensor]) -> Tensors:
-    """Each named parameter's momentum buffer; zeros where torch has made none yet, which is the same step."""
-    buffers = {name: optimizer.state[p].get("momentum_buffer") for name, p in parameters.items()}
-    return {n: torch.zeros_like(p) if buffers[n] is None else buffers[n] for n, p in parameters.items()}
-
-
 def meta_gradient(
     steps: Sequence[InnerStep],
     outer: Loss,
-    parameters: Mapping[str, Tensor],
-    velocity: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    rules: Mapping[str, SGDRule],
+    state: SGDState,
     hyper: Sequence[Tensor],
     *,
     mode: Mode = "keep",
     first_order: bool = False,
-    quick: bool = True,
 ) -> MetaGradient:
-    """Differentiate `outer` after the SGD `steps` with respect to the leaf tensors `hyper`.
+    """Differentiate `outer` after the SGD `steps` with respect to `hyper`.
 
-    The steps and the outer loss draw random numbers (dropout) as they run, one after another.
+    The steps and the outer loss draw random numbers (dropout) in the order in which they run. Parameters, velocity,
+    buffers and torch's random state are left as they were. A loss is faster to differentiate if it runs its network
+    within `second_order`.
 
     Args:
-        steps: the lookahead, first to last; each reads `hyper` through its closure.
-        outer: the loss at the parameters that the steps arrive at.
-        parameters, velocity, buffers: where the lookahead starts, by name; left as they are.
-        rules: the SGD settings of each parameter.
-        hyper: tensors that require grad.
-        mode: "keep" holds every step's graph until it is used (fastest); "recompute" runs each step again in reverse,
-            with the same dropout masks and buffers, so that the memory of activations does not grow with the number of
-            steps; "unroll" leaves all to autograd through one long graph (the plain reference for tests).
-        quick: convolutions and batch norms by `second_order`, which a loss that itself takes a gradient, or runs a part
-            again (`torch.utils.checkpoint`), does not go with; "unroll" never does.
-        first_order: drop ∂g/∂θ, the Hessian terms, and keep ∂g/∂φ (a reconstruction: the paper has no such variant).
+        steps: the SGD steps, first to last; their losses read `hyper` through their closures.
+        outer: the loss at the parameters that the steps reach.
+        state: where the steps start.
+        hyper: leaf tensors that require grad.
+        mode: "keep" holds every step's graph until it is used (fastest). "recompute" runs each step again in reverse,
+            with the same dropout masks and buffers, so the memory for activations does not grow with the number of
+            steps. "unroll" leaves everything to autograd in one graph (the plain reference for tests).
+        first_order: drop the Hessian terms ∂g/∂θ and keep ∂g/∂φ (our approximation; the paper has no such variant).
+
+    Raises:
+        ValueError: for an unknown mode, `first_order` with "unroll", or steps of which none uses `hyper`.
     """
-    if mode not in ("keep", "recompute", "unroll"):
-        raise ValueError(f"mode is one of 'keep', 'recompute', 'unroll'; got {mode!r}")
-    if mode == "unroll" and first_order:
-        raise ValueError("first_order goes with mode 'keep' or 'recompute'; got mode 'unroll'")
-    if not any(step.uses_hyper for step in steps):
-        raise ValueError("no inner step uses what is to be learned, so its gradient would be zero; wanted at least one")
-    device = next(iter(parameters.values())).device
+    check_mode(mode, first_order)
+    require(any(step.uses_hyper for step in steps), "steps", "at least one that uses hyper", Words("none"))
+    device = next(iter(state.parameters.values())).device
     rng_at_start = get_rng_state(device)
     try:
         if mode == "unroll":
-            return _unrolled(steps, outer, parameters, velocity, buffers, rules, hyper)
-        return _step_by_step(
-            steps, outer, parameters, velocity, buffers, rules, hyper, mode == "keep", first_order, quick
-        )
+            return _unrolled(steps, outer, state, hyper)
+        return _step_by_step(steps, outer, state, hyper, mode == "keep", first_order)
     finally:
         set_rng_state(rng_at_start, device)
 
 
+def check_mode(mode: str, first_order: bool) -> None:
+    """Raise ValueError for an unknown mode, or one without a first-order form."""
+    require(mode in get_args(Mode), "mode", f"one of {', '.join(get_args(Mode))}", mode)
+    require(mode != "unroll" or not first_order, "mode", "keep or recompute with first_order", mode)
+
+
 def _step_by_step(
-    steps: Sequence[InnerStep],
-    outer: Loss,
-    parameters: Mapping[str, Tensor],
-    velocity: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    rules: Mapping[str, SGDRule],
-    hyper: Sequence[Tensor],
-    keep: bool,
-    first_order: bool,
-    quick: bool,
+    steps: Sequence[InnerStep], outer: Loss, state: SGDState, hyper: Sequence[Tensor], keep: bool, first_order: bool
 ) -> MetaGradient:
-    """Run the steps forward one by one, each from detached leaves, then go back through them with the adjoint."""
-    device = next(iter(parameters.values())).device
-    theta, v, running = dict(parameters), dict(velocity), dict(buffers)
-    twice = [  # what of step i is differentiated again: the first step's parameters do not depend on hyper
+    """Run the steps forward, each from detached leaves, then pull the adjoint back through them in reverse."""
+    device = next(iter(state.parameters.values())).device
+    rules = state.rules
+    twice = [  # what each step's gradient is differentiated by: the first step's parameters do not depend on hyper
         (step.uses_hyper, i > 0 and not first_order) for i, step in enumerate(steps)
     ]
-
-    def layers(step: InnerStep, by_theta: bool) -> AbstractContextManager[None]:
-        return second_order(by_theta or not step.hyper_comes_last) if quick else nullcontext()
-
     visited = []
     for step, (by_hyper, by_theta) in zip(steps, twice, strict=True):
-        before = (theta, running, get_rng_state(device))
+        start = (replace(state, velocity={}), get_rng_state(device))  # enough to run the step again
         graph = keep and (by_hyper or by_theta)
-        leaves, gradients, running = _gradient(step.loss, theta, running, graph, layers(step, by_theta))
-        visited.append((leaves, gradients) if graph else before)
-        theta, v = _sgd_step(theta, v, {n: g.detach() for n, g in gradients.items()}, rules)
+        leaves, gradients, buffers = _gradient(step.loss, state, graph)
+        visited.append((leaves, gradients) if graph else start)
+        state = replace(state.step({n: g.detach() for n, g in gradients.items()}), buffers=buffers)
         if not graph:
             del leaves, gradients
 
-    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
-    outer_loss = outer({**leaves, **_clones(running)})
-    found = torch.autograd.grad(outer_loss, [*leaves.values(), *hyper], allow_unused=True, materialize_grads=True)
-    adjoint_theta = dict(zip(leaves, found[: len(leaves)], strict=True))
+    leaves = {name: value.detach().requires_grad_() for name, value in state.parameters.items()}
+    outer_loss = outer({**leaves, **_clones(state.buffers)})
+    slopes = torch.autograd.grad(outer_loss, [*leaves.values(), *hyper], allow_unused=True, materialize_grads=True)
+    adjoint_theta = dict(zip(leaves, slopes[: len(leaves)], strict=True))
     adjoint_v: dict[str, Tensor | None] = dict.fromkeys(adjoint_theta)
-    totals = list(found[len(leaves) :])
-    del leaves, found
+    totals = list(slopes[len(leaves) :])
+    del leaves, slopes, state, start
 
     for step, (by_hyper, by_theta) in zip(reversed(steps), reversed(twice), strict=True):
         record = visited.pop()
@@ -182,100 +190,70 @@ def _step_by_step(
         if keep:
             leaves, gradients = record
         else:
-            theta, running, rng = record
+            before, rng = record
             set_rng_state(rng, device)
-            leaves, gradients, _ = _gradient(step.loss, theta, running, True, layers(step, by_theta))
+            leaves, gradients, _ = _gradient(step.loss, before, True)
         reached = [name for name, gradient in gradients.items() if gradient.requires_grad]
         inputs = [*(hyper if by_hyper else ()), *(leaves.values() if by_theta else ())]
-        if not reached:  # the gradient is a constant: nothing to differentiate again
+        if not reached:  # the gradient is constant
             continue
-        found = torch.autograd.grad(
+        slopes = torch.autograd.grad(
             [gradients[n] for n in reached], inputs, [signal[n] for n in reached], allow_unused=True
         )
         if by_hyper:
-            totals = [t if f is None else t + f for t, f in zip(totals, found, strict=False)]
+            totals = [t if s is None else t + s for t, s in zip(totals, slopes, strict=False)]
         if by_theta:
-            for name, f in zip(leaves, found[len(found) - len(leaves) :], strict=True):
-                if f is not None:
-                    adjoint_theta[name] += f
-        del leaves, gradients, found, record
+            for name, slope in zip(leaves, slopes[len(slopes) - len(leaves) :], strict=True):
+                if slope is not None:
+                    adjoint_theta[name] += slope
+        del leaves, gradients, slopes, record
     return MetaGradient(outer_loss.detach(), totals)
 
 
-def _unrolled(
-    steps: Sequence[InnerStep],
-    outer: Loss,
-    parameters: Mapping[str, Tensor],
-    velocity: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    rules: Mapping[str, SGDRule],
-    hyper: Sequence[Tensor],
-) -> MetaGradient:
+def _unrolled(steps: Sequence[InnerStep], outer: Loss, state: SGDState, hyper: Sequence[Tensor]) -> MetaGradient:
     """The same gradient by autograd alone, through one graph of all steps."""
-    theta = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    v, running = dict(velocity), dict(buffers)
+    state = replace(state, parameters={n: p.detach().requires_grad_() for n, p in state.parameters.items()})
     for step in steps:
-        state = {**theta, **_clones(running)}
-        loss = step.loss(state)
-        found = torch.autograd.grad(
-            loss, list(theta.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        tensors = {**state.parameters, **_clones(state.buffers)}
+        gradients = torch.autograd.grad(
+            step.loss(tensors),
+            list(state.parameters.values()),
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
-        theta, v = _sgd_step(theta, v, dict(zip(theta, found, strict=True)), rules)
-        running = {name: state[name].detach() for name in running}
-    outer_loss = outer({**theta, **_clones(running)})
-    found = torch.autograd.grad(outer_loss, list(hyper), allow_unused=True, materialize_grads=True)
-    return MetaGradient(outer_loss.detach(), list(found))
+        buffers = {name: tensors[name].detach() for name in state.buffers}
+        state = replace(state.step(dict(zip(state.parameters, gradients, strict=True))), buffers=buffers)
+    outer_loss = outer({**state.parameters, **_clones(state.buffers)})
+    gradients = torch.autograd.grad(outer_loss, list(hyper), allow_unused=True, materialize_grads=True)
+    return MetaGradient(outer_loss.detach(), list(gradients))
 
 
-def _gradient(
-    loss: Loss,
-    parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
-    create_graph: bool,
-    layers: AbstractContextManager[None],
-) -> tuple[Tensors, Tensors, Tensors]:
-    """The loss's gradient at detached leaves: the leaves, the gradients (zero, not none, where the loss does not
-    reach: momentum and weight decay still move such a parameter), and the buffers after it. The loss runs within
-    `layers`."""
-    leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    state = {**leaves, **_clones(buffers)}
-    with layers:
-        value = loss(state)
-    found = torch.autograd.grad(
-        value, list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+def _gradient(loss: Loss, state: SGDState, create_graph: bool) -> tuple[Tensors, Tensors, Tensors]:
+    """The loss's gradient at detached copies of the parameters: these leaves, the gradients, and the buffers after it.
+
+    Gradients are zero, not None, where the loss does not reach: momentum and weight decay still move such a parameter.
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in state.parameters.items()}
+    tensors = {**leaves, **_clones(state.buffers)}
+    gradients = torch.autograd.grad(
+        loss(tensors), list(leaves.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
-    return leaves, dict(zip(leaves, found, strict=True)), {name: state[name].detach() for name in buffers}
+    buffers = {name: tensors[name].detach() for name in state.buffers}
+    return leaves, dict(zip(leaves, gradients, strict=True)), buffers
 
 
 def _clones(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: value.clone() for name, value in tensors.items()}
 
 
-def _sgd_step(
-    parameters: Mapping[str, Tensor],
-    velocity: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor],
-    rules: Mapping[str, SGDRule],
-) -> tuple[Tensors, Tensors]:
-    """One differentiable SGD step, out of place: new parameters and new velocities."""
-    theta, v = {}, {}
-    for name, value in parameters.items():
-        rule, direction = rules[name], gradients[name]
-        if rule.weight_decay:
-            direction = torch.add(direction, value, alpha=rule.weight_decay)
-        v[name] = torch.add(direction, velocity[name], alpha=rule.momentum) if rule.momentum else direction
-        step = torch.add(direction, v[name], alpha=rule.momentum) if rule.nesterov else v[name]
-        theta[name] = torch.add(value, step, alpha=-rule.lr)
-    return theta, v
-
-
 def _adjoint(
     adjoint_theta: Mapping[str, Tensor], adjoint_v: Mapping[str, Tensor | None], rules: Mapping[str, SGDRule]
 ) -> tuple[Tensors, Tensors, Tensors]:
-    """Pull the adjoints back over one SGD step, up to the term (∂g/∂θ)ᵀs, which the caller adds; None is zero.
+    """Pull the adjoints back through one SGD step, without the term (∂g/∂θ)ᵀs, which the caller adds; None is zero.
 
-    Returns s = ∂L/∂g, ∂L/∂θ without that term, and ∂L/∂v. With Nesterov momentum θ' reads d twice, once through v':
-    c' = c̄ - lr·μ·ā is what reaches v', s = c' - lr·ā, ∂L/∂v = μ·c'.
+    Returns s = ∂L/∂g, ∂L/∂θ without that term, and ∂L/∂v. With Nesterov momentum θ' depends on d twice, once through
+    v': then c' = c̄ - lr·μ·ā reaches v', s = c' - lr·ā and ∂L/∂v = μ·c'.
     """
     signal, theta, v = {}, {}, {}
     for name, a in adjoint_theta.items():
@@ -284,6 +262,6 @@ def _adjoint(
         reaching_v = factor * a if c is None else torch.add(c, a, alpha=factor)
         s = torch.add(reaching_v, a, alpha=-rule.lr) if rule.nesterov else reaching_v
         signal[name] = s
-        theta[name] = torch.add(a, s, alpha=rule.weight_decay)  # a new tensor, which the caller adds to
+        theta[name] = torch.add(a, s, alpha=rule.weight_decay)  # a new tensor, which the caller adds to in place
         v[name] = rule.momentum * reaching_v
     return signal, theta, v

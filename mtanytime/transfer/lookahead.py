@@ -1,17 +1,54 @@
-"""Algorithm 1 of L2T-ww (arXiv:1905.05901), without a trainer."""
+"""Algorithm 1 of L2T-ww (arXiv:1905.05901), without a trainer.
 
-from collections.abc import Mapping
+Each batch is one step of a training loop, with θ the student's parameters and φ those of the meta-networks:
+
+    losses = lookahead.losses(images, labels, source_features, meta(source_features))
+    lookahead.step(losses)      # θ: one SGD step on the task's loss + β · the matching loss
+    lookahead.backward(losses)  # φ.grad: the meta-gradient at the new θ
+
+From the new θ the lookahead takes `inner_steps` SGD steps on the matching loss alone and one on the task's loss. The
+outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is.
+
+Deviation from the authors' code: the lookahead leaves the batch-norm statistics as they were.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from numbers import Integral
 from typing import Any
 
-from jaxtyping import Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
+from mtanytime.functional import functional_call, tensor_names, trial_run
+from mtanytime.transfer.bilevel import (
+    InnerStep,
+    Loss,
+    MetaGradient,
+    Mode,
+    SGDState,
+    Tensors,
+    check_mode,
+    meta_gradient,
+)
 from mtanytime.transfer.matching import FeatureMatching
+from mtanytime.transfer.meta_networks import PairWeights
+from mtanytime.transfer.second_order import second_order
+
+Forward = Callable[[Tensor], Any]
+OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
 
 
 class Student(nn.Module):
-    """The target network, tapped, with the regressors that are trained beside it: θ of the paper."""
+    """The tapped target network with the regressors trained beside it: θ of the paper."""
 
     def __init__(self, target: Tapped, matching: FeatureMatching) -> None:
         super().__init__()
@@ -23,8 +60,224 @@ class Student(nn.Module):
         aligned: Mapping[str, Tensor] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, Float[Tensor, " batch"] | None]:
-        """The target's output and, given `FeatureMatching.align`'s maps and the weights, L_wfm of each image."""
+        """The target's output and, given `FeatureMatching.align`'s maps and the weights λ·w, L_wfm of each image."""
         if aligned is None:
             return self.target.model(images), None
         output, features = self.target(images)
         return output, self.matching(features, aligned, weights)
+
+
+@dataclass(frozen=True)
+class TransferBatch:
+    """One batch with all that stays constant during its steps.
+
+    `aligned` holds the source maps by target layer (see `FeatureMatching.align`), `weights` λ·w by target layer in the
+    graph of φ. `leaves` are detached copies of `weights`: the lookahead differentiates down to them, so that φ's own
+    graph is run through once per batch.
+    """
+
+    images: Float[Tensor, "batch channel height width"]
+    labels: Int[Tensor, " batch"]
+    aligned: Mapping[str, Float[Tensor, "batch _ _ _"]]
+    weights: Mapping[str, Float[Tensor, "batch _"]]
+    leaves: Mapping[str, Float[Tensor, "batch _"]]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one batch at θ: `total` = `task` + `matching`, where `matching` includes β; `output` is the
+    target's."""
+
+    total: Float[Tensor, ""]
+    task: Float[Tensor, ""]
+    matching: Float[Tensor, ""]
+    output: Any
+    batch: TransferBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Lookahead:
+    """Algorithm 1 for one student: the losses of a batch, the step on θ, and the meta-gradient for φ.
+
+    Args:
+        student: the target network and its regressors.
+        optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps, from
+            the momentum that is there.
+        loss: the task's loss, `loss(target(images), labels)` -> scalar.
+        beta: β > 0, the weight of the matching loss.
+        inner_steps: T ≥ 1, the matching steps of the lookahead.
+        stages: 3, or 2 for T steps on task + β · matching in place of matching steps and task step (described in the
+            paper; the details are our reconstruction).
+        outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
+            lookahead, in train mode; default: the task's loss on the same batch.
+        mode, first_order: how the meta-gradient is computed (see `bilevel.meta_gradient`).
+        precision: "float32", or "bfloat16" for autocast.
+        fast_layers: run the inner steps within `second_order`, which saves a third of the time. Not for a target that
+            takes a gradient itself or recomputes activations (see `double_backward.allows_fast_layers`).
+
+    Raises:
+        ValueError: for bad settings.
+    """
+
+    student: Student
+    optimizer: torch.optim.SGD
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    _: KW_ONLY
+    beta: float = 0.5
+    inner_steps: int = 2
+    stages: int = 3
+    outer: OuterObjective | None = None
+    mode: Mode = "keep"
+    first_order: bool = False
+    precision: Precision = "float32"
+    fast_layers: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
+
+    def losses(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+        source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
+        weights: PairWeights,
+    ) -> Losses:
+        """The losses of a batch at the current θ.
+
+        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks.
+        """
+        with self._autocast():
+            output, features = self.student.target(images)
+            batch = self._prepare(images, labels, source_features, features, weights)
+            task = self.loss(output, labels)
+            matching = self.beta * self.student.matching(features, batch.aligned, batch.leaves).mean()
+            return Losses(task + matching, task, matching, output, batch)
+
+    def step(self, losses: Losses) -> None:
+        """Take one SGD step on the total loss.
+
+        Parameters that the loss does not reach get the gradient zero, not None: momentum and weight decay move them,
+        as in the lookahead.
+        """
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        self.optimizer.zero_grad(set_to_none=False)
+        losses.total.backward(inputs=parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+
+    def backward(self, losses: Losses) -> Float[Tensor, ""]:
+        """Add the meta-gradient at the current θ to φ's `.grad`; returns the outer loss, detached.
+
+        Raises:
+            ValueError: where the weights do not depend on parameters, so that there is nothing to learn.
+        """
+        weights = losses.batch.weights.values()
+        if not any(value.requires_grad for value in weights):
+            raise mismatch("weights", "pair weights that require grad", Words("constant ones"))
+        meta = self._look_ahead(losses.batch)
+        torch.autograd.backward(list(weights), meta.gradients)
+        return meta.outer_loss
+
+    def meta_gradient(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+        source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
+        weights: PairWeights,
+        hyper: Sequence[Tensor],
+    ) -> MetaGradient:
+        """The outer loss of a batch after a lookahead from the current θ, and its gradient with respect to `hyper`.
+
+        `hyper` are tensors that `weights` was computed from, such as the meta-networks' parameters. Nothing changes:
+        no `.grad`, no buffer, no random state.
+        """
+        target = self.student.target
+        with trial_run(target, images.device, training=True) as buffers:
+            with torch.no_grad():
+                features = functional_call(target, buffers, images)[1]
+            batch = self._prepare(images, labels, source_features, features, weights)
+            meta = self._look_ahead(batch)
+        return MetaGradient(
+            meta.outer_loss, list(torch.autograd.grad(list(batch.weights.values()), list(hyper), meta.gradients))
+        )
+
+    def _prepare(
+        self, images: Tensor, labels: Tensor, source_features: Tensors, target_features: Tensors, weights: PairWeights
+    ) -> TransferBatch:
+        sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_features.items()}
+        aligned = self.student.matching.align(source_features, sizes)
+        by_target = weights.by_target()
+        leaves = {layer: value.detach().requires_grad_(value.requires_grad) for layer, value in by_target.items()}
+        return TransferBatch(images, labels, aligned, by_target, leaves)
+
+    def _look_ahead(self, batch: TransferBatch) -> MetaGradient:
+        """The outer loss after the lookahead from the current θ, and its gradient with respect to `batch.leaves`."""
+
+        def student(state: Tensors, *inputs: Any) -> tuple[Any, Tensor | None]:
+            return functional_call(self.student, state, *inputs, names=self._names)
+
+        def matching(state: Tensors) -> Tensor:
+            return self.beta * student(state, batch.images, batch.aligned, batch.leaves)[1].mean()
+
+        def task(state: Tensors) -> Tensor:
+            return self.loss(student(state, batch.images)[0], batch.labels)
+
+        def both(state: Tensors) -> Tensor:
+            output, matching_loss = student(state, batch.images, batch.aligned, batch.leaves)
+            return self.loss(output, batch.labels) + self.beta * matching_loss.mean()
+
+        def outer(state: Tensors) -> Tensor:
+            with self._autocast():
+                if self.outer is None:
+                    return task(state)
+                return self.outer(lambda x: student(state, x)[0], batch.images, batch.labels)
+
+        def inner(loss: Loss, first: bool) -> InnerStep:
+            def run(state: Tensors) -> Tensor:
+                with self._layers(first), self._autocast():
+                    return loss(state)
+
+            return InnerStep(run, uses_hyper=loss is not task)
+
+        losses = [matching] * self.inner_steps + [task] if self.stages == 3 else [both] * self.inner_steps
+        return meta_gradient(
+            [inner(loss, first=i == 0) for i, loss in enumerate(losses)],
+            outer,
+            SGDState.read(self.student, self.optimizer),
+            list(batch.leaves.values()),
+            mode=self.mode,
+            first_order=self.first_order,
+        )
+
+    def _layers(self, first: bool) -> AbstractContextManager[None]:
+        """The kind of layers that an inner step runs with.
+
+        The weights λ·w enter after every layer, so a layer's maps and parameters need a second derivative only in
+        steps whose parameters depend on φ, and of these only in the exact gradient.
+        """
+        if self.mode == "unroll" or not self.fast_layers:
+            return nullcontext()
+        return second_order(for_parameters=not first and not self.first_order)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(next(self.student.parameters()).device, self.precision)
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return tensor_names(self.student)
+
+
+def check_settings(beta: float, inner_steps: float, stages: int, mode: str, first_order: bool) -> None:
+    """Raise ValueError for a bad setting of `Lookahead`."""
+    require(0 < beta < math.inf, "beta", "a number > 0", beta)
+    require(
+        isinstance(inner_steps, Integral) and inner_steps >= 1,
+        "inner_steps",
+        "an integer >= 1",
+        inner_steps,
+        "without a matching step the meta-networks get no gradient",
+    )
+    require(stages in (2, 3), "stages", "2 or 3", stages)
+    check_mode(mode, first_order)

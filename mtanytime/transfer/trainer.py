@@ -17,26 +17,20 @@ from mtanytime.checks import require_wanted
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast
 from mtanytime.features import Tapped, tap
-from mtanytime.functional import functional_call, tensor_names, trial_run
+from mtanytime.functional import functional_call, trial_run
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import derive_seed
 from mtanytime.training.identity import fingerprint, name_of
 from mtanytime.training.run_folder import Row
 from mtanytime.training.trainer import Trainer, TrainerOptions, TrainingResult
-from mtanytime.transfer.bilevel import InnerStep, MetaGradient, Mode, Tensors, meta_gradient, sgd_rules, sgd_velocity
+from mtanytime.transfer.bilevel import Mode, Tensors
 from mtanytime.transfer.double_backward import check_double_backward
 from mtanytime.transfer.layers import Layers, check_pairs, choose_target_layers, join_name, own_layers, source_name
-from mtanytime.transfer.lookahead import Student
+from mtanytime.transfer.lookahead import Lookahead, OuterObjective, Student
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair, PairWeights, Where, WhereStart
 from mtanytime.transfer.outer import FreshBatch
 from mtanytime.transfer.second_order import second_order
-
-Forward = Callable[[Tensor], Any]
-
-
-OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
-
 
 _REGRESSORS, _META = -3, -4  # what a derived seed is for
 
@@ -184,11 +178,10 @@ class TransferTrainer(Trainer):
         self.meta = MetaNetworks(self.pairs, source_channels, generator=generator, **switches)
         self.meta.to(self.device, dtype)
         self.student = Student(target, matching.to(self.device, dtype))
-        self._names = tensor_names(self.student)
         self.modules |= {"matching": matching, "meta": self.meta}
-        self.parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.SGD(list(self.parameters.values()), **self.settings.sgd)
-        self.meta_optimizer, self._quick = None, True
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, **self.settings.sgd)
+        self.meta_optimizer, fast_layers = None, True
         if learned := list(self.meta.parameters()):
             self.meta_optimizer = torch.optim.Adam(learned, self.meta_lr, weight_decay=self.meta_weight_decay)
             self.optimizers["meta_optimizer"] = self.meta_optimizer
@@ -197,13 +190,26 @@ class TransferTrainer(Trainer):
                     check_double_backward(self.model, images)
             except RuntimeError:
                 check_double_backward(self.model, images)  # names what torch's own layers do not allow, either
-                self._quick = False
+                fast_layers = False
                 self.notes.append(
                     "target: it takes a gradient itself, or runs a part again, so torch's own layers are used, "
                     "which are slower"
                 )
             self._try_outer(images, labels)
 
+        self.lookahead = Lookahead(
+            self.student,
+            self.optimizer,
+            self.loss,
+            beta=self.beta,
+            inner_steps=self.inner_steps,
+            stages=self.stages,
+            outer=self.outer,
+            mode=self.mode,
+            first_order=self.first_order,
+            precision=self.precision,
+            fast_layers=fast_layers,
+        )
         self.trace_every = self.trace_every or max(1, self.steps // 100)
         self.tables |= {"trace": [], "channels": []}
         self._since = {"trace": _Mean(), "channels": _Mean()}
@@ -226,104 +232,46 @@ class TransferTrainer(Trainer):
         }
 
     def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Do one step of Algorithm 1 on one batch; see `Trainer.train_on_batch`."""
-        source_features = self._source_features(images)
-        weights = self.meta(source_features)  # without autocast: in bfloat16 λ would move in steps of a hundredth
-        stacked = weights.by_target()
-        # The lookahead differentiates down to λ·w of this batch, and φ is behind it for all its steps at once.
-        hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
-        with autocast(self.device, self.precision):
-            output, features = self.student.target(images)
-            aligned = self.student.matching.align(source_features, {n: f.shape[2:] for n, f in features.items()})
-            task_loss = self.loss(output, labels)
-            matching_loss = self.beta * self.student.matching(features, aligned, hyper).mean()
-            loss = task_loss + matching_loss
+        """Train on one batch: the real step on θ, then the lookahead and the step on φ."""
+        source_features = self.source_features(images)
+        weights = self.meta(source_features)  # without autocast: bfloat16 would round λ to two digits
+        losses = self.lookahead.losses(images, labels, source_features, weights)
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
-        figures = {
-            "loss": self._finite(loss, "loss", f", mean λ by pair {[round(v, 3) for v in mean_lambda.tolist()]}"),
-            "task_loss": task_loss.item(),
-            "matching_loss": matching_loss.item(),
-            "accuracy": batch_accuracy(output, labels),
+        metrics = {
+            "loss": self._finite(
+                losses.total, "loss", f", mean λ by pair {[round(v, 3) for v in mean_lambda.tolist()]}"
+            ),
+            "task_loss": losses.task.item(),
+            "matching_loss": losses.matching.item(),
+            "accuracy": batch_accuracy(losses.output, labels),
             "mean_lambda": mean_lambda.mean().item(),
         }
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward(inputs=list(self.parameters.values()))
-        for parameter in self.parameters.values():
-            if parameter.grad is None:  # zero, not none: momentum and weight decay move it as in the lookahead
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        del output, features, loss
-
+        self.lookahead.step(losses)
         if self.meta_optimizer is not None:
-            found = self._look_ahead(images, labels, aligned, hyper)
-            figures["outer_loss"] = self._finite(found.outer_loss, "outer_loss")
             self.meta_optimizer.zero_grad()
-            torch.autograd.backward(list(stacked.values()), found.gradients)
+            metrics["outer_loss"] = self._finite(self.lookahead.backward(losses), "outer_loss")
             self.meta_optimizer.step()
         self._note(weights)
-        return figures
+        return metrics
 
     def meta_gradient(
         self, images: Float[Tensor, "batch channel height width"], labels: Int[Tensor, " batch"]
     ) -> list[Tensor]:
-        """The gradient of the outer objective, after the lookahead from where the run stands, with respect to each
-        parameter of the meta-networks `meta`, for one batch; to look at: nothing is changed, and there is no real step
-        before it as in training. RuntimeError where nothing is learned (`what` and `where` off)."""
+        """The gradient of the outer objective after a lookahead from the current weights, for one batch.
+
+        One tensor per parameter of the meta-networks `meta`. Nothing changes, and no real step comes before the
+        lookahead, unlike in training. RuntimeError where nothing is learned (`what` and `where` off).
+        """
         if self.meta_optimizer is None:
-            raise RuntimeError("what and where are off, so there are no meta-networks; wanted one of them on")
+            raise RuntimeError("what and where are off, so there are no meta-networks to differentiate for")
         images = images.to(self.device, next(self.model.parameters()).dtype)
-        source_features = self._source_features(images)
-        stacked = self.meta(source_features).by_target()
-        hyper = {target: w.detach().requires_grad_(w.requires_grad) for target, w in stacked.items()}
-        with trial_run(self.student.target, self.device, training=True) as buffers:
-            with torch.no_grad():
-                features = functional_call(self.student.target, buffers, images)[1]
-            aligned = self.student.matching.align(source_features, {n: f.shape[2:] for n, f in features.items()})
-            found = self._look_ahead(images, labels.to(self.device), aligned, hyper)
-        return list(torch.autograd.grad(list(stacked.values()), list(self.meta.parameters()), found.gradients))
-
-    def _look_ahead(self, images: Tensor, labels: Tensor, aligned: Tensors, hyper: Tensors) -> MetaGradient:
-        """The outer objective after the lookahead from the present parameters, and its gradient for `hyper`."""
-
-        def student_at(state: Tensors, *inputs: Any) -> tuple[Any, Tensor | None]:
-            return functional_call(self.student, state, *inputs, names=self._names)
-
-        def matching(state: Tensors) -> Tensor:
-            with autocast(self.device, self.precision):
-                return self.beta * student_at(state, images, aligned, hyper)[1].mean()
-
-        def task(state: Tensors) -> Tensor:
-            with autocast(self.device, self.precision):
-                return self.loss(student_at(state, images)[0], labels)
-
-        def total(state: Tensors) -> Tensor:
-            with autocast(self.device, self.precision):
-                output, matching_loss = student_at(state, images, aligned, hyper)
-                return self.loss(output, labels) + self.beta * matching_loss.mean()
-
-        def outer(state: Tensors) -> Tensor:
-            if self.outer is None:
-                return task(state)
-            with autocast(self.device, self.precision):
-                return self.outer(lambda x: student_at(state, x)[0], images, labels)
-
-        step = InnerStep(matching, hyper_comes_last=True)
-        steps = [step] * self.inner_steps + [InnerStep(task, uses_hyper=False)]
-        return meta_gradient(
-            steps if self.stages == 3 else [InnerStep(total, hyper_comes_last=True)] * self.inner_steps,
-            outer,
-            self.parameters,
-            sgd_velocity(self.optimizer, self.parameters),
-            dict(self.student.named_buffers()),
-            sgd_rules(self.optimizer, self.parameters),
-            list(hyper.values()),
-            mode=self.mode,
-            first_order=self.first_order,
-            quick=self._quick,
-        )
+        source_features = self.source_features(images)
+        weights, phi = self.meta(source_features), list(self.meta.parameters())
+        return self.lookahead.meta_gradient(images, labels.to(self.device), source_features, weights, phi).gradients
 
     @torch.no_grad()
-    def _source_features(self, images: Tensor) -> dict[str, Float[Tensor, "batch _ _ _"]]:
+    def source_features(self, images: Tensor) -> dict[str, Float[Tensor, "batch _ _ _"]]:
+        """The maps of all sources' layers for a batch, by layer, in the dtype of the images."""
         features = {}
         for name, source in self.sources.items():
             source.eval()
