@@ -73,7 +73,7 @@ def test_reference(path: Path) -> None:
 
 
 def reference_trainer(config: dict, order: list) -> TransferTrainer:
-    """The stored case's networks, filled as ../shared/reference/README.md says."""
+    """The stored case's networks, filled as described in ../shared/reference/README.md."""
     filled = {}
     for name, shape, seed in order:
         values = torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)))
@@ -154,7 +154,7 @@ class Awkward(tiny.TinyNet):
         self.register_buffer("gain", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, through all that is awkward."""
+        """Logits, through all of these parts."""
         if self.training:
             self.gain = self.gain * 1.1
         maps = self.mix_again(self.mix(self.first(images)))
@@ -163,7 +163,7 @@ class Awkward(tiny.TinyNet):
 
 
 def tiny_trainer(target: nn.Module | None = None, **settings: object) -> TransferTrainer:
-    """A transfer that has taken two steps, so that momentum is there, in float64."""
+    """A transfer in float64 after two steps, so that it has momentum."""
     target = tiny.made(4, seed=1, dropout=0.3) if target is None else target
     settings = {"lr": 0.1, "weight_decay": 0.01, "beta": 0.7, "meta_lr": 0.05, **settings}
     trainer = TransferTrainer(
@@ -186,7 +186,7 @@ def tiny_trainer(target: nn.Module | None = None, **settings: object) -> Transfe
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Six images that no run has seen."""
+    """Six images that are in no training set."""
     images, labels = next(Batches(tiny.images(seed=5), 6, seed=0).epoch(0))
     return images.double(), labels
 
@@ -206,7 +206,7 @@ def looked_ahead(
 
 
 def snapshot(trainer: TransferTrainer) -> dict[str, Tensor]:
-    """Everything that a lookahead must leave as it was."""
+    """Everything that a lookahead must not change."""
     momentum = SGDState.read(trainer.student, trainer.optimizer).velocity
     state = {**trainer.student.state_dict(), **{f"momentum {k}": v for k, v in momentum.items()}}
     return {name: value.clone() for name, value in state.items()} | {"rng": get_rng_state(CPU)[0].clone()}
@@ -233,7 +233,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e
     ids=str,
 )
 def test_modes_equal_plain_unroll(settings: dict) -> None:
-    """Step-by-step adjoints, kept or recomputed with dropout, are what autograd finds through one long graph."""
+    """Step-by-step adjoints, kept or recomputed with dropout, equal autograd through one long graph."""
     trainer = tiny_trainer(**settings)
     unrolled, phi = looked_ahead(trainer, "unroll")
     assert any(g.abs().max() > 0 for g in phi)
@@ -245,7 +245,7 @@ def test_modes_equal_plain_unroll(settings: dict) -> None:
 
 @pytest.mark.parametrize("mode", ["keep", "recompute"])
 def test_awkward_target(mode: str) -> None:
-    """Shared blocks, tied weights and assigned buffers: same gradient in every mode, and nothing left behind."""
+    """Shared blocks, tied weights and assigned buffers: the same gradient in every mode, and no trace."""
     with seeded(4, CPU):
         target = Awkward()
     trainer = tiny_trainer(target, source_layers=["first", "second"])
@@ -263,7 +263,7 @@ def test_awkward_target(mode: str) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"stages": 2, "nesterov": True}], ids=str)
 def test_finite_differences(settings: dict) -> None:
-    """The gradient of φ is the slope of the outer loss, measured by moving φ, with dropout in the target."""
+    """The gradient of φ agrees with finite differences of the outer loss, with dropout in the target."""
     trainer = tiny_trainer(tiny.made(4, seed=1, dropout=0.3, activation=nn.Softplus), **settings)
     _, phi = looked_ahead(trainer, "keep")
     generator = torch.Generator().manual_seed(0)
@@ -281,7 +281,7 @@ def test_finite_differences(settings: dict) -> None:
 
 
 def test_first_order_drops_the_hessian_only() -> None:
-    """With one step from θ there is no Hessian to drop, so first order is exact; with two it is not."""
+    """With one step from θ there is no Hessian term to drop, so first order is exact; with two it is not."""
     one = tiny_trainer(stages=2, inner_steps=1)
     exact, _ = looked_ahead(one, "keep")
     for mode in ("keep", "recompute"):
@@ -298,7 +298,7 @@ def test_first_order_drops_the_hessian_only() -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_step_is_torchs(momentum: float, weight_decay: float, nesterov: bool) -> None:
-    """The lookahead's step is torch.optim.SGD's, the zero gradient of an unreached parameter included."""
+    """The lookahead's step is that of torch.optim.SGD, also for an unreached parameter with gradient zero."""
     generator = torch.Generator().manual_seed(0)
     module = nn.ParameterList(torch.randn(5, generator=generator).double() for _ in range(2))
     moved, unreached = module
@@ -318,7 +318,7 @@ def test_step_is_torchs(momentum: float, weight_decay: float, nesterov: bool) ->
 
 
 def test_lookahead_leaves_no_trace() -> None:
-    """Parameters, momentum, batch-norm statistics and torch's random state are afterwards as before."""
+    """Parameters, momentum, batch-norm statistics and torch's random state are as before."""
     trainer = tiny_trainer()
     for mode in ("keep", "recompute"):
         before = snapshot(trainer)
@@ -328,7 +328,7 @@ def test_lookahead_leaves_no_trace() -> None:
 
 
 def test_modes_train_alike() -> None:
-    """A run in the memory-saving mode ends at the same bits."""
+    """A run in the memory-saving mode ends with the same bits."""
     ends = []
     for mode in ("keep", "recompute"):
         trainer = tiny_trainer(mode=mode)

@@ -1,4 +1,4 @@
-"""The check before a training that differentiates twice: it names the layer that can't, and leaves no trace."""
+"""The check that a model can be differentiated twice: it names the layer that can't, and leaves no trace."""
 
 import copy
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Once(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        """Its slope."""
+        """Its derivative."""
         return 2 * ctx.saved_tensors[0] * grad
 
 
@@ -44,7 +44,7 @@ class Square(nn.Module):
 
 
 def test_fused_attention_is_named_and_the_remedy_works() -> None:
-    """A vision transformer's attention kernel has no second derivative; the message's own remedy must mend it."""
+    """A vision transformer's attention kernel has no second derivative; the remedy in the message must work."""
     model = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64
     )
@@ -59,7 +59,7 @@ def test_fused_attention_is_named_and_the_remedy_works() -> None:
 
 
 def test_innermost_layer_is_named() -> None:
-    """The reader wants the layer to replace, not the block around it; paths are those inside a Normalized."""
+    """The error names the layer to replace, not the block around it, by its path inside a Normalized."""
     inner = nn.Sequential(nn.BatchNorm2d(4), Square(), nn.ReLU(inplace=True))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), inner, nn.Flatten(), nn.Linear(144, 5))
     model = backbones.Normalized(network, (0.5,) * 3, (0.2,) * 3)
@@ -69,7 +69,7 @@ def test_innermost_layer_is_named() -> None:
 
 
 def test_silent_loss_of_the_second_derivative_is_found() -> None:
-    """A hand-written kernel that isn't marked raises nothing: torch would take its gradient as a constant."""
+    """A custom function that isn't marked raises nothing: torch would take its gradient for a constant."""
 
     class Kernel(torch.autograd.Function):
         @staticmethod
@@ -97,7 +97,7 @@ def test_silent_loss_of_the_second_derivative_is_found() -> None:
 
 
 def test_a_function_outside_any_layer_is_blamed_on_the_forward_pass() -> None:
-    """Where a module calls the function itself, that module is the innermost to name; here it is the whole network."""
+    """If a module calls the function itself, that module is the innermost to name; here it is the whole network."""
 
     class Net(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
@@ -110,20 +110,20 @@ def test_a_function_outside_any_layer_is_blamed_on_the_forward_pass() -> None:
 
 
 def test_hard_sigmoid_of_a_known_network_is_found() -> None:
-    """Not only exotic layers: torchvision's MobileNetV3 can't be a target, and that must be said before training."""
+    """A common network, torchvision's MobileNetV3, can't be a target either, and is refused before training."""
     with pytest.raises(RuntimeError, match=r"'features\.1\.block\.1\.scale_activation' \(Hardsigmoid\)"):
         check_double_backward(torchvision.models.mobilenet_v3_small(), pictures(2, 3, 32, 32))
 
 
 def test_frozen_part_may_be_anything() -> None:
-    """A layer that the gradient does not reach is never differentiated, so it is no obstacle."""
+    """A layer that the gradient does not reach is never differentiated, so it may be anything."""
     frozen = nn.Sequential(nn.Conv2d(3, 4, 3), Square()).requires_grad_(False)
     check_double_backward(nn.Sequential(frozen, nn.Conv2d(4, 4, 3)), pictures(2, 3, 8, 8))
     check_double_backward(frozen, pictures(2, 3, 8, 8))
 
 
 def test_several_outputs_are_all_checked() -> None:
-    """An anytime network gives a list of scores, thin to wide, and any of them may hold the obstacle."""
+    """An anytime network returns a list of logits, and each of them is checked."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -139,7 +139,7 @@ def test_several_outputs_are_all_checked() -> None:
 
 @pytest.mark.parametrize("good", [True, False])
 def test_no_trace_is_left(good: bool) -> None:
-    """The check runs in train mode just before training starts, so it must not move anything, pass or fail."""
+    """The check runs in train mode just before training, so it must change nothing, whether it passes or fails."""
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Identity() if good else Square()]
     model = nn.Sequential(*layers, nn.ReLU(inplace=True))
     model[1].eval()

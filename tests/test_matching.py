@@ -31,12 +31,13 @@ def built(pairs: list) -> tuple[FeatureMatching, MetaNetworks]:
 
 @pytest.mark.parametrize("pairs", [ALL, [("s2", "t2")], [("s2", "t1"), ("s1", "t2"), ("s1", "t1")]], ids=len)
 def test_equals_the_formula(pairs: list) -> None:
-    """Stacking the pairs of a target layer changes the number of operations and nothing else."""
+    """The loss in one call and in two parts is the paper's sum over pairs, though pairs are stacked by target layer."""
     matching, meta = built(pairs)
     source, target = maps(SOURCE, 1), maps(TARGET, 2)
     weights = meta(source)
     sizes = {t: (n, n) for t, (_, n) in TARGET.items()}
-    ours = matching(target, matching.align(source, sizes), weights.by_target())
+    ours = matching(source, target, weights)
+    assert torch.equal(matching.aligned_loss(target, matching.align(source, sizes), weights.by_target()), ours)
     expected = torch.zeros(2, dtype=torch.float64)
     for s, t in pairs:
         weight, bias = matching.regressor((s, t))
@@ -47,7 +48,7 @@ def test_equals_the_formula(pairs: list) -> None:
 
 
 def test_half_pixel_centres() -> None:
-    """Halving a map averages two by two: pixel centres, not corners, are aligned."""
+    """Half the size is the mean of 2×2 pixels: pixel centres are aligned, not corners."""
     matching, _ = built([("s1", "t1")])
     source = maps(SOURCE, 1)
     small = matching.align(source, {"t1": (4, 4)})["t1"]
@@ -66,16 +67,26 @@ def test_initial_regressors_are_torchs() -> None:
 
 
 def test_first_and_second_derivative() -> None:
-    """The closed forms, all of them, against finite differences."""
+    """All closed forms against finite differences."""
     generator = torch.Generator().manual_seed(0)
     matching = FeatureMatching([("a", "t"), ("b", "t")], {"a": 2, "b": 3}, {"t": 4}, generator).double()
     shapes = [(3, 4, 2, 2), (5, 4, 1, 1), (5,), (3, 5)]
     values = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
     aligned = {"t": torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)}
 
+    class AlignedLoss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matching = matching
+
+        def forward(self, *inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.matching.aligned_loss(*inputs)
+
+    aligned_loss = AlignedLoss()
+
     def loss(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        state = {"regressors.0.weight": weight, "regressors.0.bias": bias}
-        return torch.func.functional_call(matching, state, ({"t": features}, aligned, {"t": w}))
+        state = {"matching.regressors.0.weight": weight, "matching.regressors.0.bias": bias}
+        return torch.func.functional_call(aligned_loss, state, ({"t": features}, aligned, {"t": w}))
 
     assert torch.autograd.gradcheck(loss, values)
     assert torch.autograd.gradgradcheck(loss, values)
@@ -85,6 +96,18 @@ def test_source_maps_are_not_trained() -> None:
     """Source maps that require grad would get none, so they are refused."""
     matching, meta = built([("s1", "t1")])
     source, target = maps(SOURCE, 1), maps(TARGET, 2)
-    aligned = {"t1": source["s1"].clone().requires_grad_()}
-    with pytest.raises(ValueError, match="the source maps for 't1' require grad"):
-        matching(target, aligned, meta(source).by_target())
+    source["s1"].requires_grad_()
+    refusal = r"^source_features: expected detached maps, got maps for 't1' that require grad$"
+    with pytest.raises(ValueError, match=refusal):
+        matching(source, target, meta(source))
+
+
+def test_old_call() -> None:
+    """Target maps, aligned source maps and λ·w by target layer still work, with a warning that names the new method."""
+    matching, meta = built(ALL)
+    source, target = maps(SOURCE, 1), maps(TARGET, 2)
+    weights = meta(source)
+    aligned = matching.align(source, {t: (n, n) for t, (_, n) in TARGET.items()})
+    with pytest.warns(DeprecationWarning, match=r"aligned_loss"):
+        loss = matching(target, aligned, weights.by_target())
+    assert torch.equal(loss, matching(source, target, weights))

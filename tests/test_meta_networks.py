@@ -1,4 +1,4 @@
-"""What and where: starting values, ranges and switches."""
+"""What and where: initial values, ranges and switches."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def features(scale: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def test_start() -> None:
-    """f starts at zero, so all channels count alike; g's bias is one; the same generator gives the same weights."""
+    """f starts at zero, so all channels weigh the same; g's bias is one; the same generator gives the same weights."""
     meta = MetaNetworks(PAIRS, CHANNELS, generator=torch.Generator().manual_seed(0))
     weights = meta(features())
     for pair in PAIRS:
@@ -29,7 +29,7 @@ def test_start() -> None:
 
 
 def test_even_start() -> None:
-    """λ = 1 for all pairs and images, whatever the seed, and each weight of g can be learned."""
+    """λ = 1 for all pairs and images at any seed, and each weight of g gets a gradient."""
     meta = MetaNetworks(PAIRS, CHANNELS, where_start="even")
     weights = meta(features())
     assert all(torch.equal(weights.pairs[pair], torch.ones(3, 1)) for pair in PAIRS)
@@ -38,7 +38,7 @@ def test_even_start() -> None:
 
 
 def test_equals_the_formula() -> None:
-    """softmax(f(pool S)) and relu6(g(pool S)), for each image on its own features."""
+    """softmax(f(pool S)) and relu6(g(pool S)), per image from its own features."""
     meta = MetaNetworks(PAIRS, CHANNELS, generator=torch.Generator().manual_seed(0))
     for network in meta.what:
         torch.nn.init.normal_(network.weight, generator=torch.Generator().manual_seed(2))
@@ -60,7 +60,7 @@ def test_stacked_by_target() -> None:
 
 
 def test_switches() -> None:
-    """Off: λ = 1 and w = 1/C, nothing to learn; constant: softplus(10·a), one learned a for each pair."""
+    """Off: λ = 1 and w = 1/C, with no parameters; constant: softplus(10·a), with one learned a per pair."""
     off = MetaNetworks(PAIRS, CHANNELS, what=False, where="off")
     assert not list(off.parameters())
     weights = off(features())
@@ -76,10 +76,10 @@ def test_switches() -> None:
 
 
 def test_unknown_kind() -> None:
-    """A misspelt kind of λ is refused with the kinds there are."""
-    with pytest.raises(ValueError, match="where is one of relu6, relu, constant, off; got 'sigmoid'"):
+    """An unknown kind of λ is refused with the known ones."""
+    with pytest.raises(ValueError, match=r"^where: expected one of relu6, relu, constant, off, got 'sigmoid'$"):
         unchecked(MetaNetworks.__init__)(MetaNetworks.__new__(MetaNetworks), PAIRS, CHANNELS, where="sigmoid")
-    with pytest.raises(ValueError, match="where_start is one of random, even; got 'zero'"):
+    with pytest.raises(ValueError, match=r"^where_start: expected one of random, even, got 'zero'$"):
         unchecked(MetaNetworks.__init__)(MetaNetworks.__new__(MetaNetworks), PAIRS, CHANNELS, where_start="zero")
-    with pytest.raises(ValueError, match=r"where_start .even. goes with where relu6 or relu; got where=.constant."):
+    with pytest.raises(ValueError, match=r"^where: expected relu6 or relu with where_start='even', got 'constant'$"):
         MetaNetworks(PAIRS, CHANNELS, where="constant", where_start="even")

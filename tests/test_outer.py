@@ -1,4 +1,4 @@
-"""The outer objective on a batch drawn anew: which it draws, that φ follows it, and that runs repeat and resume."""
+"""The outer objective on a fresh batch: what it draws, its effect on φ, and that runs are reproducible and resume."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from mtanytime.transfer import FreshBatch, TransferTrainer
 
 
 def transfer(folder: Path | None = None, seed: int = 0, **options: Any) -> TransferTrainer:
-    """A small transfer of two epochs of two batches whose outer objective draws batches of its own."""
+    """A small transfer of two epochs of two batches with an outer objective on fresh batches."""
     outer = FreshBatch(tiny.images(9, seed=8), 4, crop_flip(1))
     settings = {"epochs": 2, "batch_size": 6, "lr": 0.1, "meta_lr": 0.05, "device": "cpu", "progress": False}
     settings |= {"outer": outer, "folder": folder, "seed": seed, **options}
@@ -43,7 +43,7 @@ def phi(trainer: TransferTrainer) -> Tensor:
 
 
 def test_what_is_drawn() -> None:
-    """Different images of the set, with their own labels, in the dtype of the step's batch; by torch's random state."""
+    """Distinct images with their labels, in the dtype of the step's batch, following torch's random state."""
     data, losses = tiny.images(9, seed=8), []
 
     def loss(output: Tensor, labels: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def test_what_is_drawn() -> None:
 
 
 def test_learning_follows_the_other_batch(tmp_path: Path) -> None:
-    """Another set to draw from, another φ, at the same seed; the same one, the same φ, also after a break."""
+    """At the same seed, φ depends on the set to draw from; with the same set it is the same, also after a break."""
     whole, again = transfer(), transfer()
     others = [transfer(outer=None), transfer(outer=FreshBatch(tiny.images(9, seed=9), 4, crop_flip(1)))]
     for trainer in (whole, again, *others):
@@ -80,9 +80,11 @@ def test_learning_follows_the_other_batch(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_settings(tmp_path: Path) -> None:
-    """A run is not taken up with another set to draw from, batch size, augmentation or loss."""
+    """A run is not resumed with another set to draw from, batch size, augmentation or loss."""
     data = tiny.images(9, seed=8)
-    transfer(tmp_path / "run").train()
+    run = transfer(tmp_path / "run")
+    run.train()
+    assert run.folder.config["outer"].startswith("AnotherBatch {")  # as in runs from before it was renamed
     for outer in (
         FreshBatch(tiny.images(9, seed=9), 4, crop_flip(1)),
         FreshBatch(data, 5, crop_flip(1)),
@@ -95,13 +97,13 @@ def test_a_folder_of_other_settings(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
-    """An empty set, something else than a set, an empty batch; labels that the network has no output for."""
+    """An empty set, something other than a set, an empty batch, and labels that the network has no output for."""
     data = tiny.images(3)
     for images, size, wanted in (
-        (tiny.images(0), 4, "wanted an ImageSet with images; got "),
-        ("images", 4, "wanted an ImageSet with images; got 'images'"),
-        (data, 0, "wanted batch_size a whole number >= 1; got 0"),
-        (data, 1.5, "wanted batch_size a whole number >= 1; got 1.5"),
+        (tiny.images(0), 4, "^data: expected an ImageSet with images, got "),
+        ("images", 4, "^data: expected an ImageSet with images, got 'images'$"),
+        (data, 0, "^batch_size: expected a whole number >= 1, got 0$"),
+        (data, 1.5, "^batch_size: expected a whole number >= 1, got 1.5$"),
     ):
         with pytest.raises(ValueError, match=wanted):
             unchecked(FreshBatch.__init__)(FreshBatch.__new__(FreshBatch), images, size)

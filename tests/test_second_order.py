@@ -44,7 +44,7 @@ LAYERS = ["batch norm", "batch norm of vectors", *CONVOLUTIONS]
 
 
 def twice(function: Callable[..., Tensor], values: tuple[Tensor, ...]) -> list[Tensor]:
-    """Output, first and second derivatives, each of a scalar that bends every part of the one before it."""
+    """Output, first and second derivatives, each of a nonlinear scalar function of the previous ones."""
     output = function(*values)
     first = torch.autograd.grad(output.sin().sum(), values, create_graph=True)
     return [output, *first, *torch.autograd.grad(sum(g.sin().sum() for g in first), values)]
@@ -52,7 +52,7 @@ def twice(function: Callable[..., Tensor], values: tuple[Tensor, ...]) -> list[T
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_torchs_own(name: str) -> None:
-    """Only the time of a second derivative may differ from torch's."""
+    """The derivatives are torch's own; only their duration may differ."""
     function, values = layer(name)
     expected = twice(function, values)
     with second_order():
@@ -63,7 +63,7 @@ def test_equals_torchs_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_finite_differences(name: str) -> None:
-    """The formulas by themselves, without torch's second derivative to agree with."""
+    """The formulas against finite differences, independent of torch's second derivative."""
     function, values = layer(name)
 
     def quick(*inputs: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def test_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["batch norm", "plain", "groups"])
 def test_what_the_incoming_gradient_depends_on(name: str) -> None:
-    """Without the parameters, the second derivative still reaches what the layer's incoming gradient depends on."""
+    """With for_parameters=False, the second derivative still reaches what a layer's incoming gradient depends on."""
     function, values = layer(name)
     scale = drawn(1, seed=3)
     wanted = []
@@ -88,7 +88,7 @@ def test_what_the_incoming_gradient_depends_on(name: str) -> None:
 
 
 def test_running_statistics() -> None:
-    """A batch norm in the block updates its buffers as ever, in train mode alone."""
+    """A batch norm in the block updates its buffers as torch's does, in train mode only."""
     ours, theirs = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     for training in (True, False):
@@ -100,17 +100,17 @@ def test_running_statistics() -> None:
 
 @pytest.mark.parametrize("name", ["batch norm", "plain"])
 def test_a_third_time_is_refused(name: str) -> None:
-    """A third derivative, which the closed forms do not have, is an error and not a wrong number."""
+    """A third derivative, which the formulas do not have, is an error, not a wrong number."""
     function, values = layer(name)
     with second_order():
         output = function(*values)
     first = torch.autograd.grad(output.sin().sum(), values, create_graph=True)
-    with pytest.raises(RuntimeError, match="a third derivative was asked for"):
+    with pytest.raises(RuntimeError, match="the layers of second_order have no third derivative"):
         torch.autograd.grad(first[1].sin().sum(), values[0], create_graph=True)
 
 
 def test_torchs_own_outside_the_block() -> None:
-    """What was called before or after the block is torch's."""
+    """Layers called before or after the block are torch's."""
     function, values = layer("plain")
     with second_order():
         assert "_Convolution" in function(*values).grad_fn.name()
@@ -118,13 +118,13 @@ def test_torchs_own_outside_the_block() -> None:
 
 
 def test_what_torch_refuses() -> None:
-    """A batch norm of the wrong size is torch's error, in the block as outside, and no read out of bounds."""
+    """A batch norm of the wrong size is torch's error, in the block as outside, not a read out of bounds."""
     with second_order(), pytest.raises(RuntimeError, match="running_mean should contain 5 elements not 3"):
         torch.nn.BatchNorm2d(3)(torch.randn(4, 5, 2, 2))
 
 
 def test_frozen_parameters() -> None:
-    """Parts that are not trained get no gradient, and the others the same as ever."""
+    """Frozen parts get no gradient, and the others get torch's."""
     for name in ("batch norm", "plain"):
         function, (maps, weight, bias) = layer(name)
         values = (maps, weight.detach(), bias)

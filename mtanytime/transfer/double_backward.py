@@ -1,4 +1,4 @@
-"""Find out, before a training that differentiates twice, whether a model allows it, and else name the layer."""
+"""Check before training whether a model's gradient can be differentiated again, and name the layer if not."""
 
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from mtanytime.features import hooked, unwrapped
 from mtanytime.functional import functional_call, trial_run
+from mtanytime.transfer.second_order import second_order
 
 
 def _nodes(roots: list[Tensor]) -> set[Any]:
@@ -25,7 +26,7 @@ def _nodes(roots: list[Tensor]) -> set[Any]:
 
 
 def _refusal(outputs: Any, inputs: Any) -> RuntimeError | None:
-    """Why a function of the outputs can't be differentiated twice with respect to the inputs; None where it can."""
+    """The reason why a function of the outputs can't be differentiated twice with respect to the inputs, or None."""
     roots = [value for value in tree_leaves(outputs) if isinstance(value, Tensor) and value.requires_grad]
     leaves = [value for value in tree_leaves(inputs) if isinstance(value, Tensor) and value.requires_grad]
     if not roots or not leaves:
@@ -41,10 +42,10 @@ def _refusal(outputs: Any, inputs: Any) -> RuntimeError | None:
         loss = sum(root.square().mean() for root in roots)  # a square, so that its gradient depends on the outputs
         grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         if silent:
-            return RuntimeError(f"{silent[0]} gives a gradient without a graph, so torch would take it as a constant.")
+            return RuntimeError(f"{silent[0]} gives a gradient without a graph, which torch would take for a constant.")
         slopes = [grad for grad in grads if grad is not None and grad.requires_grad]
         if slopes:
-            # backward, not grad: `once_differentiable` raises in a node off the way to the leaves, which grad skips.
+            # backward, not grad: grad skips nodes off the way to the leaves, and `once_differentiable` raises in one.
             sum(slope.square().sum() for slope in slopes).backward(retain_graph=True)
     except torch.OutOfMemoryError:
         raise
@@ -57,11 +58,11 @@ def _refusal(outputs: Any, inputs: Any) -> RuntimeError | None:
 
 
 def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> None:
-    """Raise RuntimeError where the model's gradient can't be differentiated again, naming the innermost such module.
+    """Raise RuntimeError if the model's gradient can't be differentiated again; the error names the innermost module.
 
-    The meta-gradient of L2T-ww differentiates through gradient steps, so every layer needs a derivative of its
-    backward. Fused attention and some custom functions have none. The model is run on `images` in train mode, as it
-    will be in training (so give at least two); its buffers, mode, gradients and torch's random state stay as they are.
+    The meta-gradient of L2T-ww differentiates through gradient steps, so the backward of every layer needs a
+    derivative. Fused attention and some custom functions have none. The model runs on `images` in train mode, as in
+    training, so batch norm needs two or more. Its buffers, mode and gradients and torch's random state stay the same.
     """
     network = unwrapped(model)
     calls: dict[str, tuple[Any, Any]] = {}
@@ -70,7 +71,7 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
         calls.setdefault(path, (output, (args, kwargs, list(module.parameters()))))
 
     with trial_run(model, images.device, training=True) as buffers, torch.enable_grad():
-        # Stand-ins for the parameters gather the gradients, so that the model's own stay as they are.
+        # Detached copies of the parameters collect the gradients, so that the model's own stay the same.
         weights = {k: v.detach().requires_grad_(v.requires_grad) for k, v in model.named_parameters()}
         with hooked(network, [path for path, _ in network.named_modules()], record):
             output = functional_call(model, {**weights, **buffers}, images.detach().clone())
@@ -80,14 +81,27 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
         culprit = ""
         # Each module's part of the graph lies between its output and its inputs, so no module has to run again.
         for path in sorted(calls, key=lambda path: -path.count(".") - bool(path)):
-            if (found := _refusal(*calls[path])) is not None:
-                culprit, reason = path, found
+            if (refusal := _refusal(*calls[path])) is not None:
+                culprit, reason = path, refusal
                 break
     what = f"{culprit!r} ({type(network.get_submodule(culprit)).__name__})" if culprit else "its own forward pass"
-    remedy = "replace it by one with a second derivative, or keep it out of what is trained"
+    remedy = "replace it by a layer with a second derivative, or freeze it and all layers before it"
     if "attention" in str(reason):
         remedy = "run the training under `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`"
-    said = str(reason).strip().rstrip(".")
-    raise RuntimeError(
-        f"{type(network).__name__} can't be differentiated twice because of {what}: {said}. Mend: {remedy}."
-    )
+    reason = str(reason).strip().rstrip(".")
+    raise RuntimeError(f"{type(network).__name__} can't be differentiated twice because of {what}: {reason}; {remedy}")
+
+
+def allows_fast_layers(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> bool:
+    """Whether the model's gradient can be differentiated again with the layers of `second_order`.
+
+    False for a model that takes a gradient itself or recomputes activations (`torch.utils.checkpoint`), which needs a
+    third derivative of its layers. RuntimeError as `check_double_backward`, if torch's own layers do not do either.
+    """
+    try:
+        with second_order():
+            check_double_backward(model, images)
+    except RuntimeError:
+        check_double_backward(model, images)
+        return False
+    return True

@@ -64,7 +64,7 @@ class Student(nn.Module):
         if aligned is None:
             return self.target.model(images), None
         output, features = self.target(images)
-        return output, self.matching(features, aligned, weights)
+        return output, self.matching.aligned_loss(features, aligned, weights)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Lookahead:
             output, features = self.student.target(images)
             batch = self._prepare(images, labels, source_features, features, weights)
             task = self.loss(output, labels)
-            matching = self.beta * self.student.matching(features, batch.aligned, batch.leaves).mean()
+            matching = self.beta * self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
             return Losses(task + matching, task, matching, output, batch)
 
     def step(self, losses: Losses) -> None:
@@ -275,7 +275,7 @@ def check_settings(beta: float, inner_steps: float, stages: int, mode: str, firs
     require(
         isinstance(inner_steps, Integral) and inner_steps >= 1,
         "inner_steps",
-        "an integer >= 1",
+        "a whole number >= 1",
         inner_steps,
         "without a matching step the meta-networks get no gradient",
     )

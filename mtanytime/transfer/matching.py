@@ -6,19 +6,21 @@
 r^{m,n}, a 1×1 convolution from the target layer's D_n channels to the source layer's C_m, is trained with the target.
 Where the sizes of the maps differ, the source map is resized to the target map's, bilinearly with half-pixel centres.
 
-All pairs that end in one target layer are worked out together: their regressors are one convolution with Σ_m C_m
-outputs and their source maps one stacked tensor, which is the same arithmetic in fewer and larger operations.
+All pairs of one target layer are computed together: their regressors are one convolution with Σ_m C_m outputs, and
+their source maps are stacked in one tensor. It is the same arithmetic in fewer, larger operations.
 
-The loss is written with its first and second derivative, which need the error e = r(T^n) - S^m once and else only
-products of e with the target map, summed over space: matrices of channels by channels for each image. With
-α = 2gw/P for P places and an incoming gradient g,
+The loss comes with its own first and second derivative. They need the error e = r(T^n) - S^m once; the rest are
+products of e with the target map, summed over space, which give one channels × channels matrix per image. With
+α = 2gw/P for P pixels and an incoming gradient g,
 
     ∂/∂t = (α∘R)ᵀe,   ∂/∂R = Σ_b α∘(e tᵀ),   ∂/∂bias = Σ_b α·Σ_p e,   ∂/∂w = g·mean_p e²
 
-and what multiplies (a, A, z) into the first three is Σ α·(e·δ) summed over channels and places, where
-δ = R a + A t + z is how e moves in that direction. Autograd's way is a dozen passes over maps of Σ_m C_m channels.
+For incoming gradients (a, A, z) of the first three, the second derivative is that of Σ α·(e·δ), summed over channels
+and pixels, where δ = R a + A t + z is the change of e in that direction. Autograd takes a dozen passes over maps of
+Σ_m C_m channels instead.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -28,17 +30,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from mtanytime.transfer.meta_networks import Pair
+from mtanytime.checks import Words, require
+from mtanytime.transfer.meta_networks import Pair, PairWeights
 from mtanytime.transfer.second_order import for_parameters, refuse_a_third_derivative
 
 
 class FeatureMatching(nn.Module):
-    """The regressors r^{m,n} and the loss.
+    """The regressors r^{m,n} and the matching loss.
+
+    `matching(source_features, target_features, weights)` is the loss. `align` and `aligned_loss` are the same in two
+    parts, for a loop that evaluates the loss several times per batch: the source maps are then resized once.
 
     Args:
-        pairs: (source layer, target layer).
+        pairs: the (source layer, target layer) pairs to match.
         source_channels, target_channels: C_m and D_n by layer.
-        generator: draws the regressors' initial weights, as `nn.Conv2d` does (uniform within ± 1/√D_n).
+        generator: draws the initial weights of the regressors, which are those of `nn.Conv2d` (uniform in ± 1/√D_n).
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class FeatureMatching(nn.Module):
         for source, target in pairs:
             self.sources.setdefault(target, []).append(source)
         self.source_channels = dict(source_channels)
-        convolution = partial(nn.utils.skip_init, nn.Conv2d)  # itself, it would draw from torch's global generator
+        convolution = partial(nn.utils.skip_init, nn.Conv2d)  # nn.Conv2d would draw from torch's global generator
         self.regressors = nn.ModuleList(
             convolution(target_channels[target], sum(source_channels[s] for s in sources), 1)
             for target, sources in self.sources.items()
@@ -64,7 +70,7 @@ class FeatureMatching(nn.Module):
             nn.init.uniform_(regressor.bias, -bound, bound, generator=generator)
 
     def regressor(self, pair: Pair) -> tuple[Float[Tensor, "source target 1 1"], Float[Tensor, " source"]]:
-        """Weight and bias of r^{m,n}, as views into its target layer's convolution."""
+        """Weight and bias of r^{m,n}, as views into the convolution of its target layer."""
         source, target = pair
         sources = self.sources[target]
         start = sum(self.source_channels[s] for s in sources[: sources.index(source)])
@@ -77,7 +83,7 @@ class FeatureMatching(nn.Module):
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         target_sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Float[Tensor, "batch channels height width"]]:
-        """Source maps resized to each target layer's (height, width) and stacked over its pairs; once a batch."""
+        """The source maps by target layer: resized to its (height, width) and stacked over its pairs."""
         return {
             target: torch.cat([_resize(source_features[s], target_sizes[target]) for s in sources], dim=1)
             for target, sources in self.sources.items()
@@ -85,19 +91,38 @@ class FeatureMatching(nn.Module):
 
     def forward(
         self,
+        source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
+        target_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
+        weights: PairWeights | Mapping[str, Float[Tensor, "batch _"]],
+    ) -> Float[Tensor, " batch"]:
+        """L_wfm of each image, from the maps of both networks by layer and the weights of `MetaNetworks`.
+
+        The source maps must not require grad: they are not trained.
+        """
+        if not isinstance(weights, PairWeights):
+            warnings.warn(
+                "matching(target_features, aligned, weights) is now matching.aligned_loss(target_features, aligned, "
+                "weights); the old call goes with the next release",
+                DeprecationWarning,
+                stacklevel=4,  # the caller of the module
+            )
+            return self.aligned_loss(source_features, target_features, weights)
+        sizes = {layer: tuple(target_features[layer].shape[2:]) for layer in self.sources}
+        return self.aligned_loss(target_features, self.align(source_features, sizes), weights.by_target())
+
+    def aligned_loss(
+        self,
         target_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         aligned: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: Mapping[str, Float[Tensor, "batch _"]],
     ) -> Float[Tensor, " batch"]:
-        """L_wfm of each image, from `align`'s source maps and `PairWeights.by_target`'s weights λ·w."""
+        """L_wfm of each image, from `align`'s source maps and the weights λ·w of `PairWeights.by_target`."""
         total = 0.0
         for target, regressor in zip(self.sources, self.regressors, strict=True):
             maps, weight = target_features[target], regressor.weight
-            if aligned[target].requires_grad:
-                raise ValueError(
-                    f"the source maps for {target!r} require grad; wanted them detached: they are not trained"
-                )
-            with torch.autocast(maps.device.type, enabled=False):  # matched in the precision of the parameters
+            detached = not aligned[target].requires_grad
+            require(detached, "source_features", "detached maps", Words(f"maps for {target!r} that require grad"))
+            with torch.autocast(maps.device.type, enabled=False):  # the loss keeps the precision of the parameters
                 total = total + _WeightedError.apply(
                     maps.to(weight.dtype).flatten(2),
                     weight.flatten(1),
@@ -108,12 +133,8 @@ class FeatureMatching(nn.Module):
         return total
 
 
-Maps = Float[Tensor, "batch channel place"]
-Matrix = Float[Tensor, "source target_channels"]
-
-
 class _WeightedError(torch.autograd.Function):
-    """Σ_c w_c · mean_p (R t + bias - s)²_c of each image; differentiable twice, not with respect to s."""
+    """Σ_c w_c · mean_p (R t + bias - s)²_c of each image; differentiable twice, but not with respect to s."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, t: Tensor, r: Tensor, bias: Tensor, s: Tensor, w: Tensor) -> Float[Tensor, " batch"]:
@@ -133,7 +154,7 @@ class _WeightedError(torch.autograd.Function):
 
 
 class _WeightedErrorBackward(torch.autograd.Function):
-    """The first derivative. `error` and `squares` follow from the other inputs, so the second one leaves them out."""
+    """The first derivative. `error` and `squares` depend on the other inputs, so they get no gradient of their own."""
 
     @staticmethod
     def forward(
@@ -148,8 +169,8 @@ class _WeightedErrorBackward(torch.autograd.Function):
         for_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.for_parameters = for_parameters
-        share = w / t.shape[2]
-        alpha = 2 * g[:, None] * share
+        per_pixel = w / t.shape[2]
+        alpha = 2 * g[:, None] * per_pixel
         correlation, total = error @ t.mT, error.sum(dim=2)
         ctx.save_for_backward(g, t, r, w, error, squares, correlation, total)
         ctx.set_materialize_grads(False)
@@ -162,19 +183,19 @@ class _WeightedErrorBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         refuse_a_third_derivative()
         g, t, r, w, error, squares, correlation, total = ctx.saved_tensors
-        places = t.shape[2]
+        pixels = t.shape[2]
         a = torch.zeros_like(t) if a is None else a
         big_a = torch.zeros_like(r) if big_a is None else big_a
         z = torch.zeros_like(total[0]) if z is None else z
-        y = torch.zeros_like(w) if y is None else y  # multiplies ∂/∂w, so e moves it by 2g·mean_p e
+        y = torch.zeros_like(w) if y is None else y  # the incoming gradient of ∂/∂w
         along = error @ a.mT  # e aᵀ
-        slope = ((r * along).sum(2) + (big_a * correlation).sum(2) + z * total) / places  # mean_p e·δ
+        slope = ((r * along).sum(2) + (big_a * correlation).sum(2) + z * total) / pixels  # mean_p e·δ
         for_w = 2 * g[:, None] * slope
         for_g = (2 * w * slope + y * squares).sum(1)
         if not ctx.for_parameters:
             return for_g, None, None, None, for_w, None, None, None
-        alpha = (2 / places) * g[:, None] * w
-        beta = ((2 / places) * g[:, None] * y)[:, :, None]
+        alpha = (2 / pixels) * g[:, None] * w
+        beta = ((2 / pixels) * g[:, None] * y)[:, :, None]
         delta = (r.expand(len(t), -1, -1) @ a).baddbmm_(big_a.expand(len(t), -1, -1), t).add_(z[:, None])
         alpha_r, alpha_a = alpha[:, :, None] * r, alpha[:, :, None] * big_a
         for_t = (alpha_r.mT @ delta).baddbmm_((alpha_a + beta * r).mT, error)

@@ -1,24 +1,25 @@
-"""Convolution and batch norm whose gradients are quick to differentiate again.
+"""Convolution and batch norm with a fast second derivative.
 
-torch's own second derivatives are general: batch norm's takes dozens of passes over the maps, and convolution's works
-the weight's part out as a convolution with batch and channels swapped, at half the speed of a weight's gradient. On a
-CPU that is a third of the time of an exact meta-gradient. These give the same numbers by torch's fused first
-derivatives alone (checked in the tests against torch's own second derivatives and finite differences).
+torch's own second derivatives are general. Batch norm's takes dozens of passes over the maps, and convolution's
+computes the part for the weight as a convolution with batch and channels swapped, at half the speed of a weight's
+gradient. On a CPU this is a third of the time of an exact meta-gradient. The second derivatives here use only torch's
+fused first derivatives and give the same numbers.
 
 *Convolution.* With ḡ = ∂L/∂y, the first derivative is ∂L/∂x = W ⋆ᵀ ḡ, ∂L/∂W = x ⋆ ḡ and ∂L/∂bias = Σ ḡ, linear in ḡ.
-For a, A, z that multiply these three, what flows back is: for ḡ: conv(a, W) + conv(x, A) + z; for x: ∂L/∂x with A in
-place of W; for W: ∂L/∂W with a in place of x.
+For incoming gradients a, A, z of these three, the second derivative is
+
+    for ḡ: conv(a, W) + conv(x, A) + z,   for x: ∂L/∂x with A in place of W,   for W: ∂L/∂W with a in place of x
 
 *Batch norm.* With x̂ the normalised map, σ = 1/√(var + eps), means over batch and space, and the projection
 P(u) = u - mean(u) - x̂·mean(u·x̂), the first derivative is
 
     ∂L/∂x = γσ·P(ḡ),   ∂L/∂γ = Σ x̂·ḡ,   ∂L/∂β = Σ ḡ
 
-and what flows back, for a, b, c that multiply these three and with f = Σ a·γσ·P(ḡ), is
+For incoming gradients a, b, c of these three and with f = Σ a·γσ·P(ḡ), the second derivative is
 
     for ḡ: γσ·P(a) + b·x̂ + c,   for γ: f/γ,   for x: σ·P(u) - σ·x̂·f/N,   u = b·ḡ - γσ·(a·mean(ḡ·x̂) + ḡ·mean(a·x̂))
 
-so each P is one call of torch's first derivative, and little else is left.
+so each P is one call of torch's first derivative.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,15 +44,17 @@ Kernels = Float[Tensor, "output input height width"]
 
 @contextmanager
 def second_order(for_parameters: bool = True) -> Iterator[None]:
-    """2-d convolutions, and batch norms in train mode, that are called in this block can be differentiated twice
-    quickly, but not thrice.
+    """Context in which 2-d convolutions, and batch norms in train mode, get the fast second derivative.
 
-    With `for_parameters` False the second derivative is only taken with respect to what the incoming gradient depends
-    on: a layer's maps and parameters get none. Layers of mixed precision, batch norms without γ and β, convolutions
-    whose padding is a word, and calls that torch refuses stay torch's own.
+    They have no third derivative. Layers in mixed precision, batch norms without γ and β, convolutions with a named
+    padding, and calls that torch refuses remain torch's own.
+
+    Args:
+        for_parameters: if False, a layer's maps and parameters get no second derivative, only its incoming gradient
+            does. Enough where the result does not depend on them through this layer, and faster.
 
     Raises:
-        RuntimeError: where a third derivative is asked for.
+        RuntimeError: in a backward pass that needs a third derivative.
     """
     before = _for_parameters.set(for_parameters)
     try:
@@ -62,19 +65,24 @@ def second_order(for_parameters: bool = True) -> Iterator[None]:
 
 
 def for_parameters() -> bool:
-    """What the block around this call says; True where there is none."""
+    """The setting of the surrounding `second_order` block; True outside one."""
     return _for_parameters.get()
 
 
 def refuse_a_third_derivative() -> None:
-    """To be called in the backward of a first derivative: RuntimeError where that is to be differentiated again."""
+    """Raise RuntimeError if called in a backward pass that is itself recorded for differentiation.
+
+    For the backward of a first derivative.
+    """
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "a third derivative was asked for; these layers have two (outside of the block, torch's more)"
+            "the layers of second_order have no third derivative; use torch's own, outside of the second_order block"
         )
 
 
 class _Replaced(TorchFunctionMode):
+    """Calls our batch norm and convolution in place of torch's."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -86,7 +94,7 @@ class _Replaced(TorchFunctionMode):
 
     def _batch_norm(
         self,
-        input: Tensor,  # the names of F.batch_norm, which is called with keywords
+        input: Tensor,  # named as in F.batch_norm, which is called with keywords
         running_mean: Tensor | None,
         running_var: Tensor | None,
         weight: Tensor | None = None,
