@@ -1,4 +1,4 @@
-"""Running statistics that lag behind the weights are found and estimated anew."""
+"""Running statistics that lag behind the weights are found and re-estimated."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ OVERSHOOT = 0.1  # beyond [0, 1] that resampling and color changes may leave, wh
 
 
 class TransformAugment:
-    """Batch augmentation by a transform of single images, drawn anew for each image.
+    """Batch augmentation by a transform of single images, drawn separately for each image.
 
     `augment(images, generator)` as `Trainer` wants it. torchvision's transforms draw from the global random states of
     torch and of Python; both are seeded from `generator` for the call and restored afterwards, so runs repeat and

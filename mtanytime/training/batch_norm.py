@@ -1,4 +1,4 @@
-"""Estimate batch-norm statistics anew where the running ones lag behind the weights.
+"""Re-estimate batch-norm statistics where the running ones lag behind the weights.
 
 A batch norm keeps running means of its inputs' mean and variance, updated by the fraction `momentum` per step and used
 in evaluation mode. With a small momentum (torchvision's MobileNetV3: 0.01) they average over hundreds of steps in which
