@@ -34,6 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 # Old name -> new name.
 RENAMED: dict[str, str] = {
+    "anytime_recipes.VALIDATION_A_CLASS": "experiments.anytime.VALIDATION_PER_CLASS",
     "characters.draw": "data.synthetic.paint",
     "quick_layers.quick_layers": "transfer.second_order.second_order",
     "stateless.call_at": "functional.functional_call",
@@ -41,6 +42,7 @@ RENAMED: dict[str, str] = {
     "training.share_right": "measure.evaluation.fraction_correct",
     "transfer.AnotherBatch": "transfer.outer.FreshBatch",
     "transfer.outer.AnotherBatch": "transfer.outer.FreshBatch",
+    "transfer_recipes.whole_cifar10": "experiments.recipe.load_cifar10",
 }
 
 

@@ -1,4 +1,4 @@
-"""The anytime recipe: its networks are trained alike, and each exit has its row."""
+"""The anytime recipe: its networks, its data, and one row of results per exit."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ import tiny
 
 from mtanytime.data.images import Task
 from mtanytime.experiments import anytime as anytime_recipes
-from mtanytime.experiments.runner import RECIPES, changed, plan, run
+from mtanytime.experiments.recipe import changed
+from mtanytime.experiments.runner import RECIPES, plan, run
+from mtanytime.training.identity import describe_model
 
 SMALL = {
     "per_class": "4",
@@ -28,15 +30,15 @@ SMALL = {
 
 @pytest.fixture
 def small_task(monkeypatch: pytest.MonkeyPatch) -> Task:
-    """Random images of three classes in the place of CIFAR-10."""
+    """Random images of three classes instead of CIFAR-10."""
     task = Task(tiny.images(30, size=32), tiny.images(9, size=32, seed=1))
-    monkeypatch.setattr(anytime_recipes, "whole_cifar10", lambda place: task)
-    monkeypatch.setattr(anytime_recipes, "VALIDATION_A_CLASS", 3)
+    monkeypatch.setattr(anytime_recipes, "load_cifar10", lambda place: task)
+    monkeypatch.setattr(anytime_recipes, "VALIDATION_PER_CLASS", 3)
     return task
 
 
-def test_a_row_for_each_exit(small_task: Task, tmp_path: Path) -> None:
-    """All four models, each with its exits, costs that rise, and accuracies; run again, the same table."""
+def test_one_row_per_exit(small_task: Task, tmp_path: Path) -> None:
+    """All four models have increasing costs and an accuracy at each exit; a second run returns the same table."""
     table = run("anytime-cifar10", tmp_path, [0, 1], SMALL, progress=False).table
     counted = table.groupby(["model", "seed"]).size()
     assert (counted == 2).all()
@@ -53,7 +55,7 @@ def test_a_row_for_each_exit(small_task: Task, tmp_path: Path) -> None:
 
 
 def test_validation_images_are_training_images_that_are_held_back(small_task: Task) -> None:
-    """Choices are made on images that are neither trained on nor in the test set, whatever the seed."""
+    """Validation images are neither trained on nor in the test set, for any seed."""
     settings = changed(RECIPES["anytime-cifar10"].settings, SMALL)
     for seed in (0, 1):
         scored = anytime_recipes._task(settings | {"scored_on": "validation"}, seed)
@@ -65,28 +67,56 @@ def test_validation_images_are_training_images_that_are_held_back(small_task: Ta
 
 
 def test_plan_counts_every_network(small_task: Task, tmp_path: Path) -> None:
-    """A dry run tells the cost of each part and writes nothing."""
-    found = list(plan("anytime-cifar10", tmp_path / "none", [0], SMALL))
-    assert [row["part"] for row in found] == ["sliced", "msdnet", "inclusive", "separate-1", "separate-2"]
-    assert all(row["macs"] > 0 for row in found)
+    """A plan has the cost of each network and writes nothing."""
+    planned = list(plan("anytime-cifar10", tmp_path / "none", [0], SMALL))
+    assert [row["part"] for row in planned] == ["sliced", "msdnet", "inclusive", "separate-1", "separate-2"]
+    assert all(row["macs"] > 0 for row in planned)
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models": "slice"}, "model 'slice' is not known"),
-        ({"models": "msdnet,msdnet"}, "wanted each model once"),
-        ({"slice_widths": "8,x"}, "slice_widths takes numbers with commas between"),
+        ({"models": "slice"}, "models: expected names among sliced, inclusive, msdnet, separate, got 'slice'"),
+        ({"models": "msdnet,msdnet"}, "models: expected each name once, got 'msdnet,msdnet'"),
+        (
+            {"slice_widths": "8,x"},
+            "slice_widths: expected whole numbers .*, got '8,x'",
+        ),
         ({"slice_weights": "1,2,3"}, "wanted 2 weights, one for each exit"),
-        ({"images": "nowhere.npz"}, "there is no 'nowhere.npz': set images=…, a folder with torchvision's CIFAR-10"),
-        ({"models": "separate", "inclusive_exits": "3"}, "wanted inclusive_exits that divide inclusive_branches"),
-        ({"models": "separate", "inclusive_exits": "0"}, "wanted inclusive_exits that divide inclusive_branches"),
-        ({"scored_on": "train"}, "scored_on is 'test' or 'validation'"),
+        (
+            {"images": "nowhere.npz"},
+            "images: expected an existing file or folder, got 'nowhere.npz'; set it to",
+        ),
+        (
+            {"models": "separate", "inclusive_exits": "3"},
+            "inclusive_exits: expected a divisor of inclusive_branches",
+        ),
+        (
+            {"models": "separate", "inclusive_exits": "0"},
+            "inclusive_exits: expected a divisor of inclusive_branches",
+        ),
+        ({"scored_on": "train"}, "scored_on: expected 'test' or 'validation', got 'train'"),
     ],
 )
 def test_bad_settings(small_task: Task, tmp_path: Path, changes: dict[str, str], message: str) -> None:
-    """What cannot be run is refused before anything is written."""
+    """Bad settings are reported before anything is written."""
     with pytest.raises(ValueError, match=message):
         run("anytime-cifar10", tmp_path / "out", [0], SMALL | changes, progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["sliced", "inclusive", "msdnet", "separate-1", "separate-2"])
+def test_build_network(small_task: Task, tmp_path: Path, model: str) -> None:
+    """A recipe's network can be built by name, and is the one that the recipe trains."""
+    settings = changed(RECIPES["anytime-cifar10"].settings, SMALL)
+    network = anytime_recipes.build_network(model, settings, classes=3)
+    trained = dict(anytime_recipes.cifar10(settings, 0, None, False))[model].model.network
+    assert describe_model(network) == describe_model(trained)
+
+
+def test_build_network_of_another_name() -> None:
+    """An unknown model is an error that lists the known ones, with each exit's separate network."""
+    message = "model: expected one of sliced, inclusive, msdnet, separate-1, .*, separate-4, got 'separate'"
+    with pytest.raises(ValueError, match=message):
+        anytime_recipes.build_network("separate", RECIPES["anytime-cifar10"].settings, classes=10)

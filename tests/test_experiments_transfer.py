@@ -1,33 +1,36 @@
-"""The recipes of transfer: what each method is given, and what the one that is judged on another batch draws from."""
+"""The recipes of transfer: the data and arguments that each method receives."""
 
 import pytest
 import tiny
 import torch
 
 from mtanytime.data.images import Task, crop_flip
-from mtanytime.experiments.runner import RECIPES, changed
-from mtanytime.experiments.transfer import _targets
+from mtanytime.experiments.recipe import changed
+from mtanytime.experiments.transfer import RECIPES, _targets
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import FreshBatch, TransferTrainer
 
 
 @pytest.mark.parametrize("validation", [None, 0.2])
 def test_methods(validation: float | None) -> None:
-    """Every method trains on the same images from the same weights. The variant judged on another batch draws it from
-    those images, none of which validates; it starts at λ = 1, with L2T-ww's β and a rate of φ of its own."""
+    """Every method trains on the same images from the same weights.
+
+    The variant with a fresh batch draws it from these images, none of which is a validation image. It starts at λ = 1,
+    with L2T-ww's β and its own learning rate of φ.
+    """
     task = Task(tiny.images(30), tiny.images(9, seed=1))
     settings = changed(RECIPES["smoke"].settings, {"methods": "scratch,l2t,l2t_another", "meta_lr": "0.2"})
     options = {"augment": crop_flip(1), "validation": validation, "device": "cpu", "progress": False}
     source = tiny.made(5, seed=2).eval()
-    found: dict[str, Trainer] = dict(_targets(settings, 3, None, source, tiny.TinyNet, task, **options))
-    for trainer in found.values():
-        train, held = (task.train, None) if validation is None else task.train.split(validation, 3)
+    trainers: dict[str, Trainer] = dict(_targets(settings, 3, None, source, tiny.TinyNet, task, **options))
+    for trainer in trainers.values():
+        train, held_back = (task.train, None) if validation is None else task.train.split(validation, 3)
         assert torch.equal(trainer.batches.data.images, train.images)
-        assert (trainer.validation is None) == (held is None)
-        assert held is None or torch.equal(trainer.validation.images, held.images)
-        initial = zip(trainer.model.parameters(), found["scratch"].model.parameters(), strict=True)
+        assert (trainer.validation is None) == (held_back is None)
+        assert held_back is None or torch.equal(trainer.validation.images, held_back.images)
+        initial = zip(trainer.model.parameters(), trainers["scratch"].model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in initial)
-    plain, another = found["l2t"], found["l2t_another"]
+    plain, another = trainers["l2t"], trainers["l2t_another"]
     assert isinstance(plain, TransferTrainer)
     assert isinstance(another, TransferTrainer)
     assert isinstance(another.outer, FreshBatch)

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where it refuses, and that a killed recipe goes on."""
+"""The command line: its output, its errors, and resuming a killed recipe."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ SHORT = ["--set", "letters_per_class=2", "epochs=3", "digits_per_class=4", "batc
 
 
 def test_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """A user chooses from the list: what it reproduces, how long, what to expect, what can be set."""
+    """The list shows what each recipe reproduces, its duration, the expected result, and its settings."""
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
     for name in ("smoke", "built-in", "reproduces:", "takes:", "expect:", "epochs="):
@@ -35,33 +35,40 @@ def test_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smok"], "there is no recipe 'smok'; the nearest is 'smoke'"),
-        (["smoke", "--set", "epoch=3"], "there is no setting 'epoch'; the nearest is 'epochs'"),
-        (["smoke", "--set", "epochs=three"], "epochs takes int, like 10; got 'three'"),
-        (["smoke", "--set", "epochs"], "--set takes KEY=VALUE, got 'epochs'"),
-        (["smoke", "--set", "methods=l3t"], "method 'l3t' is not known"),
-        (["smoke", "--set", "betas=1,two"], "betas takes numbers with commas between, like 0.5,2; got '1,two'"),
-        (["smoke", "--set", "scored_on=train"], "scored_on is 'test' or 'validation'; got 'train'"),
-        (["smoke", "--set", "scored_on=validation", "digits_per_class=87"], "digits_per_class < 87, got 87"),
+        (["smok"], "recipe: expected the name of a recipe, got 'smok'; the nearest is 'smoke'"),
+        (
+            ["smoke", "--set", "epoch=3"],
+            "setting: expected one of the recipe's settings, got 'epoch'; the nearest is 'epochs'",
+        ),
+        (["smoke", "--set", "epochs=three"], "epochs: expected a whole number, such as 10, got 'three'"),
+        (["smoke", "--set", "epochs"], "--set: expected KEY=VALUE, got 'epochs'"),
+        (["smoke", "--set", "methods=l3t"], "methods: expected names among scratch, matching_all, matching_one, what"),
+        (["smoke", "--set", "methods="], "methods: expected one or more of scratch, "),
+        (["smoke", "--set", "betas=1,two"], "betas: expected numbers separated by commas, such as 0.5,2, got '1,two'"),
+        (["smoke", "--set", "scored_on=train"], "scored_on: expected 'test' or 'validation', got 'train'"),
+        (["smoke", "--set", "scored_on=validation", "digits_per_class=87"], "so that validation has digits, got 87"),
         (["smoke", "--set", "beta=0"], "wanted beta > 0; got 0.0"),
-        (["smoke", "--seed", "1", "1"], "wanted different seeds, got [1, 1]"),
-        (["smoke", "--set", "methods=l2t,l2t"], "wanted each method once, got 'l2t,l2t'"),
-        (["smoke", "--set", "betas=1,1.0"], "wanted betas that differ, got '1,1.0'"),
-        (["cifar10-few", "--set", "source=nowhere.tar"], "there is no 'nowhere.tar': set source=…, the L2T-ww"),
+        (["smoke", "--seed", "1", "1"], "seeds: expected different seeds, got [1, 1]"),
+        (["smoke", "--set", "methods=l2t,l2t"], "methods: expected each name once, got 'l2t,l2t'"),
+        (["smoke", "--set", "betas=1,1.0"], "betas: expected different numbers, got (1.0, 1.0)"),
+        (
+            ["cifar10-few", "--set", "source=nowhere.tar"],
+            "source: expected an existing file or folder, got 'nowhere.tar'; set it to the L2T-ww authors'",
+        ),
     ],
 )
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    """One line names what was wrong and what is nearest, and nothing is written."""
+    """One line states the error and the nearest name, and nothing is written."""
     assert main(["run", *arguments, "--out", str(tmp_path / "run")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    """Killed with -9 at random moments of its life and run again, a recipe ends at the bits of one that ran through.
+    """A recipe killed with SIGKILL at random moments and run again ends with the same bits as an uninterrupted one.
 
-    MTANYTIME_KILLS=50 kills the full recipe fifty times, beginning anew whenever it gets to its end; by default a
-    shorter one is killed twice.
+    MTANYTIME_KILLS=50 kills the full recipe fifty times, starting another run whenever one finishes; by default a
+    shorter recipe is killed twice.
     """
     kills = int(os.environ.get("MTANYTIME_KILLS", "2"))
     settings = [] if kills > 2 else SHORT
@@ -75,30 +82,30 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         tables = [(tmp_path / name / "l2t-seed0" / f"{table}.csv").read_bytes() for table in ("trace", "channels")]
         return {key: checkpoint[key] for key in ("modules", "optimizers", "extra", "scores")}, *tables
 
-    started = time.monotonic()
-    subprocess.run(command("whole"), env=environment, check=True, stdout=subprocess.DEVNULL)
-    longest = time.monotonic() - started
-    wanted, moments, killed, round_ = end("whole"), random.Random(0), 0, 0
-    begun = 0  # kills after training began
-    while killed < kills or not begun:
+    start = time.monotonic()
+    subprocess.run(command("uninterrupted"), env=environment, check=True, stdout=subprocess.DEVNULL)
+    duration = time.monotonic() - start
+    expected, moments, killed, round_ = end("uninterrupted"), random.Random(0), 0, 0
+    started = 0  # kills after training started
+    while killed < kills or not started:
         with subprocess.Popen(command(f"killed{round_}"), env=environment, stdout=subprocess.DEVNULL) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moments.uniform(0.2, 0.6) * longest)
-            ended = process.poll() is not None
+                process.wait(moments.uniform(0.2, 0.6) * duration)
+            finished = process.poll() is not None
             process.kill()
         assert process.returncode in (0, -signal.SIGKILL)
-        killed += not ended
-        begun += any((tmp_path / f"killed{round_}").rglob("log.csv"))
-        if ended or killed == kills:
-            done = subprocess.run(
+        killed += not finished
+        started += any((tmp_path / f"killed{round_}").rglob("log.csv"))
+        if finished or killed == kills:
+            completed = subprocess.run(
                 command(f"killed{round_}"), env=environment, check=True, capture_output=True, text=True
             )
-            assert not ended or done.stdout.count("already finished") == 2
-            found = end(f"killed{round_}")
-            assert found[1:] == wanted[1:]
+            assert not finished or completed.stdout.count("already finished") == 2
+            resumed = end(f"killed{round_}")
+            assert resumed[1:] == expected[1:]
             differing = [
                 name
-                for name, (a, b) in enumerate(zip(tree_leaves(found[0]), tree_leaves(wanted[0]), strict=True))
+                for name, (a, b) in enumerate(zip(tree_leaves(resumed[0]), tree_leaves(expected[0]), strict=True))
                 if not (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b)
             ]
             assert not differing
@@ -106,11 +113,13 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 
 def test_results_of_several_seeds_and_strengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table has a row a network, the maps those that were learned, both below how they were made; a strength that
-    diverges has a row without accuracy, and neither file is overwritten."""
+    """Both files start with the command; the results have one row per network, the maps those of the learned runs.
+
+    A strength that diverges has a row without accuracy, and an existing file is not overwritten.
+    """
     settings = [*SHORT, "methods=scratch,matching_one,l2t", "betas=0.5,1e30", "scored_on=validation"]
     command = ["run", "smoke", "--out", str(tmp_path / "runs"), "--csv", str(tmp_path / "results" / "few.csv")]
-    assert main([*command, "--seed", "3", "4", *settings]) == 1  # not all is well
+    assert main([*command, "--seed", "3", "4", *settings]) == 1  # because of the runs that diverged
     lines = (tmp_path / "results" / "few.csv").read_text().splitlines()
     assert lines[0].startswith("# python -m mtanytime run smoke --out FOLDER --seed 3 4 --set letters_per_class=2 ")
     assert "threads; Python" in lines[0]
@@ -123,11 +132,11 @@ def test_results_of_several_seeds_and_strengths(tmp_path: Path, capsys: pytest.C
     assert len(maps) == 2 * 15
     assert set(maps["seed"]) == {3, 4}
     assert main([*command, *settings]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "csv: expected a file that does not exist yet, got " in capsys.readouterr().err
 
 
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The plan counts what an unfinished folder has behind it, and writes nothing."""
+    """The plan counts the steps that a folder has done already, and writes nothing."""
     command = ["run", "smoke", "--out", str(tmp_path / "runs"), *SHORT, "methods=scratch,l2t", "--dry-run"]
     assert main([*command, "--seed", "0", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -146,7 +155,7 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_macs_of_a_plan(tmp_path: Path) -> None:
-    """The multiply-adds of a step from scratch are those that torch counts in the network's two passes."""
+    """The multiply-adds of a step from scratch are those that torch counts in a forward and a backward pass."""
     rows = {row["part"]: row for row in plan("smoke", tmp_path, changes={"methods": "scratch,l2t", "epochs": "2"})}
     images, labels = torch.rand(40, 3, 32, 32), torch.arange(40) % 10
     with FlopCounterMode(display=False) as counter:
@@ -156,20 +165,20 @@ def test_macs_of_a_plan(tmp_path: Path) -> None:
 
 
 def test_bench_transfer(capsys: pytest.CaptureFixture[str]) -> None:
-    """Scripts read one JSON object from the last line: seconds and memory of every mode, and the settings."""
+    """The last line is one JSON object with the seconds and memory of every mode, and the settings."""
     assert main(["bench", "transfer", "--json", "--batch", "2", "--inner-steps", "1", "--rounds", "1"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("ours", "recompute", "unroll", "first_order"):
-        assert result[f"{name}_s"] > 0
-        assert result[f"{name}_mb"] > 100
-    assert {"source_s", "step_s", "matching_s", "meta_gradient_s"} == set(result["parts"])
-    assert 0 < result["first_order_error"]["relative_error"] < 1 < 2 * result["first_order_error"]["cosine"]
-    assert {"source", "target", "pairs", "batch", "inner_steps", "dtype", "threads"} <= set(result["config"])
-    assert result["config"]["batch"] == 2
+        assert figures[f"{name}_s"] > 0
+        assert figures[f"{name}_mb"] > 100
+    assert {"source_s", "step_s", "matching_s", "meta_gradient_s"} == set(figures["parts"])
+    assert 0 < figures["first_order_error"]["relative_error"] < 1 < 2 * figures["first_order_error"]["cosine"]
+    assert {"source", "target", "pairs", "batch", "inner_steps", "dtype", "threads"} <= set(figures["config"])
+    assert figures["config"]["batch"] == 2
 
 
 def test_bench_of_compiled_parts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch.compile gains is shown part by part; a machine without a compiler says so before any timing."""
+    """`--compile` times each part plain and compiled; a missing compiler is reported before any timing."""
     monkeypatch.setattr(torch, "compile", lambda network: network)
     small = ["bench", "transfer", "--compile", "--batch", "2", "--inner-steps", "1", "--rounds", "1"]
     assert main(small) == 0
@@ -189,30 +198,30 @@ def test_bench_of_compiled_parts(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_bad_count(capsys: pytest.CaptureFixture[str]) -> None:
-    """A count that makes no sense is refused in words, not by a traceback."""
+    """A count below 1 is an error message, not a traceback."""
     with pytest.raises(SystemExit):
         main(["bench", "transfer", "--rounds", "0"])
-    assert "wanted a whole number >= 1, got '0'" in capsys.readouterr().err
+    assert "argument --rounds: expected a whole number >= 1, got '0'" in capsys.readouterr().err
 
 
 def test_bench_anytime(capsys: pytest.CaptureFixture[str]) -> None:
-    """The last line is one JSON object that a script can read; the table names each ratio."""
+    """The last line is one JSON object that a script can read; the table names the baseline of each ratio."""
     small = ["--width", "8", "--branches", "2", "--blocks", "1", "--batch", "2", "--rounds", "1"]
     assert main(["bench", "anytime", "--json", *small]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("sliced_joint_s", "widest_s", "inclusive_joint_s", "stepup_s", "first_s", "full_s"):
-        assert found[name] > 0
-    wanted = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1, "batch": 2, "dtype": "float32"}
-    assert wanted.items() <= found["config"].items()
-    assert found["config"]["threads"] == torch.get_num_threads()
+        assert figures[name] > 0
+    sizes = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1, "batch": 2, "dtype": "float32"}
+    assert sizes.items() <= figures["config"].items()
+    assert figures["config"]["threads"] == torch.get_num_threads()
     assert main(["bench", "anytime", *small]) == 0
     assert "× widest" in capsys.readouterr().out
     assert main(["bench", "anytime", *small, "--authors", "nowhere"]) == 1
-    assert "wanted a clone of hankook/IResNeXt" in capsys.readouterr().err
+    assert "authors: expected a clone of hankook/IResNeXt" in capsys.readouterr().err
 
 
 def test_explore_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A curve becomes a page; what is there already stays unless forced; a bad table is one line of error."""
+    """A curve becomes a page; an existing page is kept without `--force`; a bad table gives one line of error."""
     csv, page = tmp_path / "curve.csv", tmp_path / "curve.html"
     csv.write_text("model,exit,macs,accuracy\na,1,1000000,0.5\na,2,2000000,0.6\n")
     assert main(["explore", str(csv), "--html", str(page)]) == 0
@@ -227,7 +236,7 @@ def test_explore_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "other.html").exists()
 
 
-def test_bench_of_a_folder_that_is_no_clone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A mistyped folder is refused before anything is timed."""
+def test_bench_of_a_folder_that_is_not_a_clone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped folder is reported before anything is timed."""
     assert main(["bench", "transfer", "--authors", str(tmp_path)]) == 1
-    assert "wanted a clone of alinlab/L2T-ww" in capsys.readouterr().err
+    assert "authors: expected a clone of alinlab/L2T-ww" in capsys.readouterr().err

@@ -10,7 +10,8 @@ import pytest
 
 from mtanytime._moved import MOVED, RENAMED, _OldModule
 
-# All public names of the modules of version 0.1. Without training.require, an internal check.
+# All public names of the modules of version 0.1. Without training.require and
+# transfer_recipes.listed, internal checks.
 OLD_NAMES = """
 mtanytime: AnytimePredictor AnytimeTrainer Normalized SlicedResNeXt Trainer TransferTrainer anytime backbones datasets
     evaluate features image_layers load_l2t_resnet32 measure resnet tap training transfer vgg9
@@ -66,7 +67,7 @@ mtanytime.transfer.metanets: MetaNetworks Pair PairWeights Where WhereStart
 mtanytime.transfer.outer: AnotherBatch
 mtanytime.transfer.trainer: Forward Layers OuterObjective Student TransferResult TransferTrainer
 mtanytime.transfer_recipes: BUILT_IN METHODS Parts Setting Settings built_in check_files check_scored_on cifar10_few
-    listed rows run_folder whole_cifar10
+    rows run_folder whole_cifar10
 """
 
 

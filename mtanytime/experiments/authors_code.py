@@ -1,9 +1,9 @@
-"""The authors' own code of either paper, from a clone of their repository, to time it beside ours.
+"""The authors' own code of both papers, run from a clone of their repository, to time it beside ours.
 
-Their code is not part of this package: `bench … --authors FOLDER` reads it from a clone and runs it, so pass a folder
-that you trust. Paper 1: github.com/alinlab/L2T-ww (MIT licence); on present PyTorch it runs only where gradients are
-set to zero and not to None, which is done here from outside; nothing else of it is changed. Paper 2:
-github.com/hankook/IResNeXt; its logger, which needs TensorBoard, is left out.
+Their code is not part of this package: `bench … --authors FOLDER` imports it from a clone and runs it, so pass a folder
+that you trust. Paper 1: github.com/alinlab/L2T-ww (MIT licence). With current PyTorch it works only if gradients are
+reset to zero rather than None; this module patches that and changes nothing else. Paper 2: github.com/hankook/IResNeXt,
+without its logger, which needs TensorBoard.
 """
 
 import ast
@@ -17,28 +17,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mtanytime.checks import require
 
 
 def authors_iteration(folder: Path, batch: int, inner_steps: int, device: torch.device) -> Callable[[], None]:
-    """The fixed work of `benchmarks.transfer_iteration`, by their training loop's calls: a step on both losses, the
-    matching steps, the task step, and the meta-gradient by their optimiser. ValueError where the folder is no clone."""
+    """Build the iteration of `benchmarks.transfer_iteration` in the L2T-ww authors' code.
+
+    It makes the calls of their training loop: a step on both losses, the matching steps, the task step, and the
+    meta-gradient by their optimiser. ValueError if the folder is not a clone of their repository.
+    """
     script = folder / "train_l2t_ww.py"
-    if not script.exists():
-        raise ValueError(f"wanted a clone of alinlab/L2T-ww, with train_l2t_ww.py in it; got {folder}")
+    require(script.exists(), "authors", "a clone of alinlab/L2T-ww with train_l2t_ww.py", str(folder))
     resnets, vggs, optimizers = (
         _module(folder, n) for n in ("models.resnet_cifar", "models.vgg_cifar", "train.meta_optimizers")
     )
-    theirs = _definitions(script)
+    definitions = _definitions(script)
     torch.manual_seed(0)
     source = (
         resnets.CResNet(4, lambda channels: resnets.BasicBlock(channels, channels), num_classes=200).to(device).eval()
     )
     target = vggs.vgg9_bn(num_classes=10).to(device).train()
-    pairs = [(m, n) for m in (4, 9, 14) for n in range(5)]  # the last block of each stage, by its number
-    what = theirs["WeightNetwork"]("resnet32", pairs).to(device)
-    where = theirs["LossWeightNetwork"]("resnet32", pairs, "relu6", 1.0).to(device)
-    regressors = theirs["FeatureMatching"]("resnet32", "vgg9_bn", pairs).to(device)
+    pairs = [(m, n) for m in (4, 9, 14) for n in range(5)]  # block numbers: the last of each stage
+    what = definitions["WeightNetwork"]("resnet32", pairs).to(device)
+    where = definitions["LossWeightNetwork"]("resnet32", pairs, "relu6", 1.0).to(device)
+    regressors = definitions["FeatureMatching"]("resnet32", "vgg9_bn", pairs).to(device)
     meta = torch.optim.Adam([*what.parameters(), *where.parameters()], lr=1e-4, weight_decay=1e-4)
     optimizer = optimizers.MetaSGD(
         [*target.parameters(), *regressors.parameters()],
@@ -72,7 +77,7 @@ def authors_iteration(folder: Path, batch: int, inner_steps: int, device: torch.
 
     def iteration() -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of calls that PyTorch has since deprecated
+            warnings.simplefilter("ignore")  # their code makes calls that PyTorch has since deprecated
             optimizer.zero_grad()
             inner(data).backward()
             optimizer.step(None)
@@ -90,18 +95,27 @@ def authors_iteration(folder: Path, batch: int, inner_steps: int, device: torch.
     return iteration
 
 
-def authors_joint_step(folder: Path, sizes: Sequence[int], images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A training step of all exits of the authors' inclusive ResNeXt, by their training loop's calls: a pass and its
-    gradient for each exit, then SGD. `sizes`: width, bottleneck, branches (as many exits), blocks.
+def authors_joint_step(
+    folder: Path,
+    sizes: Sequence[int],
+    images: Float[Tensor, "batch 3 height width"],
+    labels: Int[Tensor, " batch"],
+) -> Callable[[], None]:
+    """Build a training step of all exits of the authors' inclusive ResNeXt.
 
-    ValueError where the folder is no clone.
+    It makes the calls of their training loop: a forward and a backward pass per exit, then SGD.
+
+    Args:
+        folder: a clone of their repository; ValueError if it is not.
+        sizes: width, bottleneck, branches (also the number of exits) and blocks.
+        images, labels: the batch, on the device to use.
     """
-    if not (folder / "models" / "anytime_resnext.py").exists():
-        raise ValueError(f"wanted a clone of hankook/IResNeXt, with models/anytime_resnext.py in it; got {folder}")
+    model_file = folder / "models" / "anytime_resnext.py"
+    require(model_file.exists(), "authors", "a clone of hankook/IResNeXt with models/anytime_resnext.py", str(folder))
     width, bottleneck, branches, blocks = sizes
     utils = ModuleType("utils")
     utils.__path__ = [str(folder / "utils")]
-    sys.modules["utils"] = utils  # in place of the package, which would load the logger
+    sys.modules["utils"] = utils  # replaces the package's __init__, which imports the logger
     make = _module(folder, "models.anytime_resnext").AnytimeResNeXt
     network = make(blocks, 10, width, bottleneck, branches, branches, init=True).to(images.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -126,7 +140,7 @@ def _module(folder: Path, name: str) -> ModuleType:
 
 
 def _definitions(script: Path) -> dict[str, Any]:
-    """Its classes and functions, without running the script itself."""
+    """The classes and functions of a script, defined without running its other statements."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     names: dict[str, Any] = {"torch": torch, "nn": nn, "F": F}

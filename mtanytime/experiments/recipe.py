@@ -1,6 +1,7 @@
-"""What the recipes of both papers share."""
+"""What the recipes of both papers share: their settings, run folders, checks, and CIFAR-10."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,20 +9,27 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from mtanytime.checks import mismatch, require
 from mtanytime.data.images import Task
 from mtanytime.data.public import cifar10, cifar10_jpeg
 from mtanytime.training.trainer import Trainer, TrainingResult
 
-Setting = int | float | str
+Setting = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Settings = Mapping[str, Setting]
 Parts = Iterator[tuple[str, Trainer]]
 
+_KINDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("a text", "names")}
+_HOW_TO_GET = {
+    "source": "set it to the L2T-ww authors' logs/tinyimagenet-200-resnet32/0/ checkpoint (from alinlab/L2T-ww)",
+    "images": "set it to a folder with torchvision's CIFAR-10; `data.cifar10(folder, download=True)` downloads it",
+}
+
 
 class Results(NamedTuple):
-    """What a recipe came to.
+    """The tables of a finished recipe.
 
-    `table`: what the recipe's `rows` gave for each network. `maps`: method, seed, beta and the last rows of each
-    learned run's trace (step, source, target, weight, weight_std); None where nothing was learned.
+    `table`: the rows that the recipe's `rows` returns for each network. `maps`: method, seed, beta and the last rows
+    of the trace (step, source, target, weight, weight_std) of each run that learned a map; None if no run did.
     """
 
     table: pd.DataFrame
@@ -30,9 +38,16 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """An experiment: `trainers(settings, seed, folder, progress)` gives its trainers by name, in order; a later one is
-    made when those before it are trained. Without a folder they stay in memory. `rows(part, seed, trainer, result)` is
-    what a trained network adds to the table of results, with nan in it where `result` is None, a run that diverged."""
+    """A named experiment.
+
+    Attributes:
+        reproduces, duration, expected: what `list` prints about it.
+        settings: each setting's default; its type is the type that `changed` parses to.
+        trainers: `trainers(settings, seed, folder, progress)` yields (part, trainer) for each network in order. A later
+            trainer is built after the earlier ones have been trained. With folder None, nothing is written.
+        rows: `rows(part, seed, trainer, result)` returns the rows that a trained network adds to the table of results;
+            `result` is None for a run that diverged, whose accuracies are nan.
+    """
 
     reproduces: str
     duration: str
@@ -42,41 +57,72 @@ class Recipe:
     rows: Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
 
 
+def changed(settings: Settings, changes: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Settings with overrides applied.
+
+    Args:
+        settings: the defaults, whose types the overrides take.
+        changes: each override as a value, or as text: "10", "0.05", or elements separated by commas, "19,14,16,22".
+
+    Raises:
+        ValueError: an unknown setting, with the nearest one, or a value of another type.
+    """
+    for name in changes:
+        if name not in settings:
+            raise mismatch("setting", "one of the recipe's settings", name, nearest(name, settings))
+    return dict(settings) | {name: _parse(name, settings[name], as_text(value)) for name, value in changes.items()}
+
+
+def as_text(value: Setting) -> str:
+    """A setting as the command line takes it: the elements of a tuple are separated by commas."""
+    return ",".join(str(part).removesuffix(".0") for part in value) if isinstance(value, tuple) else str(value)
+
+
+def _parse(name: str, default: Setting, text: str) -> Setting:
+    """Text as a value of the default's type; an empty tuple stands for a tuple of floats."""
+    is_tuple = isinstance(default, tuple)
+    kind = (type(default[0]) if default else float) if is_tuple else type(default)
+    try:
+        if is_tuple:
+            return tuple(kind(part) for part in text.split(",")) if text else ()
+        return kind(text)
+    except ValueError as error:
+        expected = f"{_KINDS[kind][is_tuple]}{' separated by commas' * is_tuple}, such as {as_text(default) or '0.5,2'}"
+        raise mismatch(name, expected, text) from error
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint for a mistyped name: the most similar known one, or all of them if none is similar."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    return f"the nearest is {matches[0]!r}" if matches else f"choose from {', '.join(known)}"
+
+
 def run_folder(folder: Path | None, name: str) -> Path | None:
-    """Where a recipe keeps one of its runs."""
+    """The folder of one of a recipe's runs; None for a recipe that writes nothing."""
     return None if folder is None else folder / name
 
 
-def listed(settings: Settings, kind: str, known: Collection[str]) -> list[str]:
-    """The names in the setting "methods" or "models", with commas between; ValueError for an unknown or doubled one."""
-    names = str(settings[f"{kind}s"]).split(",")
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{kind} {unknown[0]!r} is not known (has: {', '.join(known)})")
-    if len(set(names)) < len(names):
-        raise ValueError(f"wanted each {kind} once, got {settings[f'{kind}s']!r}")
-    return names
+def check_names(setting: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Validate a setting that lists names: at least one, each of them known and given once. ValueError otherwise."""
+    require(len(names) > 0, setting, f"one or more of {', '.join(known)}", names)
+    for name in names:
+        require(name in known, setting, f"names among {', '.join(known)}", name)
+    require(len(set(names)) == len(names), setting, "each name once", as_text(tuple(names)))
 
 
 def check_scored_on(settings: Settings) -> None:
-    """ValueError for another word than "test" or "validation"."""
-    if settings.get("scored_on", "test") not in ("test", "validation"):
-        raise ValueError(f"scored_on is 'test' or 'validation'; got {settings['scored_on']!r}")
-
-
-@cache
-def whole_cifar10(place: str) -> Task:
-    """CIFAR-10 from torchvision's folder or, for a name that ends in .npz, from one file of JPEGs."""
-    return cifar10_jpeg(place) if place.endswith(".npz") else cifar10(place)
+    """Validate `scored_on`, which is "test" or "validation". ValueError otherwise."""
+    scored_on = settings["scored_on"]
+    require(scored_on in ("test", "validation"), "scored_on", "'test' or 'validation'", scored_on)
 
 
 def check_files(settings: Settings, *names: str) -> None:
-    """ValueError, which says where to get it, for a setting that names a file that is not there."""
+    """Check that the files or folders that these settings name exist. ValueError that says where to get them if not."""
     for name in names:
-        if not Path(settings[name]).exists():
-            raise ValueError(f"there is no {settings[name]!r}: set {name}=…, {_WHERE[name]}")
+        require(Path(settings[name]).exists(), name, "an existing file or folder", settings[name], _HOW_TO_GET[name])
 
 
-_WHERE = {
-    "source": "the L2T-ww authors' logs/tinyimagenet-200-resnet32/0/ checkpoint (their repository alinlab/L2T-ww)",
-    "images": "a folder with torchvision's CIFAR-10 (datasets.cifar10(folder, download=True) puts it there)",
-}
+@cache
+def load_cifar10(place: str) -> Task:
+    """CIFAR-10, from torchvision's folder or, if the name ends in .npz, from one file of JPEGs; read once."""
+    return cifar10_jpeg(place) if place.endswith(".npz") else cifar10(place)

@@ -1,10 +1,10 @@
-"""The experiments by name: what each reproduces, how long it takes, what to expect, and its settings.
+"""Run or plan an experiment by name, and write its tables.
 
-A recipe is a sequence of trainers, each with a run folder of its own below the recipe's, so a recipe that was stopped
-anywhere goes on where it was, and one that is finished only reads its results.
+A recipe is a sequence of trainers, each with its own run folder below the recipe's. A recipe that was stopped at any
+point therefore continues from there, and one that has finished only reads its results.
 """
 
-import difflib
+import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,143 +12,84 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from mtanytime.checks import mismatch, require
 from mtanytime.experiments import anytime, transfer
-from mtanytime.experiments.recipe import Recipe, Results, Setting, Settings
-from mtanytime.experiments.transfer import BUILT_IN
+from mtanytime.experiments.benchmarks import processor
+from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
-RECIPES: dict[str, Recipe] = {
-    "smoke": Recipe(
-        reproduces="nothing: the whole path of L2T-ww on built-in data, small, for tests",
-        duration="about half a minute on 2 cores",
-        expected="runs to its end; accuracies near chance",
-        settings={
-            **BUILT_IN,
-            "source_depth": 8,
-            "source_epochs": 1,
-            "letters_per_class": 20,
-            "target_width": 4,
-            "epochs": 10,
-            "batch_size": 40,
-            "checkpoint_seconds": 2.0,
-        },
-        trainers=transfer.built_in,
-        rows=transfer.rows,
-    ),
-    "built-in": Recipe(
-        reproduces="the paper's question on a stand-in: printed letters to handwritten digits, ten labels a class",
-        duration="source half a minute, then about a minute for each method on 2 cores",
-        expected="means of 8 seeds: 35 % from scratch, 74 % by matching_one, 69 % by l2t (notebook 03)",
-        settings=BUILT_IN,
-        trainers=transfer.built_in,
-        rows=transfer.rows,
-    ),
-    "cifar10-few": Recipe(
-        reproduces="L2T-ww with few labels: CIFAR-10, 50 a class, TinyImageNet ResNet-32 to VGG-9, 200 epochs",
-        duration="at one thread 10 to 25 minutes from scratch or with fixed matching, about 2 hours by l2t",
-        expected="after the last epoch 12 to 51 %, 45 % by l2t; with lr=0.01, at which scratch trains, 44 to 53 %",
-        settings={
-            "methods": "l2t",
-            "betas": "",
-            "images": "data",
-            "source": "data/tinyimagenet_resnet32.pth.tar",
-            "per_class": 50,
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "weight_decay": 1e-4,
-            "beta": 0.5,
-            "meta_lr": 1e-4,
-            "meta_lr_l2t_another": 1e-3,
-            "precision": "float32",
-            "checkpoint_seconds": 30.0,
-        },
-        trainers=transfer.cifar10_few,
-        rows=transfer.rows,
-    ),
-    "anytime-cifar10": Recipe(
-        reproduces="anytime networks side by side on CIFAR-10, at a scale for 2 cores: accuracy against multiply-adds",
-        duration="at one thread about 10 minutes for sliced and for MSDNet, 25 for inclusive and for the separate ones",
-        expected="between 60 and 70 % at each exit after 8 epochs on 10,000 images",
-        settings=anytime.CIFAR10,
-        trainers=anytime.cifar10,
-        rows=anytime.rows,
-    ),
-}
+RECIPES: dict[str, Recipe] = transfer.RECIPES | anytime.RECIPES
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name; ValueError with the nearest name for an unknown one."""
+    """The recipe of this name. ValueError, with the nearest name, for an unknown one."""
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}{_nearest(name, RECIPES)}")
+        raise mismatch("recipe", "the name of a recipe", name, nearest(name, RECIPES))
     return RECIPES[name]
-
-
-def changed(settings: Settings, changes: Mapping[str, str]) -> dict[str, Setting]:
-    """Settings with some given anew as text; ValueError for an unknown name or a value of another kind."""
-    result = dict(settings)
-    for name, text in changes.items():
-        if name not in result:
-            raise ValueError(f"there is no setting {name!r}{_nearest(name, result)}")
-        kind = type(result[name])
-        try:
-            result[name] = kind(text)
-        except ValueError as error:
-            raise ValueError(f"{name} takes {kind.__name__}, like {result[name]!r}; got {text!r}") from error
-    return result
 
 
 def run(
     name: str,
     folder: Path,
     seeds: Sequence[int] = (0,),
-    changes: Mapping[str, str] | None = None,
+    changes: Mapping[str, Setting] | None = None,
     progress: bool = True,
 ) -> Results:
-    """Run a recipe to its end, or what is left of it, seed after seed.
+    """Run a recipe, or what remains of it, for one seed after another.
 
-    A run that diverges has a row without accuracy, and the others go on. Bad settings raise ValueError before anything
-    is written, a folder with another run when its turn comes.
+    A run that diverges gets a row without accuracy, and the remaining runs continue.
+
+    Args:
+        name: a key of `RECIPES`.
+        folder: the recipe's folder, with one run folder per trained network.
+        seeds: one or more different seeds.
+        changes: settings to override (see `recipe.changed`).
+        progress: print the name and a progress bar of each run.
+
+    Raises:
+        ValueError: an unknown recipe or a bad setting, before anything is written; or a run folder that holds another
+            run, when that run's turn comes.
+        FloatingPointError: the source diverged.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"wanted different seeds, got {list(seeds)}")
+    require(len(set(seeds)) == len(seeds), "seeds", "different seeds", list(seeds))
     for _ in chosen.trainers(settings, seeds[0], None, False):
-        pass  # each checks its settings when it is made
+        pass  # each trainer validates its settings when it is built
     rows, maps = [], []
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, progress):
             beta = getattr(trainer, "beta", 0.0)
-            name = f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0)
+            label = f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0)
             if progress:
-                print(name)
+                print(label)
             try:
                 result = trainer.train()
             except FloatingPointError as error:
                 result = None
                 if not chosen.rows(part, seed, trainer, None):  # without a source there is nothing to transfer
                     raise
-                print(f"{name} diverged: {error}")
+                print(f"{label} diverged: {error}")
             rows += chosen.rows(part, seed, trainer, result)
-            if result is not None and getattr(trainer, "meta_optimizer", None) is not None:
-                which, trace = {"method": part, "seed": seed, "beta": beta}, result.trace
-                maps.append(trace[trace["step"] == trace["step"].max()].assign(**which)[[*which, *trace.columns]])
+            if result is not None and isinstance(trainer, TransferTrainer) and trainer.meta_optimizer is not None:
+                keys, trace = {"method": part, "seed": seed, "beta": beta}, result.trace
+                maps.append(trace[trace["step"] == trace["step"].max()].assign(**keys)[[*keys, *trace.columns]])
     return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
 
 
 def plan(
-    name: str, folder: Path, seeds: Sequence[int] = (0,), changes: Mapping[str, str] | None = None
+    name: str, folder: Path, seeds: Sequence[int] = (0,), changes: Mapping[str, Setting] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """What `run` would do, without writing: for each network part, seed, steps, done, macs (multiply-adds of all the
-    steps), seconds (of the steps that are left; the final test comes on top).
+    """Yield what `run` would do with these arguments, without writing: one row per network.
 
-    Two steps of each network are run and timed here and their multiply-adds counted by torch's flop counter; a later
-    seed is taken to cost what the first does.
+    Columns: part, seed, beta, steps, done, macs (multiply-adds of all steps) and seconds (of the remaining steps,
+    without the final test). Two steps of each network are run and timed here, and their multiply-adds are counted by
+    torch's flop counter; further seeds are assumed to cost the same as the first.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
@@ -156,36 +97,36 @@ def plan(
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, False):
             if part == "source" and seed != seeds[0]:
-                continue  # the same for every seed
-            beta = getattr(trainer, "beta", 0.0)
+                continue  # all seeds share it
             if part not in costs:
-                costs[part] = _cost(trainer)
+                costs[part] = _step_cost(trainer)
             macs, seconds = costs[part]
-            left = trainer.steps - trainer.step
             yield {
                 "part": part,
                 "seed": seed,
-                "beta": beta,
+                "beta": getattr(trainer, "beta", 0.0),
                 "steps": trainer.steps,
                 "done": trainer.step,
                 "macs": macs * trainer.steps,
-                "seconds": seconds * left,
+                "seconds": seconds * (trainer.steps - trainer.step),
             }
 
 
-def _cost(trainer: Trainer) -> tuple[int, float]:
-    """Multiply-adds and seconds of one step on the first batch, a whole one. The network is afterwards as before, the
-    trainer is of no more use."""
+def _step_cost(trainer: Trainer) -> tuple[int, float]:
+    """Multiply-adds and seconds of one step on the first batch, a full one.
+
+    The network's weights are restored, because it may be a later trainer's source; the trainer is no longer usable.
+    """
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     if isinstance(trainer, TransferTrainer):
-        beta = min(trainer.beta, 0.5)  # which costs the same, and does not diverge
+        beta = min(trainer.beta, 0.5)  # costs the same and does not diverge
         trainer.lookahead = replace(trainer.lookahead, beta=beta)
     images, labels = (part.to(trainer.device) for part in next(trainer.batches.epoch(0)))
     trainer.model.train()
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoTracker()
     with counter:
-        trainer.train_on_batch(images, labels)  # and warms up
+        trainer.train_on_batch(images, labels)  # also the warm-up
     started = time.perf_counter()
     trainer.train_on_batch(images, labels)
     seconds = time.perf_counter() - started
@@ -194,7 +135,7 @@ def _cost(trainer: Trainer) -> tuple[int, float]:
 
 
 class _NoTracker(ModuleTracker):
-    """Of the total alone: torch's own tracker of modules hooks into backward passes in ways autograd.grad refuses."""
+    """Count the total only: the hooks of torch's tracker, which counts by module, make autograd.grad fail."""
 
     def __enter__(self) -> "_NoTracker":
         return self
@@ -203,6 +144,26 @@ class _NoTracker(ModuleTracker):
         pass
 
 
-def _nearest(name: str, names: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    return f"; the nearest is {near[0]!r}" if near else f" (has: {', '.join(names)})"
+def check_new_csv(csv: Path) -> None:
+    """Check before hours of work that `write_results` can write this file. ValueError if it exists, OSError if not."""
+    require(not csv.exists(), "csv", "a file that does not exist yet", str(csv), "delete or rename it first")
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    _temporary(csv).touch()
+    _temporary(csv).unlink()
+
+
+def write_results(results: Results, csv: Path, command: str) -> None:
+    """Write the results to `csv`, and the learned maps to NAME_maps.csv beside it.
+
+    Each file starts with a comment line that states the command, the processor and the versions.
+    """
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    header = f"# {command}; {processor()}, {torch.get_num_threads()} threads; {versions}\n"
+    for file, table in ((csv.with_name(f"{csv.stem}_maps{csv.suffix}"), results.maps), (csv, results.table)):
+        if table is not None:
+            _temporary(file).write_text(header + table.to_csv(index=False), encoding="utf-8")
+            _temporary(file).replace(file)
+
+
+def _temporary(file: Path) -> Path:
+    return file.with_name(f"{file.name}.tmp")

@@ -9,23 +9,25 @@ from typing import Any
 from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
+from mtanytime.checks import require
 from mtanytime.data.images import Task, crop_flip
 from mtanytime.data.synthetic import DIGITS_A_CLASS, digits, letters
 from mtanytime.experiments.recipe import (
     Parts,
+    Recipe,
     Settings,
     check_files,
+    check_names,
     check_scored_on,
-    listed,
+    load_cifar10,
     run_folder,
-    whole_cifar10,
 )
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import FreshBatch, TransferTrainer
 
-# The ways to train the target: the arguments of a `TransferTrainer`, or None from scratch. One-to-one pairs a source
-# stage with the target layer of its size. "l2t_another" is a variant of L2T-ww of ours: it starts at λ = 1, is judged
-# on another batch than the step's, and learns φ at a rate of its own, `meta_lr_l2t_another`.
+# How each method trains the target: arguments of `TransferTrainer`; None trains from scratch. "matching_one" pairs each
+# source stage with the target layer of the same size. "l2t_another" is our variant of L2T-ww: it starts at λ = 1,
+# evaluates the lookahead on another batch than the step's, and learns φ at its own rate, `meta_lr_l2t_another`.
 METHODS: dict[str, dict[str, object] | None] = {
     "scratch": None,
     "matching_all": {"what": False, "where": "off"},
@@ -41,9 +43,124 @@ METHODS: dict[str, dict[str, object] | None] = {
 }
 
 
+def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
+    """Train a source on printed letters, then a target on handwritten digits by each of the settings' methods."""
+    _check(settings)
+    check_scored_on(settings)
+    count, held_back = settings["digits_per_class"], settings["scored_on"] == "validation"
+    fits = count < DIGITS_A_CLASS or not held_back
+    require(fits, "digits_per_class", f"less than {DIGITS_A_CLASS}, so that validation has digits", count)
+    options = {
+        "augment": crop_flip(padding=3, flip=False),
+        "progress": progress,
+        "checkpoint_seconds": settings["checkpoint_seconds"],
+    }
+    source = Trainer(
+        lambda: resnet(settings["source_depth"], num_classes=37),
+        _letters(settings["letters_per_class"]),
+        epochs=settings["source_epochs"],
+        batch_size=64,
+        folder=run_folder(folder, "source"),
+        **options,  # without the recipe's seed: all seeds share one source
+    )
+    yield "source", source
+    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
+    yield from _targets(settings, seed, folder, source.model, make, _digits(count, seed, held_back), **options)
+
+
+def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
+    """Train a target on CIFAR-10 with few labels from the authors' TinyImageNet source by each of the methods.
+
+    A tenth of the labelled images is held back for validation.
+    """
+    _check(settings)
+    check_files(settings, "source", "images")
+    source = load_l2t_resnet32(settings["source"])
+    cifar = load_cifar10(settings["images"])
+    task = Task(cifar.train.few(settings["per_class"], seed), cifar.test)
+    make = lambda: Normalized(vgg9(10), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
+    options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
+    options |= {name: settings[name] for name in ("precision", "checkpoint_seconds")}
+    yield from _targets(settings, seed, folder, source, make, task, **options)
+
+
+def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) -> list[dict[str, Any]]:
+    """One row per target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds.
+
+    A source has none. The accuracies of a run that diverged are nan.
+    """
+    if part not in METHODS:
+        return []
+    scores = (math.nan, math.nan) if result is None else (result.accuracy, result.last_accuracy)
+    run = {"method": part, "seed": seed, "beta": getattr(trainer, "beta", 0.0), "epochs": trainer.epochs}
+    return [{**run, "accuracy": scores[0], "last_accuracy": scores[1], "train_seconds": round(trainer.seconds, 1)}]
+
+
+def _check(settings: Settings) -> None:
+    """Validate before any work the settings that would otherwise fail late."""
+    check_names("methods", settings["methods"], METHODS)
+    betas = settings["betas"]
+    require(len({f"{beta:g}" for beta in betas}) == len(betas), "betas", "different numbers", betas)
+
+
+def _targets(
+    settings: Settings,
+    seed: int,
+    folder: Path | None,
+    source: nn.Module,
+    make: Callable[[], nn.Module],
+    task: Task,
+    validation: float | None = None,
+    **options: Any,
+) -> Parts:
+    """Train the target by each of the settings' methods, at the method's own strength β or at each of `betas`.
+
+    `validation` is the fraction of the training images that is held back.
+    """
+    shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay")} | options
+    if validation is not None:  # split here rather than in the trainers, so that no method's φ sees these images
+        train, shared["validation"] = task.train.split(validation, seed)
+        task = Task(train, task.test)
+    fresh_batch = FreshBatch(task.train, settings["batch_size"], options["augment"])
+    for method in settings["methods"]:
+        arguments = METHODS[method]
+        if arguments is None:
+            yield method, Trainer(make, task, folder=run_folder(folder, f"{method}-seed{seed}"), seed=seed, **shared)
+            continue
+        if method == "l2t_another":
+            arguments = arguments | {"outer": fresh_batch}
+        for beta in settings["betas"] or [settings.get(f"beta_{method}", settings["beta"])]:
+            suffix = f"-beta{beta:g}" if settings["betas"] else ""
+            trainer = TransferTrainer(
+                source,
+                make,
+                task,
+                folder=run_folder(folder, f"{method}{suffix}-seed{seed}"),
+                seed=seed,
+                beta=beta,
+                meta_lr=settings.get(f"meta_lr_{method}", settings["meta_lr"]),
+                **arguments,
+                **shared,
+            )
+            yield method, trainer
+
+
+@cache  # the same for every seed, and rendering them takes seconds
+def _letters(per_class: int) -> Task:
+    return letters(train_per_class=per_class)
+
+
+def _digits(per_class: int, seed: int, held_back: bool) -> Task:
+    """The digits with few labels; with `held_back`, the test images are the remaining digits of the training half."""
+    if not held_back:
+        return digits(per_class=per_class, seed=seed)
+    train, few = digits(per_class=DIGITS_A_CLASS, test_per_class=1, seed=seed).train, 10 * per_class
+    return Task(train.subset(range(few)), train.subset(range(few, len(train))))
+
+
 BUILT_IN: Settings = {
-    "methods": "l2t",
-    "betas": "",
+    "methods": ("l2t",),
+    "betas": (),
     "scored_on": "test",
     "source_depth": 14,
     "source_epochs": 2,
@@ -60,124 +177,56 @@ BUILT_IN: Settings = {
     "meta_lr_l2t_another": 1e-3,
     "checkpoint_seconds": 30.0,
 }
+SMOKE: Settings = {
+    **BUILT_IN,
+    "source_depth": 8,
+    "source_epochs": 1,
+    "letters_per_class": 20,
+    "target_width": 4,
+    "epochs": 10,
+    "batch_size": 40,
+    "checkpoint_seconds": 2.0,
+}
+CIFAR10_FEW: Settings = {
+    "methods": ("l2t",),
+    "betas": (),
+    "images": "data",
+    "source": "data/tinyimagenet_resnet32.pth.tar",
+    "per_class": 50,
+    "epochs": 200,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "beta": 0.5,
+    "meta_lr": 1e-4,
+    "meta_lr_l2t_another": 1e-3,
+    "precision": "float32",
+    "checkpoint_seconds": 30.0,
+}
 
-
-def _targets(
-    settings: Settings,
-    seed: int,
-    folder: Path | None,
-    source: nn.Module,
-    make: Callable[[], nn.Module],
-    task: Task,
-    validation: float | None = None,
-    **options: Any,
-) -> Parts:
-    """The target network trained by each of the settings' methods, with its own strength β or with each of `betas`;
-    `validation` is the share of the training images that is held back."""
-    shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay")} | options
-    if validation is not None:  # here and not by the trainers, so that no method's φ sees what validates
-        train, shared["validation"] = task.train.split(validation, seed)
-        task = Task(train, task.test)
-    another = {"outer": FreshBatch(task.train, settings["batch_size"], options["augment"])}
-    for method in _methods(settings):
-        if METHODS[method] is None:
-            yield method, Trainer(make, task, folder=run_folder(folder, f"{method}-seed{seed}"), seed=seed, **shared)
-            continue
-        for beta in _betas(settings) or [settings.get(f"beta_{method}", settings["beta"])]:
-            among = f"-beta{beta:g}" if _betas(settings) else ""
-            yield (
-                method,
-                TransferTrainer(
-                    source,
-                    make,
-                    task,
-                    folder=run_folder(folder, f"{method}{among}-seed{seed}"),
-                    seed=seed,
-                    beta=beta,
-                    meta_lr=settings.get(f"meta_lr_{method}", settings["meta_lr"]),
-                    **(METHODS[method] | another if method == "l2t_another" else METHODS[method]),
-                    **shared,
-                ),
-            )
-
-
-def _betas(settings: Settings) -> list[float]:
-    try:
-        betas = [float(beta) for beta in str(settings["betas"]).split(",") if beta]
-    except ValueError as error:
-        raise ValueError(f"betas takes numbers with commas between, like 0.5,2; got {settings['betas']!r}") from error
-    if len({f"{beta:g}" for beta in betas}) < len(betas):
-        raise ValueError(f"wanted betas that differ, got {settings['betas']!r}")
-    return betas
-
-
-def _methods(settings: Settings) -> list[str]:
-    return listed(settings, "method", METHODS)
-
-
-def _check(settings: Settings) -> None:
-    """Refuse, before any work, what a recipe would only stumble over later."""
-    _methods(settings)
-    _betas(settings)
-    check_scored_on(settings)
-    if settings.get("scored_on") == "validation" and settings["digits_per_class"] >= DIGITS_A_CLASS:
-        raise ValueError(
-            f"validation needs digits to hold back: digits_per_class < {DIGITS_A_CLASS}, "
-            f"got {settings['digits_per_class']}"
-        )
-
-
-def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
-    """The letter network, then the digit network by one method (or by several, separated by commas)."""
-    augment = crop_flip(padding=3, flip=False)
-    shared = {"augment": augment, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
-    _check(settings)
-    source = Trainer(
-        lambda: resnet(settings["source_depth"], num_classes=37),
-        _letters(settings["letters_per_class"]),
-        epochs=settings["source_epochs"],
-        batch_size=64,
-        folder=run_folder(folder, "source"),
-        **shared,  # the same source for every seed
-    )
-    yield "source", source
-    task = _digits(settings["digits_per_class"], seed, settings["scored_on"])
-    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
-    yield from _targets(settings, seed, folder, source.model, make, task, **shared)
-
-
-# Every seed has the same; reading or drawing them takes seconds.
-@cache
-def _letters(per_class: int) -> Task:
-    return letters(train_per_class=per_class)
-
-
-def _digits(per_class: int, seed: int, scored_on: str) -> Task:
-    """The digits with few labels, or the like with other digits of the training half in place of the test set."""
-    if scored_on == "test":
-        return digits(per_class=per_class, seed=seed)
-    whole, few = digits(per_class=DIGITS_A_CLASS, test_per_class=1, seed=seed).train, 10 * per_class
-    return Task(whole.subset(range(few)), whole.subset(range(few, len(whole))))
-
-
-def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
-    """CIFAR-10 with few labels from the authors' TinyImageNet source, a tenth of the labels held back to validate."""
-    _check(settings)
-    check_files(settings, "source", "images")
-    source = load_l2t_resnet32(settings["source"])
-    whole = whole_cifar10(settings["images"])
-    task = Task(whole.train.few(settings["per_class"], seed), whole.test)
-    make = lambda: Normalized(vgg9(10), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
-    options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
-    options |= {name: settings[name] for name in ("precision", "checkpoint_seconds")}
-    yield from _targets(settings, seed, folder, source, make, task, **options)
-
-
-def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) -> list[dict[str, Any]]:
-    """The row of a target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds; nan where it
-    diverged. Of a source, none."""
-    if part not in METHODS:
-        return []
-    scores = (math.nan, math.nan) if result is None else (result.accuracy, result.last_accuracy)
-    which = {"method": part, "seed": seed, "beta": getattr(trainer, "beta", 0.0), "epochs": trainer.epochs}
-    return [{**which, "accuracy": scores[0], "last_accuracy": scores[1], "train_seconds": round(trainer.seconds, 1)}]
+RECIPES = {
+    "smoke": Recipe(
+        reproduces="nothing: all of L2T-ww on built-in data, small, for tests",
+        duration="about half a minute on 2 cores",
+        expected="finishes; accuracies near chance",
+        settings=SMOKE,
+        trainers=built_in,
+        rows=rows,
+    ),
+    "built-in": Recipe(
+        reproduces="the paper's question on a substitute: printed letters to handwritten digits, ten labels per class",
+        duration="half a minute for the source, then about a minute per method on 2 cores",
+        expected="means of 8 seeds: 35 % from scratch, 74 % by matching_one, 69 % by l2t (notebook 03)",
+        settings=BUILT_IN,
+        trainers=built_in,
+        rows=rows,
+    ),
+    "cifar10-few": Recipe(
+        reproduces="L2T-ww with few labels: CIFAR-10, 50 per class, TinyImageNet ResNet-32 to VGG-9, 200 epochs",
+        duration="on one thread 10 to 25 minutes from scratch or with fixed matching, about 2 hours by l2t",
+        expected="after the last epoch 12 to 51 %, 45 % by l2t; with lr=0.01, at which scratch trains, 44 to 53 %",
+        settings=CIFAR10_FEW,
+        trainers=cifar10_few,
+        rows=rows,
+    ),
+}
