@@ -286,7 +286,7 @@ def test_evaluate_leaves_the_model_as_it_was() -> None:
     assert [module.training for module in model] == [i != 1 for i in range(len(model))]
     assert flattened(model.state_dict()) == before
     assert all(parameter.grad is None for parameter in model.parameters())
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="data: expected at least one image, got none"):
         evaluate(model, coloured(2).subset([]))
     with pytest.raises(RuntimeError):
         evaluate(nn.Sequential(model, nn.Linear(9, 9)), coloured(2))
@@ -427,9 +427,9 @@ def refused(error: type[Exception], match: str, folder: Path, **options: Any) ->
         ({"momentum": 0.0, "nesterov": True}, "^momentum: expected a number > 0 with nesterov, got 0.0$"),
         ({"schedule": lambda progress: math.nan}, "^schedule: expected finite factors >= 0, got .nan"),
         ({"schedule": lambda progress: -progress}, r"^schedule: expected finite factors >= 0, got \[-0.0, -0.01"),
-        ({"validation": 0.0}, "fraction must be between 0 and 1, got 0"),
-        ({"validation": 1.5}, "fraction must be between 0 and 1, got 1.5"),
-        ({"data": task(1)}, "a split needs 2 images a class, class 'a' has 1"),
+        ({"validation": 0.0}, "fraction: expected a number between 0 and 1, got 0.0"),
+        ({"validation": 1.5}, "fraction: expected a number between 0 and 1, got 1.5"),
+        ({"data": task(1)}, "class 'a' of .*: expected at least 2 images for a split, got 1"),
     ],
     ids=lambda value: str(value).split(" at 0x")[0],  # an address differs between workers
 )
@@ -450,7 +450,7 @@ def test_bad_settings_of_the_wrong_kind(begin: Begin) -> None:  # noqa: F811
         ({"epochs": 2.5}, "ValueError: epochs: expected a whole number >= 1, got 2.5"),
         ({"data": [1, 2]}, "ValueError: data: expected an ImageSet or a DataLoader, got [1, 2]"),
         ({"test": "cifar"}, "ValueError: test: expected an ImageSet or a DataLoader, got 'cifar'"),
-        ({"validation": 1}, "ValueError: fraction must be between 0 and 1, got 1"),
+        ({"validation": 1}, "ValueError: fraction: expected a number between 0 and 1, got 1"),
         ({"validation": "cifar"}, "ValueError: validation: expected an ImageSet or a DataLoader, got 'cifar'"),
     ]
     begin(tiny_runs.complaints, theirs, [options for options, _ in cases])
@@ -503,12 +503,12 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
             {"model": nn.Sequential(nn.AvgPool2d(8), nn.Flatten())},
             "^model: expected a network with parameters that require grad, got 'Sequential'$",
         ),
-        ({"data": images(image=torch.zeros(3, 8, 8, dtype=torch.uint8))}, "images must be float .* got uint8"),
-        ({"data": images(image=torch.full((3, 8, 8), 255.0))}, r"images must lie in \[0, 1\], got 255 to 255"),
-        ({"data": images(image=torch.full((3, 8, 8), -0.5))}, r"images must lie in \[0, 1\], got -0.5 to -0.5"),
-        ({"data": images(image=torch.full((3, 8, 8), math.nan))}, r"images must lie in \[0, 1\], got nan"),
-        ({"data": images(image=torch.zeros(1, 8, 8))}, r"images must be float \(batch, 3, height, width\)"),
-        ({"data": images(label=0.5)}, "labels must be int64"),
+        ({"data": images(image=torch.zeros(3, 8, 8, dtype=torch.uint8))}, "images: expected float .*, got uint8"),
+        ({"data": images(image=torch.full((3, 8, 8), 255.0))}, r"images: expected values in \[0, 1\], got 255 to 255"),
+        ({"data": images(image=torch.full((3, 8, 8), -0.5))}, r"images: expected values in \[0, 1\], got -0.5 to -0.5"),
+        ({"data": images(image=torch.full((3, 8, 8), math.nan))}, r"images: expected values in \[0, 1\], got nan"),
+        ({"data": images(image=torch.zeros(1, 8, 8))}, r"images: expected float \(batch, 3, height, width\)"),
+        ({"data": images(label=0.5)}, "labels: expected int64"),
         ({"data": images(), "validation": 0.1}, "^validation: expected a set of its own beside a DataLoader, got 0.1$"),
         ({"test": coloured(2).subset([])}, "^test: expected a set with images, got ImageSet"),
         ({"validation": coloured(2).subset([])}, "^validation: expected a set with images, got ImageSet"),

@@ -1,4 +1,4 @@
-"""The public data sets of the papers, their label trees and the L2T-ww authors' splits."""
+"""Public data: the papers' data sets, their label trees and the L2T-ww authors' splits."""
 
 import io
 from itertools import pairwise
@@ -11,18 +11,17 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtanytime.checks import Words, require
 from mtanytime.data.images import ImageSet, Task, Tree
-
-# Data sets on disk
 
 
 def cifar10(root: str | Path, download: bool = False) -> Task:
-    """CIFAR-10 (Krizhevsky 2009) through torchvision: 50,000 and 10,000 images, 32x32."""
+    """Load CIFAR-10 (Krizhevsky 2009) with torchvision: 50,000 training and 10,000 test images, 32×32."""
     return _cifar("CIFAR10", root, download, CIFAR10_TREE)
 
 
 def cifar100(root: str | Path, download: bool = False) -> Task:
-    """CIFAR-100 (Krizhevsky 2009) through torchvision: 50,000 and 10,000 images, 32x32, 20 superclasses."""
+    """Load CIFAR-100 (Krizhevsky 2009) with torchvision: 50,000 and 10,000 images, 32×32, 20 superclasses."""
     return _cifar("CIFAR100", root, download, CIFAR100_TREE)
 
 
@@ -36,7 +35,10 @@ def _cifar(kind: str, root: str | Path, download: bool, tree: Tree) -> Task:
 
 
 def stl10(root: str | Path, size: int = 32, download: bool = False) -> Task:
-    """STL-10's labelled part (Coates 2011): 5,000 and 8,000 images, 96x96, resized to 32 as in arXiv:1905.05901."""
+    """Load the labelled part of STL-10 (Coates 2011) with torchvision: 5,000 training and 8,000 test images.
+
+    They are resized from 96×96 to `size`, by default 32 as in arXiv:1905.05901.
+    """
 
     def load(split: str) -> ImageSet:
         data = _torchvision("STL10", root, download, split=split)
@@ -57,18 +59,21 @@ def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> An
     except RuntimeError as error:
         if download:
             raise
-        raise FileNotFoundError(f"{kind} is not complete in {root}: pass download=True to fetch it there") from error
+        raise FileNotFoundError(f"{kind} is not complete in {root}; pass download=True to download it") from error
 
 
 def cifar10_jpeg(path: str | Path) -> Task:
-    """CIFAR-10 from one file of JPEGs: keys classes, and {train,test}_{jpeg,offsets,labels}. Slightly lossy."""
+    """Load CIFAR-10 from one npz file of JPEGs, slightly lossy.
+
+    Its keys are classes and {train,test}_{jpeg,offsets,labels}. Raises ValueError if one is missing.
+    """
     from PIL import Image
 
     with np.load(path) as file:
         stored = {key: file[key] for key in file.files}
-    wanted = ["classes", *(f"{part}_{key}" for part in ("train", "test") for key in ("jpeg", "offsets", "labels"))]
-    if missing := [key for key in wanted if key not in stored]:
-        raise ValueError(f"{path} lacks {missing} (has: {sorted(stored)})")
+    keys = ["classes", *(f"{part}_{key}" for part in ("train", "test") for key in ("jpeg", "offsets", "labels"))]
+    missing = [key for key in keys if key not in stored]
+    require(not missing, str(path), f"the keys {keys}", Words(f"{sorted(stored)}, without {missing}"))
 
     def load(part: str) -> ImageSet:
         data, ends = stored[f"{part}_jpeg"].tobytes(), stored[f"{part}_offsets"].tolist()
@@ -81,15 +86,14 @@ def cifar10_jpeg(path: str | Path) -> Task:
 
 
 def l2t_split(path: str | Path, name: str) -> dict[str, Int64[Tensor, " indices"]]:
-    """The L2T-ww authors' split of cifar100, stl10, cub200 or dog: indices `train`, `val`, `test`.
+    """Load the L2T-ww authors' split of cifar100, stl10, cub200 or dog: indices `train`, `val` and `test`.
 
-    `path` is their npz file, with keys {name}/train and so on; `train` and `val` both index the set's training part:
-    task.train.subset(split["train"]).
+    `path` is their npz file, with keys such as {name}/train. `train` and `val` are both indices into the training set:
+    task.train.subset(split["train"]). Raises ValueError for a name that is not in the file.
     """
     with np.load(path) as file:
         names = sorted({key.split("/")[0] for key in file.files})
-        if name not in names:
-            raise ValueError(f"no split {name!r} in {path} (has: {', '.join(names)})")
+        require(name in names, "name", f"one of {names}, the splits in {path}", name)
         return {part: torch.from_numpy(file[f"{name}/{part}"]).long() for part in ("train", "val", "test")}
 
 

@@ -1,11 +1,12 @@
-"""Characters over clutter, drawn here: the glyphs of printed letters and handwritten digits, and the painter of images.
+"""Built-in data: printed letters and handwritten digits over clutter, painted here from a seed.
 
-Nothing is read from the network: the letters come from the fonts that matplotlib ships, the digits are scikit-learn's
-(8x8 scans of handwriting). A glyph is a cell of CELL x CELL coverage values; an atlas holds several variants (fonts,
-stroke widths) of each. `paint` warps and paints whole batches of them with torch.
+Nothing is downloaded: the letters come from the fonts that matplotlib ships, the digits are scikit-learn's (8×8 scans
+of handwriting). A glyph is a cell of CELL × CELL coverage values; an atlas holds several variants of each glyph (fonts,
+stroke widths). `letters` and `digits` are the tasks; `paint` warps and paints batches of glyphs.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,69 +15,73 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from mtanytime.checks import require
 from mtanytime.data.images import ImageSet, Task, Tree, leaves, shuffled_by_class
 from mtanytime.randomness import generator_for
 
-# The classes of EMNIST's balanced split without its digits (arXiv:1702.05373): small letters only where they do not
-# look like the capital.
+# The classes of EMNIST's balanced split without its digits (arXiv:1702.05373): small letters only if they do not look
+# like the capital.
 LETTER_TREE: Tree = {
     "capital": {"straight": list("AEFHIKLMNTVWXYZ"), "round": list("BCDGJOPQRSU")},
     "small": {"with a loop": list("abdegq"), "without": list("fhnrt")},
 }
-
-
-DIGITS_A_CLASS = 87  # handwritten ones that training has of every class, and testing as well
-
-
 DIGIT_TREE: Tree = {"with a loop": list("0689"), "without": list("123457")}
+DIGITS_A_CLASS = 87  # handwritten digits of every class in the training half, and in the test half
+
+CELL = 64
+INK = 52  # the longer side of a glyph's ink in its cell; the margin leaves room for warps
+CHUNK = 256  # images painted at once: keeps the working set in the processor's cache
+FRAGMENTS, ARCS = 5, 3  # the maximum number of each behind a character
+LUMA = (0.299, 0.587, 0.114)
+CONTRAST = (0.35, 0.8)  # luminance difference between a character and its ground is drawn from this range
+# Fonts of symbols, whose character codes are not letters, and the one that draws only boxes.
+_SYMBOL_FONTS = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort", "DejaVuSansDisplay", "DejaVuSerifDisplay")
 
 
-# Built-in tasks
+# Tasks
 
 
 def letters(
     size: int = 32, train_per_class: int = 400, test_per_class: int = 50, seed: int = 0, clutter: float = 0.6
 ) -> Task:
-    """Letters in clutter: 37 classes of printed letters, the large source task. Built in; takes seconds.
+    """Paint letters in clutter, 37 classes of printed letters: the large source task. Takes seconds.
 
-    Images (n, 3, size, size), size from 16 to 64; image i shows class i mod 37. clutter: 0 (plain ground) to 1 (hard).
-    `characters` describes fonts, warps, colours and clutter.
+    Images are (n, 3, size, size), size from 16 to 64; image i shows class i mod 37. clutter is from 0 (plain ground) to
+    1 (hard); `paint` describes warps, colours and clutter.
     """
     atlas = printed("".join(sorted(leaves(LETTER_TREE))))
+    pools = list(torch.arange(len(atlas))[:, None])
 
-    def draw(per_class: int, part: int) -> ImageSet:
-        pools = list(torch.arange(len(atlas))[:, None])
-        return _drawn(
-            "letters in clutter", LETTER_TREE, atlas, pools, per_class, size, clutter, generator_for(seed, part)
-        )
+    def part(per_class: int, generator: Generator) -> ImageSet:
+        return _painted_set("letters in clutter", LETTER_TREE, atlas, pools, per_class, size, clutter, generator)
 
-    return Task(draw(train_per_class, 0), draw(test_per_class, 1))
+    return Task(part(train_per_class, generator_for(seed, 0)), part(test_per_class, generator_for(seed, 1)))
 
 
 def digits(size: int = 32, per_class: int = 10, test_per_class: int = 200, seed: int = 0, clutter: float = 0.6) -> Task:
-    """Handwritten digits in clutter: ten classes with few labels, the target task; sizes and clutter as in `letters`.
+    """Paint handwritten digits in clutter, ten classes with few labels: the target task. See `letters`.
 
-    Half of scikit-learn's 1,797 digits are for training, the other half for testing, whatever the seed: no test image
-    is a training digit warped anew. A class has 87 digits or more on each side; where more images are asked for, its
-    digits come again, each in a new warp, colour and clutter (so a part that `split` holds back then shares digits with
-    the rest). Image i shows class i mod 10.
+    For every seed, the same half of scikit-learn's 1,797 digits is for training and the other half for testing, so no
+    test image is a training digit with another warp. Each half has at least 87 digits per class. For more images, they
+    are repeated, with a new warp, colour and clutter each (so the two sides of a `split` may then share digits). Image
+    i shows class i mod 10.
     """
     atlas, _ = handwritten()
 
-    def draw(per_class: int, part: int) -> ImageSet:
-        pools, generator = _digit_pools(test=part == 1), generator_for(seed, part)
-        return _drawn("digits in clutter", DIGIT_TREE, atlas, pools, per_class, size, clutter, generator)
+    def part(pools: list[Tensor], per_class: int, generator: Generator) -> ImageSet:
+        return _painted_set("digits in clutter", DIGIT_TREE, atlas, pools, per_class, size, clutter, generator)
 
-    return Task(draw(per_class, 0), draw(test_per_class, 1))
+    train = part(_digit_pools(test=False), per_class, generator_for(seed, 0))
+    return Task(train, part(_digit_pools(test=True), test_per_class, generator_for(seed, 1)))
 
 
 def _digit_pools(test: bool) -> list[Tensor]:
-    """Of each class, the indices of the handwritten digits that training, or testing, draws from."""
+    """The indices of the handwritten digits of each class in the training or test half."""
     by_class = shuffled_by_class(handwritten()[1], 10, generator_for(1797))
     return [index[len(index) // 2 :] if test else index[: len(index) // 2] for index in by_class]
 
 
-def _drawn(
+def _painted_set(
     name: str,
     tree: Tree,
     atlas: Tensor,
@@ -86,9 +91,8 @@ def _drawn(
     clutter: float,
     generator: Generator,
 ) -> ImageSet:
-    """`per_class` images of each class c, of the glyphs `atlas[pools[c]]` in turn, over pieces of letters."""
-    if per_class < 1:
-        raise ValueError(f"{name}: wanted 1 image a class or more, got {per_class}")
+    """Paint `per_class` images of each class c, of the glyphs `atlas[pools[c]]` in turn, over pieces of letters."""
+    require(per_class >= 1, "per_class", "at least 1", per_class)
     shuffled = [pool[torch.randperm(len(pool), generator=generator)] for pool in pools]
     glyphs = torch.stack([pool[torch.arange(per_class) % len(pool)] for pool in shuffled], 1).flatten()
     scraps = printed("".join(sorted(leaves(LETTER_TREE))))
@@ -96,31 +100,12 @@ def _drawn(
     return ImageSet(images, torch.arange(len(pools)).repeat(per_class), tuple(sorted(leaves(tree))), tree, name)
 
 
-CELL = 64
-
-
-INK = 52  # the longer side of a glyph's ink in its cell; the rest is margin, so that warps do not cut it
-
-
-CHUNK = 256  # images painted at once: keeps the working set in the processor's cache
-
-
-FRAGMENTS, ARCS = 5, 3  # the most things of each kind behind a character
-
-
-LUMA = (0.299, 0.587, 0.114)
-
-
-CONTRAST = (0.35, 0.8)  # luminance between a character and its ground: the floor, and the most that is asked for
-
-
-# Fonts of symbols, whose character codes hold something else than letters, and the one that draws only boxes.
-_SYMBOL_FONTS = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort", "DejaVuSansDisplay", "DejaVuSerifDisplay")
+# Glyphs
 
 
 @lru_cache
 def printed(characters: str) -> UInt8[Tensor, f"characters variants {CELL} {CELL}"]:
-    """Coverage of each character in each text font of matplotlib, in three stroke widths. Takes about a second."""
+    """Render each character in each text font of matplotlib, in three stroke widths. Takes about a second."""
     import matplotlib
     import numpy as np
     from matplotlib.ft2font import FT2Font
@@ -134,7 +119,8 @@ def printed(characters: str) -> UInt8[Tensor, f"characters variants {CELL} {CELL
         ):
             fonts.append(ImageFont.truetype(str(path), CELL))
     if not fonts:
-        raise RuntimeError(f"no font of matplotlib has all of {characters!r} (looked in {matplotlib.get_data_path()})")
+        folder = matplotlib.get_data_path()
+        raise RuntimeError(f"no font of matplotlib has all the characters {characters!r}; searched {folder}")
     cells = np.zeros((len(characters), 3 * len(fonts), CELL, CELL), np.uint8)
     for c, character in enumerate(characters):
         for v in range(cells.shape[1]):
@@ -150,17 +136,20 @@ def printed(characters: str) -> UInt8[Tensor, f"characters variants {CELL} {CELL
 
 @lru_cache
 def handwritten() -> tuple[UInt8[Tensor, f"digits variants {CELL} {CELL}"], Int64[Tensor, " digits"]]:
-    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8, in three stroke widths, and what they read."""
+    """Return scikit-learn's 1,797 handwritten digits, enlarged from 8×8, in three stroke widths, and their labels."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
     grey = torch.from_numpy(scans.images / scans.images.max()).float()[:, None]
     grey = F.interpolate(grey, (INK, INK), mode="bicubic", align_corners=False)
     grey = F.pad(grey, [(CELL - INK) // 2] * 4)
-    # The lower the grey level where ink begins, the wider the stroke.
-    begins = torch.tensor([0.45, 0.55, 0.65])[:, None, None]
-    coverage = ((grey - begins) * 5 + 0.5).clamp(0, 1)
+    # The lower the threshold on the grey level, the wider the stroke.
+    thresholds = torch.tensor([0.45, 0.55, 0.65])[:, None, None]
+    coverage = ((grey - thresholds) * 5 + 0.5).clamp(0, 1)
     return (coverage * 255).round().to(torch.uint8), torch.from_numpy(scans.target).long()
+
+
+# The painter
 
 
 def paint(
@@ -171,16 +160,15 @@ def paint(
     clutter: float,
     generator: Generator,
 ) -> UInt8[Tensor, "images 3 {size} {size}"]:
-    """Image i shows a random variant of `atlas[glyphs[i]]`, warped and coloured, over clutter cut from `scraps`.
+    """Paint images: image i shows a random variant of `atlas[glyphs[i]]`, warped and coloured, over clutter.
 
-    The warp is a random affine (turn, slant, aspect, zoom, shift). clutter = 0 paints on plain ground; up to 1 it adds
-    smooth colour noise, a gradient, pieces of other characters, arcs and grain. A character's luminance keeps
-    CONTRAST[0] from its plain ground and stays on one side of everything behind it, so that a person can read it.
+    The warp is a random affine map (rotation, slant, aspect, zoom, shift). clutter = 0 gives a plain ground; values up
+    to 1 add smooth colour noise, a gradient, pieces of the glyphs in `scraps`, arcs and grain. The luminance of a
+    character differs from its plain ground by at least CONTRAST[0] and is on one side of everything behind it, so that
+    a person can read it. Raises ValueError for a size outside 16 to 64 or a clutter outside 0 to 1.
     """
-    if not 16 <= size <= 64:
-        raise ValueError(f"size must be from 16 to 64 pixels, got {size}")
-    if not 0 <= clutter <= 1:
-        raise ValueError(f"clutter must be from 0 (none) to 1 (hard), got {clutter}")
+    require(16 <= size <= 64, "size", "16 to 64 pixels", size)
+    require(0 <= clutter <= 1, "clutter", "a number from 0 (none) to 1 (hard)", clutter)
     if size <= 24:  # bilinear sampling skips pixels of a cell that is much finer than the image
         atlas, scraps = _halved(atlas), _halved(scraps)
     chunks = [_paint(atlas, chunk, scraps, size, clutter, generator) for chunk in glyphs.split(CHUNK)]
@@ -206,15 +194,15 @@ def _paint(
             image = torch.lerp(image, behind[:, k, :, None, None].expand_as(image), layers[:, k, None])
     variant = torch.randint(atlas.shape[1], (n,), generator=generator)
     warp = _affines(n, zoom=(0.85, 1.15), turn=0.25, slant=0.25, shift=0.12, generator=generator)
-    # Drawn twice as fine and averaged: smooth edges.
+    # Sampled at twice the resolution and averaged, for smooth edges.
     mask = F.avg_pool2d(_warped(atlas[glyphs, variant], F.affine_grid(warp, (n, 1, 2 * size, 2 * size), False)), 2)
     image = torch.lerp(image, ink[:, :, None, None].expand_as(image), mask)
     grain = torch.randn(image.shape, generator=generator) * uniform(0, 0.08 * clutter, n, 1, 1, 1)
     return ((image + grain).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _uniform(generator: Generator):
-    """uniform(low, high, *shape)"""
+def _uniform(generator: Generator) -> Callable[..., Tensor]:
+    """A function `uniform(low, high, *shape)` that draws from a generator."""
     return lambda low, high, *shape: torch.rand(shape, generator=generator) * (high - low) + low
 
 
@@ -229,7 +217,7 @@ def _warped(cells: UInt8[Tensor, "n cell cell"], grid: Float[Tensor, "n h w 2"])
 def _affines(
     n: int, zoom: tuple[float, float], turn: float, slant: float, shift: float, generator: Generator
 ) -> Float[Tensor, "{n} 2 3"]:
-    """Random maps from image to cell coordinates (both -1..1): the inverse of turn * slant * zoom, then shift."""
+    """Random maps from image to cell coordinates (both -1 to 1): the inverse of turn * slant * zoom, then shift."""
     uniform = _uniform(generator)
     angle, slope, aspect = uniform(-turn, turn, n), uniform(-slant, slant, n), uniform(-0.15, 0.15, n).exp()
     scale = uniform(*zoom, n)
@@ -241,7 +229,7 @@ def _affines(
 
 
 def _fragments(n: int, scraps: Tensor, size: int, generator: Generator) -> Float[Tensor, "{n} fragments {size} {size}"]:
-    """Coverage of pieces of other characters: each is cut by a line, so that none reads as the character."""
+    """Coverage of pieces of other characters, each cut by a line, so that none can be read as a character."""
     count = n * FRAGMENTS
     which = torch.randint(scraps.shape[0], (count,), generator=generator)
     variant = torch.randint(scraps.shape[1], (count,), generator=generator)
@@ -249,12 +237,12 @@ def _fragments(n: int, scraps: Tensor, size: int, generator: Generator) -> Float
     grid = F.affine_grid(warp, (count, 1, size, size), False)
     angle = _uniform(generator)(0, 2 * math.pi, count)
     side = torch.stack([angle.cos(), angle.sin()], 1)[:, :, None]
-    kept = (grid.view(count, -1, 2) @ side).view(count, 1, size, size)
-    return (_warped(scraps[which, variant], grid) * (kept * 8).clamp(0, 1)).view(n, FRAGMENTS, size, size)
+    distance = (grid.view(count, -1, 2) @ side).view(count, 1, size, size)  # from the line
+    return (_warped(scraps[which, variant], grid) * (distance * 8).clamp(0, 1)).view(n, FRAGMENTS, size, size)
 
 
 def _arcs(n: int, size: int, generator: Generator) -> Float[Tensor, "{n} arcs {size} {size}"]:
-    """Coverage of pen strokes: rings about a centre that is often outside the image, so nearly straight to round."""
+    """Coverage of pen strokes: rings around a centre that is often outside the image, so almost straight to round."""
     uniform = _uniform(generator)
     x = torch.linspace(-1, 1, size)
     dx, dy = x - uniform(-2, 2, n, ARCS, 1, 1), x[:, None] - uniform(-2, 2, n, ARCS, 1, 1)
@@ -265,10 +253,10 @@ def _arcs(n: int, size: int, generator: Generator) -> Float[Tensor, "{n} arcs {s
 def _colours(
     n: int, layers: int, clutter: float, generator: Generator
 ) -> tuple[Float[Tensor, "{n} 3"], Float[Tensor, "{n} 3"], Float[Tensor, "{n} {layers} 3"]]:
-    """Colours of ground, character and what lies behind it.
+    """Colours of the ground, the character and the layers behind it.
 
-    The character is lighter or darker than its ground by at least CONTRAST[0]; what lies behind reaches from beyond
-    the ground to part of the way towards the character, further with clutter.
+    The character is lighter or darker than its ground by at least CONTRAST[0]. The luminance of the layers is between a
+    value beyond the ground and a value part of the way to the character, closer to it with more clutter.
     """
     uniform = _uniform(generator)
     gap = uniform(*CONTRAST, n)
@@ -279,7 +267,7 @@ def _colours(
     behind = ground[:, None] + (ink - ground)[:, None] * uniform(-0.6, 0.2 + 0.5 * clutter, n, layers)
     luma = torch.cat([ground[:, None], ink[:, None], behind.clamp(0, 1)], 1)[:, :, None]
     hue = uniform(-0.5, 0.5, n, layers + 2, 3)
-    hue = hue - (hue * torch.tensor(LUMA)).sum(-1, keepdim=True)  # leaves the luminance as it is
+    hue = hue - (hue * torch.tensor(LUMA)).sum(-1, keepdim=True)  # keeps the luminance
     room = torch.where(hue > 0, 1 - luma, luma) / hue.abs().clamp_min(1e-6)
     colours = luma + hue * room.amin(-1, keepdim=True).clamp_max(1)
     return colours[:, 0], colours[:, 1], colours[:, 2:]
