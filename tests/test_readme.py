@@ -18,7 +18,7 @@ def snippets(readme: str) -> list[str]:
 
 def test_lines_of_use(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's two examples must work with torchvision models and a folder of images."""
-    transfer, anytime = snippets((root / "README.md").read_text(encoding="utf-8"))
+    transfer, anytime, _ = snippets((root / "README.md").read_text(encoding="utf-8"))
     for code in (transfer, anytime):
         assert len(code.strip().splitlines()) <= LINES
     assert all(printed in transfer for printed in SHORTER)
@@ -40,3 +40,10 @@ def test_lines_of_use(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(anytime, "README.md", "exec"), names)
     assert len(names["result"].accuracy) == 3
     assert (tmp_path / "budget.html").stat().st_size > 0
+
+
+def test_training_loop_is_the_tested_one(root: Path) -> None:
+    """The README's own training loop is the one that test_lookahead.py compares with the trainer."""
+    _, _, loop = snippets((root / "README.md").read_text(encoding="utf-8"))
+    _, _, tested = (root / "tests" / "lookahead_loop.py").read_text(encoding="utf-8").partition("\n\n")
+    assert loop == tested
