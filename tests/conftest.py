@@ -1,14 +1,19 @@
-"""What all tests share: inputs that are the same on every machine, and files beside the project that may be absent."""
+"""Fixtures of all tests: steady examples, files that may be absent, and runs in processes of their own."""
 
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The same examples on every run and machine, and no time limit for one: a slow processor is no bug.
+# The same examples in every run and on every machine, and no time limit per example: a slow processor is not an error.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
@@ -21,7 +26,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
-    """`shared("data/x.npz")` is that file in `shared`, beside the project; without it, the test is skipped."""
+    """`shared("data/x.npz")` is that file in `shared`, beside the project; without the file, the test is skipped."""
 
     def find(name: str) -> Path:
         path = ROOT.parent / "shared" / name
@@ -30,3 +35,60 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread in torch, as in the processes of `begin`: sums over more threads differ in their last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """The context of processes that train: they are forked from a server that has imported torch."""
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tiny_runs"])
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def begin(processes: ForkServerContext) -> Iterator[Callable[..., ForkServerProcess]]:
+    """`begin(function, *arguments)` starts a process, which ends with the test."""
+    begun: list[ForkServerProcess] = []
+
+    def start(function: Callable[..., object], *arguments: object) -> ForkServerProcess:
+        begun.append(processes.Process(target=function, args=arguments))
+        begun[-1].start()
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.join()
+        process.close()
+
+
+@pytest.fixture
+def uninterrupted(one_thread: None, _uninterrupted: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What `tiny_runs.transfer` leaves when it is never stopped, as `tiny_runs.end_of` reads it."""
+    import tiny_runs
+
+    if not _uninterrupted:
+        folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+        tiny_runs.transfer(folder).train()
+        _uninterrupted.append(tiny_runs.end_of(folder))
+    return _uninterrupted[0]
+
+
+@pytest.fixture(scope="session")
+def _uninterrupted() -> list[Any]:
+    return []

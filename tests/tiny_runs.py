@@ -5,10 +5,13 @@ The functions at the end run in processes of their own, which a test may kill.
 
 import csv
 import os
+import random
 import resource
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,12 @@ from mtanytime.training import run_folder
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import Lookahead, TransferTrainer
 
+Begin = Callable[..., ForkServerProcess]
+State = dict[str, Any]  # see `end_of`
+
 
 def coloured(per_class: int = 8, classes: int = 3, size: int = 8, seed: int = 0) -> ImageSet:
-    """Noise with a tint of its own for each class: trivially separable."""
+    """Noise with a tint per class: trivially separable."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat(per_class)
     images = torch.randint(0, 120, (len(labels), 3, size, size), generator=generator)
@@ -37,7 +43,7 @@ def task(per_class: int = 8, seed: int = 0) -> Task:
 
 
 class Pairs(Dataset):
-    """An `ImageSet` as torch sees one: float images in [0, 1] and integer labels."""
+    """An `ImageSet` as a torch dataset: float images in [0, 1] and integer labels."""
 
     def __init__(self, data: ImageSet) -> None:
         self.data = data
@@ -50,12 +56,12 @@ class Pairs(Dataset):
 
 
 def loader(data: ImageSet, batch_size: int = 5, **options: Any) -> DataLoader:
-    """A shuffled `DataLoader`, whose last batch is a smaller one."""
+    """A shuffled `DataLoader`, whose last batch is smaller."""
     return DataLoader(Pairs(data), batch_size, shuffle=True, **options)
 
 
 def network(classes: int = 3, width: int = 4, dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
-    """Conv-BN-ReLU-pool twice, then a linear layer; its layers are called "0", "1", …"""
+    """Conv-BN-ReLU-pool twice, then a linear layer; its layers are named "0", "1", …"""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return nn.Sequential(
@@ -74,7 +80,7 @@ def network(classes: int = 3, width: int = 4, dropout: float = 0.0, seed: int = 
 
 
 def trainer(folder: Path | None = None, **options: Any) -> Trainer:
-    """A run with everything that is random: dropout, augmentation, order, and a last batch that is smaller."""
+    """A run with all that is random (dropout, augmentation, order) and a smaller last batch."""
     settings = {"epochs": 3, "batch_size": 5, "lr": 0.05, "device": "cpu", "progress": False}
     settings |= {"augment": crop_flip(1), "validation": 0.25, "folder": folder, **options}
     model, data = settings.pop("model", None), settings.pop("data", None)
@@ -89,26 +95,47 @@ def transfer(folder: Path | None = None, **options: Any) -> TransferTrainer:
     return TransferTrainer(network(5, width=3, seed=1).eval(), network(dropout=0.3), task(), **settings)
 
 
-def end_of(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, but for its times: every number of its checkpoint, and its tables' rows as written."""
+def state_of(run: Trainer) -> dict[str, Any]:
+    """All that a run has computed, without its times."""
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in run.tables["log"]]
+    parts = [module.state_dict() for module in (*run.modules.values(), *run.optimizers.values())]
+    return dict(flattened({"parts": parts, "log": repr(rows), "best": run._best, "step": run.step}))
+
+
+def end_of(folder: Path) -> State:
+    """All that a run leaves in its folder, without its times: the checkpoint's values and the tables' rows as text."""
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    found = dict(flattened({key: value for key, value in checkpoint.items() if key != "seconds"}))
+    state = dict(flattened({key: value for key, value in checkpoint.items() if key != "seconds"}))
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="") as file:
             rows = list(csv.reader(file))
         timed = [i for i, name in enumerate(rows[0]) if name == "seconds"]
-        found[path.name] = [[cell for i, cell in enumerate(row) if i not in timed] for row in rows]
-    return found
+        state[path.name] = [[cell for i, cell in enumerate(row) if i not in timed] for row in rows]
+    return state
 
 
 def flattened(state: Any, path: str = "") -> list[tuple[str, Any]]:
-    """A nested state by paths; a tensor as its type, shape and bytes."""
+    """A nested state as pairs of path and value; a tensor as its type, shape and bytes."""
     if isinstance(state, Tensor):
         return [(path, (state.dtype, tuple(state.shape), state.numpy().tobytes()))]
     if isinstance(state, dict | list):
         items = state.items() if isinstance(state, dict) else enumerate(state)
         return [pair for key, value in items for pair in flattened(value, f"{path}/{key}")]
     return [(path, state)]
+
+
+def wait_for_some(process: ForkServerProcess, folder: Path, moments: random.Random) -> None:
+    """Wait until the process has written up to three more checkpoints, and some more milliseconds."""
+
+    def mark() -> int:
+        path = folder / "checkpoint.pt"
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    for _ in range(moments.randrange(4)):
+        before = mark()
+        while mark() == before and process.is_alive():
+            time.sleep(0.001)
+    process.join(moments.uniform(0.0, 0.03))
 
 
 # Run in processes of their own.
@@ -119,6 +146,7 @@ MAKERS: dict[str, Callable[..., Trainer]] = {"trainer": trainer, "transfer": tra
 def finish(maker: str, folder: Path, pipe: Connection | None = None) -> None:
     """Train to the end; says when it begins."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where SIGINT is ignored
     run = MAKERS[maker](folder)
     if pipe is not None:
         pipe.send("begins")
@@ -126,7 +154,7 @@ def finish(maker: str, folder: Path, pipe: Connection | None = None) -> None:
 
 
 def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
-    """Train, and die at the `moment`-th of the places where a run may be torn: within steps and within writes."""
+    """Train, and die at the `moment`-th of the places where a death may do damage: within steps and within writes."""
     count = 0
 
     def place() -> bool:
@@ -181,7 +209,7 @@ def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
 
 
 def wait_in_the_middle(maker: str, folder: Path, pipe: Connection) -> None:
-    """Do three steps, say so, wait for word, and train to the end."""
+    """Do three steps, report that, wait for an answer, and train to the end."""
     torch.set_num_threads(1)
     run = MAKERS[maker](folder)
     for report in run:
@@ -192,7 +220,7 @@ def wait_in_the_middle(maker: str, folder: Path, pipe: Connection) -> None:
 
 
 def complaints(pipe: Connection, options: list[dict[str, Any]]) -> None:
-    """What a trainer says to settings that the type checks of the tests would stop before it could."""
+    """Send the errors for settings of the wrong type, which the type checker of the tests would refuse first."""
     for settings in options:
         try:
             trainer(**settings)
@@ -202,7 +230,7 @@ def complaints(pipe: Connection, options: list[dict[str, Any]]) -> None:
 
 
 def interrupt_in_step(run: Trainer, at: int, times: int = 1) -> None:
-    """Have the process send itself real SIGINTs while the step number `at` is computed."""
+    """Have the process send itself real SIGINTs during the `at`-th call of the loss."""
     real, calls = run.loss, iter(range(1, 1_000_000))
 
     def loss(output: Tensor, labels: Tensor) -> Tensor:
@@ -215,7 +243,7 @@ def interrupt_in_step(run: Trainer, at: int, times: int = 1) -> None:
 
 
 def save_beyond_the_limit(folder: Path, pipe: Connection) -> None:
-    """What is said when a checkpoint does not go on the disk; here since files may not grow so large."""
+    """Send the error of a checkpoint that cannot be written, because files may not become so large."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     held = run_folder.RunFolder(folder, {})
     with held.held():

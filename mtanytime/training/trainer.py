@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import require
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import Augment, ImageSet, Task, batches_of
 from mtanytime.devices import Precision, autocast, best_device
 from mtanytime.measure.evaluation import batch_accuracy, evaluate
@@ -362,7 +362,7 @@ class Trainer:
         """Lock the folder, if there is one, and drop rows after the checkpoint; always save on exit."""
         with nullcontext() if self.folder is None else self.folder.held():
             if self.folder is not None:
-                if self.folder.moved_on:  # another trainer trained in the folder meanwhile
+                if self.folder.changed_elsewhere:  # another trainer trained in the folder meanwhile
                     self._load()
                 for table in self.tables:
                     self.folder.trim(table, self.step)
@@ -401,6 +401,7 @@ class Trainer:
             self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
             self._best, self._scores = checkpoint["best"], checkpoint["scores"]
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"the checkpoint in {self.folder.path} does not fit this run: {error}") from error
+            path = str(self.folder.path / "checkpoint.pt")
+            raise mismatch(path, "a checkpoint of this run", Words(f"one that does not fit it: {error}")) from error
         self.tables = {name: self.folder.read(name, self.step) for name in self.tables}
         self._mid_step, self._saved_step = False, self.step
