@@ -1,4 +1,4 @@
-"""Refuse bad input with one wording: `<argument>: expected <what>, got <what came>[; <what to do>]`."""
+"""Errors for bad input in one wording: `<argument>: expected <what>, got <value>[; <what to do>]`."""
 
 
 class Words(str):
@@ -9,7 +9,7 @@ class Words(str):
 
 
 def mismatch(argument: str, expected: str, got: object, remedy: str = "") -> ValueError:
-    """A `ValueError` that names the argument, what was expected and what came.
+    """A `ValueError` that names the argument, what was expected and what was given.
 
     Args:
         argument: the argument, file, layer or column at fault.

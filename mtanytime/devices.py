@@ -1,4 +1,4 @@
-"""What a run computes on and in: the device, its precision, and waiting for it."""
+"""The device of a computation, its floating-point precision, and waiting until a device has finished."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -9,18 +9,18 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator (CUDA or Apple's MPS) if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where asked for; weights and optimiser states stay float32."""
+    """A context with torch's bfloat16 autocast, if that is the precision; weights and optimiser states stay float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what was asked of it; before a clock is read."""
-    backend = getattr(torch, device.type)  # torch.cpu, whose call does nothing, torch.cuda, torch.mps, …
+    """Wait until a device has finished its queued work, so that a clock can be read."""
+    backend = getattr(torch, device.type)  # torch.cpu (its call does nothing), torch.cuda, torch.mps, …
     backend.synchronize(*(() if device.type == "mps" else (device,)))  # there is only one mps

@@ -1,7 +1,7 @@
-"""Run a module without a trace on it: at other parameters and buffers, or as a trial.
+"""Run a module without changing it: with other parameters and buffers, or as a trial.
 
-`torch.func.functional_call` leaves a module broken whose layers are shared (used under two names): it puts such a
-layer's tensors back in the wrong order. `functional_call` hands it each tensor once.
+`torch.func.functional_call` damages a module that has a layer under two names: it restores that layer's tensors in the
+wrong order. `functional_call` here passes each tensor once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 
 def tensor_names(module: nn.Module) -> dict[str, str]:
-    """Every place that holds a parameter or buffer -> the name it has in `named_parameters` or `named_buffers`."""
+    """Map each path to a parameter or buffer to its name in `named_parameters` or `named_buffers`.
+
+    A shared tensor has several paths and one name.
+    """
     names, first = {}, {}
     for path, part in module.named_modules():
         for members in (part.named_parameters, part.named_buffers):
@@ -26,10 +29,14 @@ def tensor_names(module: nn.Module) -> dict[str, str]:
 def functional_call(
     module: nn.Module, tensors: dict[str, Tensor], *inputs: Any, names: Mapping[str, str] | None = None
 ) -> Any:
-    """`module(*inputs)` with `tensors` in place of its own parameters and buffers of those names.
+    """Compute `module(*inputs)` with `tensors` in place of the parameters and buffers of those names.
 
-    What the call writes to a buffer, in place or by assignment, is in `tensors` afterwards and not in the module.
-    `names` is `tensor_names(module)`, for callers that have it.
+    Args:
+        module: the module, which stays as it is.
+        tensors: parameters and buffers by name. A buffer that the call writes, in place or by assignment, is updated
+            here and not in the module.
+        inputs: positional arguments of the module.
+        names: `tensor_names(module)`, for callers that call often.
     """
     names = tensor_names(module) if names is None else names
     places = {place: tensors[name] for place, name in names.items() if name in tensors}
@@ -40,12 +47,13 @@ def functional_call(
 
 @contextmanager
 def trial_run(module: nn.Module, device: torch.device, training: bool) -> Iterator[dict[str, Tensor]]:
-    """A trial run that leaves no trace: the mode and torch's random state are put back afterwards.
+    """Try a module in train or eval mode and leave no trace: modes and torch's random state are restored.
 
-    Yields copies of the buffers, to run the module on through `functional_call`.
+    Yields copies of the module's buffers. Run the module through `functional_call` with them, which then takes the
+    writes to batch-norm statistics and similar.
     """
     modes = [(part, part.training) for part in module.modules()]
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)  # the CPU's is always put back
+    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)  # the CPU's is always restored
     with torch.random.fork_rng(devices, device_type=kind):
         try:
             module.train(training)

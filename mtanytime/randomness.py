@@ -1,4 +1,4 @@
-"""torch's random state: seed a block of code, save and put back."""
+"""Random numbers that depend on a seed alone: derived seeds and generators, seeded blocks, torch's random state."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from torch import Generator, Tensor
 
 
 def get_rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """torch's random state on the CPU and on `device`."""
+    """torch's random state on the CPU, and on `device` if that is another one (else None)."""
     own = None if device.type == "cpu" else _backend(device).get_rng_state(*_place(device))
     return torch.get_rng_state(), own
 
 
 def set_rng_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    """Put back what `get_rng_state` gave."""
+    """Restore the state that `get_rng_state` returned."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         _backend(device).set_rng_state(state[1], *_place(device))
@@ -24,10 +24,10 @@ def set_rng_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block so that it gives the same again: under its own seed, and with cuDNN's deterministic algorithms.
+    """Run a block reproducibly: under its own seed, and with cuDNN's deterministic algorithms.
 
-    The caller's random state and cuDNN's settings are put back afterwards. Only the CPU and `device` are seeded
-    (`torch.manual_seed` would change every device, and costs a hundred times as much).
+    The caller's random state and cuDNN's settings are restored afterwards. Only the CPU and `device` are seeded;
+    `torch.manual_seed` would change every device and takes a hundred times as long.
     """
     cudnn = torch.backends.cudnn
     state, flags = get_rng_state(device), (cudnn.benchmark, cudnn.deterministic)
@@ -52,11 +52,16 @@ def _place(device: torch.device) -> tuple[torch.device, ...]:
 
 
 def derive_seed(seed: int, *parts: int) -> int:
-    """A 63-bit seed for one purpose (an epoch, a batch) of a run: stable, and unrelated to its neighbours."""
+    """A 63-bit seed for one part of a run (an epoch, a batch): always the same, and independent of other parts' seeds.
+
+    Args:
+        seed: the run's seed.
+        parts: whole numbers that identify the part, such as epoch and batch; negative ones name other purposes.
+    """
     digest = hashlib.blake2b(repr((int(seed), *map(int, parts))).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator_for(seed: int, *parts: int) -> Generator:
-    """A generator under `derive_seed(seed, *parts)`."""
+    """A CPU generator with the seed `derive_seed(seed, *parts)`."""
     return Generator().manual_seed(derive_seed(seed, *parts))

@@ -1,4 +1,4 @@
-"""Training all exits at once: the joint loss, what is logged, and that runs resume as all runs do."""
+"""Training all exits at once: the joint loss, the log, the curve, and resume."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def some_outputs(exits: int = 3) -> tuple[list[Tensor], Tensor]:
 
 
 def test_joint_loss_is_the_sum() -> None:
-    """Without settings it is the paper's: the exits' cross-entropies, added up; with weights a weighted sum."""
+    """By default it is the paper's sum of the exits' cross-entropies; with weights, a weighted sum."""
     outputs, labels = some_outputs()
     losses = [F.cross_entropy(logits, labels) for logits in outputs]
     torch.testing.assert_close(JointLoss()(outputs, labels), sum(losses))
@@ -41,7 +41,7 @@ def test_joint_loss_is_the_sum() -> None:
 
 
 def test_distillation_by_hand() -> None:
-    """Each thin exit is drawn to the widest one's softened answer, which gets no gradient from it."""
+    """Each thinner exit learns the softened prediction of the widest one, which gets no gradient from it."""
     outputs, labels = some_outputs(2)
     plain = JointLoss()(outputs, labels)
     added = JointLoss(distillation=0.7, temperature=3.0)(outputs, labels) - plain
@@ -57,14 +57,14 @@ def test_distillation_by_hand() -> None:
 
 
 def test_bad_losses() -> None:
-    """Weights that do not fit are refused: their signs when made, their number when called."""
+    """Bad weights are refused: their signs when the loss is made, their number when it is called."""
     outputs, labels = some_outputs()
-    with pytest.raises(ValueError, match="wanted 3 weights, one for each exit"):
+    with pytest.raises(ValueError, match=r"^weights: expected 3 weights, one per exit, got \(1.0, 2.0\)$"):
         JointLoss([1, 2])(outputs, labels)
     for weights in ([0, 0], [1, -1], [1, float("nan")]):
-        with pytest.raises(ValueError, match="wanted weights >= 0, some of them above"):
+        with pytest.raises(ValueError, match=r"^weights: expected numbers >= 0, not all 0, got"):
             JointLoss(weights)
-    with pytest.raises(ValueError, match="temperature > 0"):
+    with pytest.raises(ValueError, match=r"^temperature: expected a number > 0, got 0"):
         JointLoss(temperature=0)
 
 
@@ -83,8 +83,8 @@ def test_a_step_is_torchs_own() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_result_has_an_accuracy_an_exit() -> None:
-    """The result's accuracies are those of `evaluate_exits`, and the log has each exit's figure for each batch."""
+def test_result_has_one_accuracy_per_exit() -> None:
+    """The result's accuracies are those of `evaluate_exits`, and the log has the accuracy per exit and batch."""
     run = trainer()
     result = run.train()
     assert result.last_accuracy == evaluate_exits(run.model, tiny.images(9, seed=1))
@@ -99,28 +99,27 @@ def test_result_has_an_accuracy_an_exit() -> None:
 
 
 def test_evaluate_exits_by_hand() -> None:
-    """Counted image by image; the network's mode is put back."""
+    """The accuracies equal a count image by image, and the network's mode is restored."""
     network, data = made().train(), tiny.images(7)
-    found = evaluate_exits(network, data, batch_size=3)
+    accuracies = evaluate_exits(network, data, batch_size=3)
     assert network.training
     outputs = network.eval()(data.images.float() / 255)
-    wanted = [sum(int(a.argmax() == b) for a, b in zip(o, data.labels, strict=True)) / 7 for o in outputs]
-    assert found == pytest.approx(wanted)
+    expected = [sum(int(a.argmax() == b) for a, b in zip(o, data.labels, strict=True)) / 7 for o in outputs]
+    assert accuracies == pytest.approx(expected)
 
 
 def test_resumes_where_it_was_stopped(tmp_path: Path) -> None:
-    """Stopped in the middle of an epoch and begun anew, a run ends as one that was not stopped."""
+    """A run that is stopped within an epoch and resumed by a new trainer ends as an uninterrupted one."""
     options = {"loss": JointLoss([1, 2, 3], distillation=0.5), "augment": crop_flip(1), "schedule": "warm-up cosine"}
     whole = trainer(**options)
-    wanted = whole.train()
+    expected = whole.train()
     first = trainer(tmp_path / "run", **options)
     for report in first:
         if report.step == 3:
             break
     second = trainer(tmp_path / "run", **options)
     assert second.step == 3
-    found = second.train()
-    assert found.accuracy == wanted.accuracy
+    assert second.train().accuracy == expected.accuracy
     state = second.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.model.state_dict().items())
     with pytest.raises(ValueError, match="loss"):
@@ -128,7 +127,7 @@ def test_resumes_where_it_was_stopped(tmp_path: Path) -> None:
 
 
 def test_folder_holds_the_curve(tmp_path: Path) -> None:
-    """A finished run can be explored from its folder: what each exit costs and its test accuracy."""
+    """A finished run can be explored from its folder: cost and test accuracy per exit."""
     first = trainer(tmp_path / "run")
     assert not (tmp_path / "run" / "curve.csv").exists()
     result = first.train()
@@ -140,7 +139,7 @@ def test_folder_holds_the_curve(tmp_path: Path) -> None:
 
 
 def test_any_anytime_network() -> None:
-    """The trainer asks for a list of logits, nothing else."""
+    """The trainer needs a network that returns a list of logits, and nothing else."""
     network = InclusiveResNeXt(3, width=4, bottleneck=1, branches=2, blocks=1)
     run = AnytimeTrainer(network, tiny.images(), epochs=1, batch_size=12, progress=False)
     assert run.train().accuracy is None
@@ -151,16 +150,16 @@ def test_any_anytime_network() -> None:
     [(tiny.made(), "Tensor"), (nn.Sequential(tiny.made(), nn.ModuleList()), "Tensor")],
 )
 def test_other_outputs_are_refused(network: nn.Module, came: str) -> None:
-    """A network of one answer is told apart before anything is trained."""
+    """A network with one output is refused before training."""
     if isinstance(network, nn.Sequential):
         network.forward = lambda images: [network[0](images), network[0](images)[:, :2]]
         came = r"\[\(\d+, 3\), \(\d+, 2\)\]"
-    with pytest.raises(ValueError, match=f"a list of logits.*; got {came}"):
+    with pytest.raises(ValueError, match=f"^model: expected .* a list of logits .*, got {came}"):
         AnytimeTrainer(network, tiny.images(), epochs=1, batch_size=4, progress=False)
 
 
 def test_warm_up_cosine_goes_step_by_step() -> None:
-    """The rate rises over the first twentieth of the steps, then falls to nearly nothing; others go by epoch."""
+    """The rate rises over the first twentieth of the steps, then falls to nearly 0; other schedules go by epoch."""
     run = trainer(epochs=20, schedule="warm-up cosine", lr=1.0)
     rates = run.rates
     assert len(rates) == run.steps == 40

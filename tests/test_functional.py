@@ -1,4 +1,4 @@
-"""Running a module at other tensors leaves it as it was, also where layers and tensors are shared."""
+"""Running a module with other tensors leaves it as it was, also where layers and tensors are shared."""
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ class Shared(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Everything once."""
+        """Use every layer once."""
         self.calls = self.calls + 1
         return self.norm(self.tied(self.again(self.first(x))))
 
 
-def test_call_at_equals_a_module_with_those_tensors() -> None:
-    """Every place that holds a shared tensor sees the new one, and the module has its own back afterwards."""
+def test_functional_call_equals_a_module_with_those_tensors() -> None:
+    """Every path to a shared tensor gets the new one, and the module has its own tensors again afterwards."""
     generator = torch.Generator().manual_seed(0)
     module, other = Shared(), Shared()
     x = torch.randn(4, 2, generator=generator)
@@ -46,15 +46,15 @@ def test_call_at_equals_a_module_with_those_tensors() -> None:
 
 
 def test_tensor_names_cover_every_place() -> None:
-    """A tied weight is known under both of its places, a shared layer under its first."""
+    """A tied weight is found under both of its paths, a shared layer under its first."""
     names = tensor_names(Shared())
     assert names["tied.weight"] == "first.weight"
     assert names["tied.bias"] == "tied.bias"
     assert not any(place.startswith("again.") for place in names)
 
 
-def test_undisturbed() -> None:
-    """A trial run in train mode moves neither mode, buffers nor torch's random state."""
+def test_a_trial_run_leaves_no_trace() -> None:
+    """A trial run in train mode changes neither modes, buffers nor torch's random state."""
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).eval()
     module[1].train()
     state, buffers = torch.get_rng_state(), {name: value.clone() for name, value in module.named_buffers()}

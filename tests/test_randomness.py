@@ -1,4 +1,4 @@
-"""torch's random state: a seeded block gives the same again and leaves nothing behind."""
+"""Random numbers: a seeded block repeats itself and leaves the caller's state alone."""
 
 from contextlib import suppress
 
@@ -17,7 +17,7 @@ on_each_device = pytest.mark.parametrize("device", DEVICES, ids=str)
 
 @on_each_device
 def test_same_seed_same_numbers(device: torch.device) -> None:
-    """A step is made again from its seed alone, on every device; another seed gives other numbers."""
+    """A block repeats its numbers from the seed alone, on every device; another seed gives others."""
     drawn = []
     for seed in (3, 3, 4):
         torch.rand(5, device=device)
@@ -30,7 +30,7 @@ def test_same_seed_same_numbers(device: torch.device) -> None:
 
 @on_each_device
 def test_the_callers_state_is_untouched(device: torch.device) -> None:
-    """The caller's own random numbers go on as if the block had not been, also after an error."""
+    """The caller's own random numbers continue as if the block had not run, also after an error."""
     before = get_rng_state(device)
     expected = torch.rand(5), torch.rand(5, device=device)
     set_rng_state(before, device)
@@ -42,7 +42,7 @@ def test_the_callers_state_is_untouched(device: torch.device) -> None:
 
 
 def test_other_devices_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training on the CPU must not change the accelerator's random state, which nobody would put back."""
+    """Training on the CPU must not change the accelerator's random state, which nobody would restore."""
     called = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", called.append)
     monkeypatch.setattr(torch.cuda, "manual_seed", called.append)
@@ -52,7 +52,7 @@ def test_other_devices_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_as_torchs_own_seed() -> None:
-    """A seeded block draws what torch draws after `manual_seed`, so that results can be made again without us."""
+    """A seeded block draws what torch draws after `manual_seed`, so results can be repeated without this library."""
     with seeded(5, torch.device("cpu")):
         ours = torch.rand(3)
     with torch.random.fork_rng([]):
@@ -60,8 +60,8 @@ def test_as_torchs_own_seed() -> None:
         assert torch.equal(torch.rand(3), ours)
 
 
-def test_cudnn_chooses_its_algorithms_alike() -> None:
-    """cuDNN's search for the fastest algorithm would give other last bits; the caller's settings come back."""
+def test_cudnn_always_chooses_the_same_algorithms() -> None:
+    """cuDNN's search for the fastest algorithm would change the last bits; the caller's settings are restored."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     try:

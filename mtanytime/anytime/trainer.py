@@ -1,5 +1,6 @@
-"""Train an anytime network: all of its exits at once, on a joint loss."""
+"""Train an anytime network: all of its exits at once, with a joint loss."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import require_wanted
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
@@ -21,17 +22,19 @@ from mtanytime.training.trainer import Trainer, TrainingResult
 
 
 class JointLoss:
-    """The weighted sum of the exits' losses (arXiv:1807.02609 sums them unweighted), with optional self-distillation.
+    """Weighted sum of the exits' losses (arXiv:1807.02609 sums them unweighted), with optional self-distillation.
 
     Args:
-        weights: of the exits, thin to wide; None: 1 each.
-        distillation: adds to each exit but the widest this much of its distillation loss: T² times the Kullback–Leibler
-            divergence of its softened answer from the widest one's, which is taken as given (arXiv:1503.02531).
-        temperature: T, by which the logits are divided for distillation.
-        loss: of one exit, `loss(logits, labels)`, a scalar.
+        weights: one weight per exit, thin to wide; None gives each exit the weight 1.
+        distillation: strength of self-distillation. It adds to the loss of each exit but the widest T² times the
+            Kullback–Leibler divergence of its softened prediction from that of the widest exit, which gets no
+            gradient from it (arXiv:1503.02531).
+        temperature: T, by which the logits are divided before the softmax in distillation.
+        loss: the loss of one exit, `loss(logits, labels)`, a scalar.
 
     Raises:
-        ValueError: weights below zero or not finite, or none above; a temperature that is not above zero.
+        ValueError: a weight that is negative or not finite, weights that are all 0, a negative distillation, or a
+            temperature that is not above 0.
     """
 
     def __init__(
@@ -41,32 +44,32 @@ class JointLoss:
         temperature: float = 2.0,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
-        fine = weights is None or (all(0 <= weight < float("inf") for weight in weights) and any(weights))
-        require_wanted(fine, "weights >= 0, some of them above", weights)
-        require_wanted(0 <= distillation < float("inf"), "distillation >= 0", distillation)
-        require_wanted(0 < temperature < float("inf"), "temperature > 0", temperature)
+        valid = weights is None or (all(0 <= weight < math.inf for weight in weights) and any(weights))
+        require(valid, "weights", "numbers >= 0, not all 0", weights)
+        require(0 <= distillation < math.inf, "distillation", "a number >= 0", distillation)
+        require(0 < temperature < math.inf, "temperature", "a number > 0", temperature)
         self.weights = None if weights is None else tuple(float(weight) for weight in weights)
         self.distillation, self.temperature, self.loss = distillation, temperature, loss
 
     def __call__(
         self, outputs: list[Float[Tensor, "batch classes"]], labels: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        """The joint loss. Raises ValueError where there is not a weight for each exit."""
+        """The joint loss of a batch. Raises ValueError unless there is one weight per exit."""
         weights = self.weights or (1.0,) * len(outputs)
-        require_wanted(len(weights) == len(outputs), f"{len(outputs)} weights, one for each exit", weights)
+        require(len(weights) == len(outputs), "weights", f"{len(outputs)} weights, one per exit", weights)
         losses = [self.loss(logits, labels) for logits in outputs]
         if self.distillation:
-            wanted = F.softmax(outputs[-1].detach() / self.temperature, dim=1)
+            teacher = F.softmax(outputs[-1].detach() / self.temperature, dim=1)
             for k, logits in enumerate(outputs[:-1]):
-                log_answer = F.log_softmax(logits / self.temperature, dim=1)
-                divergence = F.kl_div(log_answer, wanted, reduction="batchmean")
+                student = F.log_softmax(logits / self.temperature, dim=1)
+                divergence = F.kl_div(student, teacher, reduction="batchmean")
                 losses[k] = losses[k] + self.distillation * self.temperature**2 * divergence
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
 
 @dataclass(frozen=True)
 class AnytimeResult(TrainingResult):
-    """How an anytime run ended: `accuracy` and `last_accuracy` hold one fraction an exit, thin to wide."""
+    """`TrainingResult` of an anytime run: `accuracy` and `last_accuracy` hold one accuracy per exit, thin to wide."""
 
     accuracy: list[float] | None
     last_accuracy: list[float] | None
@@ -74,20 +77,20 @@ class AnytimeResult(TrainingResult):
 
 @with_keywords_of(Trainer)
 class AnytimeTrainer(Trainer):
-    """Train all exits of a network on a joint loss, as `Trainer` does one network, with its arguments.
+    """Train all exits of a network with a joint loss; otherwise as `Trainer`, with its arguments.
 
-    The log has the training batch's accuracy of each exit, `accuracy_1`, `accuracy_2`, …; `accuracy` and `val_accuracy`
-    are their means, and the best validation epoch is chosen by that mean.
+    The log has the training batch's accuracy per exit, `accuracy_1`, `accuracy_2`, …; `accuracy` is their mean.
+    `val_accuracy` is the mean over the exits too, and the best validation epoch is chosen by it.
 
     Args:
-        model: a network whose output is the list of its exits' logits, thin to wide, or a function that makes one.
+        model: a network whose output is the list of its exits' logits, thin to wide, or a function that makes it.
         data: see `Trainer`.
         test: see `Trainer`.
         loss: `loss(outputs, labels)`, a scalar, such as `JointLoss()` or a `taxonomy.CoarseToFineLoss`.
         settings: the other arguments of `Trainer`.
 
     Raises:
-        ValueError: as `Trainer`, and for a network that gives something else.
+        ValueError: as `Trainer`, and for a network with another output.
     """
 
     result_type: ClassVar[type[TrainingResult]] = AnytimeResult
@@ -104,35 +107,38 @@ class AnytimeTrainer(Trainer):
         super().__init__(model, data, test, loss=JointLoss() if loss is None else loss, **settings)
 
     def result(self) -> AnytimeResult:
-        """As `Trainer.result`. The run's folder then holds its curve, too, curve.csv: model (the class of the network),
-        seed, exit, macs, macs_own_head, params, accuracy; for networks whose exits can be cut out (`extract`)."""
+        """Accuracies and tables of a finished run, as `Trainer.result`; also writes the run's curve to its folder.
+
+        The curve is curve.csv with the columns model (the network's class), seed, exit, macs, macs_own_head, params and
+        accuracy. It is written for networks whose exits can be cut out (`extract`).
+        """
         result = super().result()
         network = unwrapped(self.model)
-        there = self.folder is None or (self.folder.path / "curve.csv").exists()
-        if not there and result.accuracy is not None and hasattr(network, "extract"):
+        written = self.folder is None or (self.folder.path / "curve.csv").exists()
+        if not written and result.accuracy is not None and hasattr(network, "extract"):
             costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])
             names = {"model": type(network).__name__, "seed": self.seed}
             self.folder.write("curve", costs.assign(accuracy=result.accuracy, **names)[[*names, *costs, "accuracy"]])
         return result
 
     def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Do one SGD step on the joint loss; see `Trainer.train_on_batch`."""
+        """Do one training step on one batch, on the joint loss, and return its metrics."""
         with autocast(self.device, self.precision):
             outputs = self.model(images)
             loss = self.loss(outputs, labels)
         accuracies = [batch_accuracy(logits, labels) for logits in outputs]
-        figures = {"loss": self._finite(loss, "loss"), "accuracy": sum(accuracies) / len(accuracies)}
+        metrics = {"loss": self._finite(loss, "loss"), "accuracy": sum(accuracies) / len(accuracies)}
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return figures | {f"accuracy_{k}": accuracy for k, accuracy in enumerate(accuracies, 1)}
+        return metrics | {f"accuracy_{k}": accuracy for k, accuracy in enumerate(accuracies, 1)}
 
     def _logits(self, output: Any) -> Tensor:
-        fine = isinstance(output, list | tuple) and all(isinstance(o, Tensor) and o.ndim == 2 for o in output)
-        if not fine or len({logits.shape for logits in output}) != 1:
-            came = [tuple(o.shape) for o in output] if fine else type(output).__name__
-            raise ValueError(
-                f"wanted a network that gives a list of logits, (batch, classes) for each exit; got {came}"
+        matrices = isinstance(output, list | tuple) and all(isinstance(o, Tensor) and o.ndim == 2 for o in output)
+        if not matrices or len({logits.shape for logits in output}) != 1:
+            shown = [tuple(logits.shape) for logits in output] if matrices else type(output).__name__
+            raise mismatch(
+                "model", "a network that returns a list of logits (batch, classes), one per exit", Words(shown)
             )
         return output[-1]
 
@@ -150,6 +156,6 @@ def evaluate_exits(
     batch_size: int = 256,
     precision: Precision = "float32",
 ) -> list[float]:
-    """Top-1 accuracy in [0, 1] of every exit in eval mode; modes and torch's random state are put back."""
-    right = lambda outputs, labels: (torch.stack(list(outputs)).argmax(dim=2) == labels).sum(dim=1)  # noqa: E731
-    return fraction_correct(model, data, right, batch_size, precision).tolist()
+    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are as before afterwards."""
+    correct = lambda outputs, labels: (torch.stack(list(outputs)).argmax(dim=2) == labels).sum(dim=1)  # noqa: E731
+    return fraction_correct(model, data, correct, batch_size, precision).tolist()
