@@ -36,6 +36,8 @@ MOVED: dict[str, tuple[str, ...]] = {
 RENAMED: dict[str, str] = {
     "anytime_recipes.VALIDATION_A_CLASS": "experiments.anytime.VALIDATION_PER_CLASS",
     "characters.draw": "data.synthetic.paint",
+    "explore.draw.some": "explore.tables.first_few",
+    "explore.draw.worded": "explore.tables.format_cost",
     "quick_layers.quick_layers": "transfer.second_order.second_order",
     "stateless.call_at": "functional.functional_call",
     "stateless.undisturbed": "functional.trial_run",

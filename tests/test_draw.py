@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from mtanytime.explore import draw
-from mtanytime.explore.tables import worded
+from mtanytime.explore.tables import format_cost
 
 
 def make_trace(
@@ -322,20 +322,35 @@ def test_learning_curves_of_every_step_are_smoothed() -> None:
     [
         (
             lambda t: draw.heatmap(t.drop(columns="weight")),
-            r"the trace lacks column 'weight' \(has: step, source, target",
+            "trace: expected column weight, got columns step, source, target, weight_std",
         ),
-        (lambda t: draw.weights_over_time(t.iloc[:0]), r"the trace has no rows \(its columns: step"),
-        (lambda t: draw.heatmap(t, 130), r"the trace has no step 130 \(nearest: 100; 3 from 0 to 200\)"),
-        (lambda t: draw.heatmap(t.assign(weight="a")), "column 'weight' of the trace is not numeric, for example 'a'"),
+        (lambda t: draw.weights_over_time(t.iloc[:0]), r"trace: expected at least one row, got none \(columns: step"),
+        (
+            lambda t: draw.heatmap(t, 130),
+            r"a step of the trace \(3 from 0 to 200\), got 130; nearest: 100",
+        ),
+        (lambda t: draw.heatmap(t.assign(weight="a")), "trace, column weight: expected numbers, got 'a'"),
         (
             lambda _: draw.channel_weights(make_channels(4), "layer9", "features.2"),
-            r"the channels table has no pair layer9 → features.2 \(has: layer1 → features.2\)",
+            r"expected a pair of the channels table \(layer1 → features.2\), got layer9 → features.2",
         ),
-        (lambda _: draw.channel_weights(make_channels(4), "layer1", "features.2", 7), "no step 7 .nearest: 0"),
-        (lambda _: draw.channel_weights(make_channels(4), "layer1", "features.2", top=0), "at least 1, got 0"),
-        (lambda _: draw.accuracy_by_method(make_results().assign(accuracy=93.0)), "fraction of 1, got 93 to 93"),
-        (lambda t: draw.accuracy_by_method(t), "the results table lacks column 'method'"),
-        (lambda t: draw.learning_curves(t), r"the log holds no loss and no accuracy \(has: step, source"),
+        (
+            lambda _: draw.channel_weights(make_channels(4), "layer1", "features.2", 7),
+            r"step: expected .*\(2 from 0 to 50\), got 7",
+        ),
+        (
+            lambda _: draw.channel_weights(make_channels(4), "layer1", "features.2", top=0),
+            "top: expected a number >= 1 or None, got 0",
+        ),
+        (
+            lambda _: draw.accuracy_by_method(make_results().assign(accuracy=93.0)),
+            r"results table, column accuracy: expected fractions in \[0, 1\], got 93.0 in the row of method s",
+        ),
+        (
+            lambda t: draw.accuracy_by_method(t),
+            "results table: expected columns method, seed, accuracy, got columns step",
+        ),
+        (lambda t: draw.learning_curves(t), "log: expected a loss or an accuracy, got columns step, source"),
     ],
 )
 def test_bad_tables_are_named(call, message: str) -> None:
@@ -347,7 +362,7 @@ def test_bad_tables_are_named(call, message: str) -> None:
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
     """A run that was stopped before its first row leaves an empty file."""
     (tmp_path / "trace.csv").touch()
-    with pytest.raises(ValueError, match=r"the trace .*trace\.csv is an empty file"):
+    with pytest.raises(ValueError, match=r"trace: expected a CSV table, got an empty file, .*trace\.csv"):
         draw.heatmap(tmp_path / "trace.csv")
 
 
@@ -391,7 +406,7 @@ def test_accuracy_by_budget_shows_means_and_spread_over_seeds() -> None:
     )
     bar = lines["sliced"].lines[2][0].get_segments()[0]
     np.testing.assert_allclose(bar, [(1e6, 59), (1e6, 61)])
-    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "FLOPs (multiply–adds), log scale")
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "multiply-adds (MACs), log scale")
     assert len({line.lines[0].get_marker() for line in lines.values()}) == 2  # told apart without colours
     assert "model, ± 1 standard\ndeviation of 3 runs" in words(picture)
     assert {"1 M", "10 M"} <= set(words(picture))
@@ -406,8 +421,8 @@ def test_accuracy_by_budget_marks_what_is_paid_for() -> None:
         line for line in draw.accuracy_by_budget(tables.curve(), budget=5e6).axes[0].get_lines() if line.get_ms() == 14
     ]
     np.testing.assert_allclose([ring.get_xydata()[0] for ring in rings], [(4e6, 70), (1.5e6, 57.5)])
-    assert draw.accuracy_by_budget(tables.curve(), budget=1.2e6).alt.endswith("1.2 M FLOPs pays for sliced exit 1")
-    assert draw.accuracy_by_budget(tables.curve(), budget=1.0).alt.endswith("1 FLOPs pays for no exit")
+    assert draw.accuracy_by_budget(tables.curve(), budget=1.2e6).alt.endswith("1.2 M MACs pays for sliced exit 1")
+    assert draw.accuracy_by_budget(tables.curve(), budget=1.0).alt.endswith("1 MACs pays for no exit")
 
 
 def test_accuracy_by_budget_of_one_exit() -> None:
@@ -421,10 +436,10 @@ def test_accuracy_by_budget_of_one_exit() -> None:
 @pytest.mark.parametrize(
     ("cost", "value", "wanted"),
     [
-        ("macs", 58_312_000, "58.3 M FLOPs"),
-        ("macs", 999_600, "1 M FLOPs"),
-        ("macs", 7, "7 FLOPs"),
-        ("macs", 4.1e9, "4.1 G FLOPs"),
+        ("macs", 58_312_000, "58.3 M MACs"),
+        ("macs", 999_600, "1 M MACs"),
+        ("macs", 7, "7 MACs"),
+        ("macs", 4.1e9, "4.1 G MACs"),
         ("params", 1_234, "1.23 k parameters"),
         ("latency_ms", 0.04217, "0.0422 ms"),
         ("latency_ms", 1234.0, "1230 ms"),
@@ -432,16 +447,24 @@ def test_accuracy_by_budget_of_one_exit() -> None:
 )
 def test_costs_are_worded(cost: str, value: float, wanted: str) -> None:
     """Three digits and a unit are what a reader can hold in mind."""
-    assert worded(cost, value) == wanted
+    assert format_cost(cost, value) == wanted
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda c: c, {"cost": "joules"}, "wanted a cost of macs, latency_ms, params; got 'joules'"),
-        (lambda c: c.drop(columns="latency_ms"), {"cost": "latency_ms"}, "the curve lacks column 'latency_ms'"),
-        (lambda c: c, {"level": "fine"}, r"the curve has no level 'fine' to choose \(has: none\)"),
-        (lambda c: c.assign(params=-1), {"cost": "params"}, "'params' of the curve holds -1, wanted a number above 0"),
+        (lambda c: c, {"cost": "joules"}, "cost: expected one of macs, latency_ms, params, got 'joules'"),
+        (
+            lambda c: c.drop(columns="latency_ms"),
+            {"cost": "latency_ms"},
+            "curve: expected column latency_ms",
+        ),
+        (lambda c: c, {"level": "fine"}, r"level: expected a level of the curve \(none\), got 'fine'"),
+        (
+            lambda c: c.assign(params=-1),
+            {"cost": "params"},
+            "column params: expected finite numbers .*got -1",
+        ),
     ],
 )
 def test_bad_curves_are_named(change, options: dict, message: str) -> None:

@@ -12,6 +12,7 @@ from typechecker import unchecked
 
 from mtanytime.explore import contents, draw
 from mtanytime.explore.budget import BudgetExplorer
+from mtanytime.explore.contents import budget
 
 
 def stops(explorer: BudgetExplorer) -> list[str]:
@@ -27,10 +28,10 @@ def test_stops_are_worded() -> None:
     curve = tables.curve()
     single = BudgetExplorer(curve[curve["model"] == "sliced"])
     wanted = [
-        "1 M FLOPs · exit 1 of 4",
-        "4 M FLOPs · exit 2 of 4",
-        "9 M FLOPs · exit 3 of 4",
-        "16 M FLOPs · exit 4 of 4",
+        "1 M MACs · exit 1 of 4",
+        "4 M MACs · exit 2 of 4",
+        "9 M MACs · exit 3 of 4",
+        "16 M MACs · exit 4 of 4",
     ]
     assert stops(single) == wanted
     single.cost = "latency_ms"
@@ -39,16 +40,16 @@ def test_stops_are_worded() -> None:
     assert stops(single)[1] == "20 k parameters · exit 2 of 4"
     both = BudgetExplorer(curve)
     assert stops(both)[:3] == [
-        "1 M FLOPs · sliced exit 1 of 4",
-        "1.5 M FLOPs · msdnet exit 1 of 4",
-        "4 M FLOPs · sliced exit 2 of 4",
+        "1 M MACs · sliced exit 1 of 4",
+        "1.5 M MACs · msdnet exit 1 of 4",
+        "4 M MACs · sliced exit 2 of 4",
     ]
     both.cost = "latency_ms"  # exit 3 of the one costs what exit 2 of the other costs
     assert "6 ms · sliced exit 3 of 4, msdnet exit 2 of 4" in stops(both)
 
 
 def test_picks_are_what_the_budget_pays_for() -> None:
-    """6 M FLOPs buy exit 2 of either model: hand-computed means, spreads, and what the next exit costs and gains."""
+    """6 M MACs buy exit 2 of either model: hand-computed means, spreads, and what the next exit costs and gains."""
     explorer = BudgetExplorer(tables.curve())
     explorer.at = ["msdnet", 2]
     assert explorer.budget == 6e6
@@ -82,7 +83,7 @@ def test_front_end_holds_the_same_picks() -> None:
                     assert line[place]["exit"] == pick["exit"]
                     assert line[place]["said"] == f"{100 * pick['accuracy']:.1f} ± {100 * pick['spread']:.1f} %"
     words = explorer.content["views"][0]["lines"][0]
-    assert words[1]["next"] == "exit 3: +5 M FLOPs (+125%) for +10.0 points"
+    assert words[1]["next"] == "exit 3: +5 M MACs (+125%) for +10.0 points"
     assert words[3]["next"] == "the last exit"
     json.dumps(explorer.content, allow_nan=False)
 
@@ -122,7 +123,7 @@ def test_levels_of_a_taxonomy() -> None:
     assert some.budget == 1e6
     each = BudgetExplorer(fine.assign(level=np.where(fine["exit"] < 3, "coarse", "fine")))
     assert each.content["levels"] == []
-    assert "1 M FLOPs · sliced exit 1 of 4 (coarse)" in stops(each)
+    assert "1 M MACs · sliced exit 1 of 4 (coarse)" in stops(each)
 
 
 def test_strip_of_images() -> None:
@@ -146,14 +147,14 @@ def test_static_form() -> None:
     data, about = explorer._repr_mimebundle_()
     assert data["text/plain"] == "BudgetExplorer: 2 models with 4 exits each, 3 runs"
     assert about["image/png"]["alt"] == (
-        "Accuracy against FLOPs (multiply–adds) of 2 models: sliced, msdnet; "
-        "a budget of 9 M FLOPs pays for sliced exit 3, msdnet exit 2"
+        "Accuracy against multiply-adds (MACs) of 2 models: sliced, msdnet; "
+        "a budget of 9 M MACs pays for sliced exit 3, msdnet exit 2"
     )
     picture = draw.accuracy_by_budget(tables.curve(), budget=9e6)
     assert data["image/png"] == picture._repr_mimebundle_()[0]["image/png"]
     single = BudgetExplorer(tables.curve().iloc[:1])
     assert repr(single) == "BudgetExplorer: 1 model with 1 exit"
-    assert stops(single) == ["1 M FLOPs · exit 1 of 1"]
+    assert stops(single) == ["1 M MACs · exit 1 of 1"]
 
 
 def test_nothing_is_left_after_closing() -> None:
@@ -166,22 +167,31 @@ def test_nothing_is_left_after_closing() -> None:
 @pytest.mark.parametrize("column", ["model", "exit", "accuracy"])
 def test_missing_columns(column: str) -> None:
     """A table that is no curve is refused by the name of the column it lacks."""
-    with pytest.raises(ValueError, match=f"the curve lacks column '{column}'"):
+    with pytest.raises(ValueError, match=f"curve: expected column {column}, got columns"):
         BudgetExplorer(tables.curve().drop(columns=column))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c[["model", "exit", "accuracy"]], r"the curve lacks column 'macs' \(has: model, exit, accuracy\)"),
-        (lambda c: c.assign(accuracy=93.0), "'accuracy' of the curve must be a fraction of 1, got 93 to 93"),
-        (lambda c: c.assign(macs=0), "'macs' of the curve holds 0, wanted a number above 0"),
-        (lambda c: c.assign(macs=np.inf), "'macs' of the curve holds inf, wanted a number above 0"),
-        (lambda c: pd.concat([c, c]), "the curve has several rows for model sliced, exit 1, seed 0; wanted one"),
-        (lambda c: c.drop(columns="seed"), "the curve has several rows for model sliced, exit 1; wanted one, or a col"),
-        (lambda c: c.assign(macs=["2M", *c["macs"][1:]]), "'macs' of the curve is not numeric, for example '2M'"),
-        (lambda c: c.assign(exit=1.5), "'exit' of the curve holds 1.5, wanted whole numbers"),
-        (lambda c: c.iloc[:0], "the curve has no rows"),
+        (lambda c: c[["model", "exit", "accuracy"]], "curve: expected column macs, got columns model, exit, accuracy"),
+        (
+            lambda c: c.assign(accuracy=93.0),
+            r"column accuracy: expected fractions in \[0, 1\], got 93.0 in the row",
+        ),
+        (
+            lambda c: c.assign(macs=0),
+            "curve, column macs: expected finite numbers above 0, got 0 in the row",
+        ),
+        (
+            lambda c: c.assign(macs=np.inf),
+            "column macs: expected finite numbers above 0, got inf in the row",
+        ),
+        (lambda c: pd.concat([c, c]), "one row per model, exit, seed, got several for model sliced, exit 1, seed 0$"),
+        (lambda c: c.drop(columns="seed"), "got several for model sliced, exit 1; tell runs apart by a column seed"),
+        (lambda c: c.assign(macs=["2M", *c["macs"][1:]]), "curve, column macs: expected numbers, got '2M'"),
+        (lambda c: c.assign(exit=1.5), "curve, column exit: expected whole numbers, got 1.5"),
+        (lambda c: c.iloc[:0], "curve: expected at least one row, got none"),
     ],
 )
 def test_bad_curves(change: object, message: str) -> None:
@@ -194,29 +204,37 @@ def test_bad_images_and_predictions() -> None:
     """Images and answers that do not belong together are refused, and say why."""
     curve = tables.curve()
     images, predictions = tables.strip(curve)
-    strip = unchecked(contents._strip)
+    strip = unchecked(budget._strip)
     known = BudgetExplorer(curve).content["exits"]
 
     def refused(match: str, images: object, predictions: object) -> None:
         with pytest.raises(ValueError, match=match):
             strip(images, predictions, known)
 
-    refused("wanted images and predictions together", images, None)
-    refused("wanted images as a NumPy array of uint8 .*; got float64 of shape", images / 255, predictions)
-    refused("wanted images as a NumPy array", torch.zeros(3, 3, 8, 8), predictions)
-    refused("wanted 1 to 64 images; got 65", np.zeros((65, 3, 8, 8), np.uint8), predictions)
-    refused("names image 2; there are 0 to 1", images[:2], predictions)
-    refused("names sliced exit 9, which the curve lacks", images, predictions.replace({"exit": {4: 9}}))
-    refused("the predictions table lacks column 'answer'", images, predictions.drop(columns="answer"))
-    refused("several rows for image 0, model sliced, exit 1", images, pd.concat([predictions, predictions]))
+    refused("images and predictions: expected both or neither, got only one of them", images, None)
+    refused("images: expected a NumPy array of uint8 .*, got float64 of shape", images / 255, predictions)
+    refused("images: expected a NumPy array", torch.zeros(3, 3, 8, 8), predictions)
+    refused("images: expected 1 to 64 images, got 65", np.zeros((65, 3, 8, 8), np.uint8), predictions)
+    refused("predictions table, column image: expected images 0 to 1, got 2", images[:2], predictions)
+    refused(
+        "predictions table: expected exits of the curve, got sliced exit 9",
+        images,
+        predictions.replace({"exit": {4: 9}}),
+    )
+    refused("predictions table: expected column answer, got columns", images, predictions.drop(columns="answer"))
+    refused(
+        "one row per image, model, exit, got several for image 0, model sliced, exit 1",
+        images,
+        pd.concat([predictions, predictions]),
+    )
 
 
 @pytest.mark.parametrize(
     ("choice", "value", "message"),
     [
-        ("cost", "joules", "wanted a cost of 'macs', 'latency_ms', 'params'; got 'joules'"),
-        ("level", "fine", "wanted a level of ''; got 'fine'"),
-        ("at", ["sliced", 9], r"wanted a model and exit of \['sliced', 1\].*got \['sliced', 9\]"),
+        ("cost", "joules", "cost: expected one of 'macs', 'latency_ms', 'params', got 'joules'"),
+        ("level", "fine", "level: expected one of '', got 'fine'"),
+        ("at", ["sliced", 9], r"at: expected one of \['sliced', 1\].*got \['sliced', 9\]"),
     ],
 )
 def test_choices_that_are_not_offered(choice: str, value: object, message: str) -> None:
@@ -228,5 +246,5 @@ def test_choices_that_are_not_offered(choice: str, value: object, message: str) 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_budget_is_above_nothing(budget: float) -> None:
     """No exit is free, and nan compares with nothing: such a budget is a mistake."""
-    with pytest.raises(ValueError, match="wanted a budget above 0; got"):
+    with pytest.raises(ValueError, match="budget: expected a finite number above 0, got"):
         BudgetExplorer(tables.curve()).picks(budget)

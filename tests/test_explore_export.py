@@ -50,7 +50,7 @@ def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
         lambda **f: export_csv(tmp_path / "curve.csv", path, **f),
     ):
         path.write_text("mine")
-        with pytest.raises(ValueError, match=r"page\.html is there already"):
+        with pytest.raises(ValueError, match=r"path: expected a new file, got .*page\.html, which exists"):
             write()
         assert path.read_text() == "mine"
         write(force=True)
@@ -81,7 +81,7 @@ def test_a_page_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path = TransferExplorer(trace, tables.channels(trace, 64)).save_html(tmp_path / "large.html")
     assert 1e6 < path.stat().st_size < 3e6
     monkeypatch.setattr(export, "BYTES_UP_TO", 20_000)
-    with pytest.raises(ValueError, match=r"the page would hold 0\.\d MB"):
+    with pytest.raises(ValueError, match=r"page: expected at most 3 MB, got 0\.\d MB"):
         TransferExplorer(tables.trace()).save_html(tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -116,17 +116,20 @@ def test_csv_is_told_by_its_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is an empty file"),
-        ("# only a comment\n", "is an empty file"),
-        ("step,source,target,weight\n", "has no rows"),
-        ("step,source,target\n1,a,b\n", "the trace lacks column 'weight'"),
-        ("source,target,weight\na,b,1\n", "the trace lacks column 'step'"),
-        ("model,exit,accuracy\na,1,0.5\n", "the curve lacks column 'macs'"),
-        ("model,macs,accuracy\na,1,0.5\n", "the curve lacks column 'exit'"),
-        ("x,y\n1,2\n", r"wanted a trace \(step, source, target, weight\) or a curve .*; got the columns x, y"),
-        ("step,source,target,weight\n1,a,b,high\n", "column 'weight' of the trace is not numeric, for example 'high'"),
-        ("step,source,target,weight\n1,a,b,1\n1,a,b,2\n", "several rows for step 1, source a, target b"),
-        ("a,b\n1,2\n1,2,3\n", "is no CSV table"),
+        ("", "table: expected a CSV table, got an empty file"),
+        ("# only a comment\n", "table: expected a CSV table, got an empty file"),
+        ("step,source,target,weight\n", "table: expected at least one row, got none"),
+        ("step,source,target\n1,a,b\n", "trace: expected column weight, got columns step, source, target"),
+        ("source,target,weight\na,b,1\n", "trace: expected column step, got columns source, target, weight"),
+        ("model,exit,accuracy\na,1,0.5\n", "curve: expected column macs, got columns model, exit, accuracy"),
+        ("model,macs,accuracy\na,1,0.5\n", "curve: expected column exit, got columns model, macs, accuracy"),
+        ("x,y\n1,2\n", r"table: expected a trace \(step, source, target, weight\) or a curve .*, got columns x, y"),
+        ("step,source,target,weight\n1,a,b,high\n", "trace, column weight: expected numbers, got 'high'"),
+        (
+            "step,source,target,weight\n1,a,b,1\n1,a,b,2\n",
+            "got several for step 1, source a, target b; give",
+        ),
+        ("a,b\n1,2\n1,2,3\n", "table: expected a CSV table, got .*table.csv, which cannot be read"),
     ],
 )
 def test_bad_files_are_one_line_of_error(text: str, message: str, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_bad_files_are_one_line_of_error(text: str, message: str, tmp_path: Path
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     """A picture or checkpoint given by mistake is no traceback either."""
     (tmp_path / "x.csv").write_bytes(np.random.default_rng(0).bytes(500))
-    with pytest.raises(ValueError, match="is no CSV table"):
+    with pytest.raises(ValueError, match=r"table: expected a CSV table, got .*x\.csv, which cannot be read"):
         export_csv(tmp_path / "x.csv", tmp_path / "page.html")
     with pytest.raises(FileNotFoundError):
         export_csv(tmp_path / "none.csv", tmp_path / "page.html")

@@ -189,7 +189,7 @@ def test_exits_are_named_and_thinned() -> None:
 
 def test_only_trainers_are_watched() -> None:
     """Something else is refused before there is a widget."""
-    with pytest.raises(ValueError, match="wanted a Trainer; got str"):
+    with pytest.raises(ValueError, match="trainer: expected a Trainer, got str"):
         unchecked(LiveTraining.__init__)(LiveTraining.__new__(LiveTraining), "x")
 
 

@@ -13,7 +13,7 @@ from typechecker import unchecked
 
 from mtanytime.anytime import AnytimePredictor, InclusiveResNeXt, MSDNet, SlicedResNeXt, Taxonomy
 from mtanytime.backbones import Normalized
-from mtanytime.explore import playground
+from mtanytime.explore.contents import playground
 from mtanytime.explore.playground import AnytimePlayground
 
 CLASSES = ("cat", "dog", "car")
@@ -124,17 +124,23 @@ def test_many_classes_are_thinned() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": images().astype(float)}, "wanted images as a NumPy array of uint8"),
-        ({"images": images()[:0]}, "wanted 1 to 64 images; got 0"),
-        ({"labels": [0]}, r"wanted 2 labels from 0 to 2; got \[0\]"),
-        ({"labels": ["cat", "dog"]}, r"wanted 2 labels from 0 to 2; got \['cat', 'dog'\]"),
-        ({"labels": [0, 3]}, r"wanted 2 labels from 0 to 2; got \[0, 3\]"),
-        ({"model": nn.Linear(2, 2)}, "wanted an AnytimePredictor, or a network with refine or extract; got Linear"),
-        ({"classes": ["a", "b"]}, "wanted 2 outputs, one a class; got 3"),
-        ({"taxonomy": Taxonomy({"x": ["a"], "y": ["b", "c"]}, "abc")}, r"wanted a taxonomy of the classes \['cat'"),
-        ({"levels": [1, 2, 2]}, "wanted a taxonomy for the levels"),
-        ({"taxonomy": TREE, "levels": [1, 2]}, "wanted levels of the model's 3 exits"),
-        ({"repeats": 0}, "wanted repeats >= 1; got 0"),
+        ({"images": images().astype(float)}, "images: expected a NumPy array of uint8"),
+        ({"images": images()[:0]}, "images: expected 1 to 64 images, got 0"),
+        ({"labels": [0]}, r"labels: expected 2 labels from 0 to 2, got \[0\]"),
+        ({"labels": ["cat", "dog"]}, r"labels: expected 2 labels from 0 to 2, got \['cat', 'dog'\]"),
+        ({"labels": [0, 3]}, r"labels: expected 2 labels from 0 to 2, got \[0, 3\]"),
+        (
+            {"model": nn.Linear(2, 2)},
+            "an AnytimePredictor, or a network with refine or extract, got Linear",
+        ),
+        ({"classes": ["a", "b"]}, "model: expected 2 outputs, one per class, got 3"),
+        (
+            {"taxonomy": Taxonomy({"x": ["a"], "y": ["b", "c"]}, "abc")},
+            r"taxonomy: expected .*classes \['cat'",
+        ),
+        ({"levels": [1, 2, 2]}, r"levels: expected None without a taxonomy, got \[1, 2, 2\]"),
+        ({"taxonomy": TREE, "levels": [1, 2]}, "levels: expected one level per exit of the model, 3, got"),
+        ({"repeats": 0}, "repeats: expected a number >= 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(arguments: dict, message: str) -> None:
@@ -147,10 +153,10 @@ def test_bad_input_is_refused(arguments: dict, message: str) -> None:
 def test_bad_choices_are_refused() -> None:
     """A choice that is not offered leaves the explorer as it was."""
     explorer = AnytimePlayground(Slow(), images(), CLASSES, repeats=1)
-    with pytest.raises(ValueError, match="wanted an image from 0 to 1; got 2"):
+    with pytest.raises(ValueError, match="image: expected an index from 0 to 1, got 2"):
         explorer.image = 2
     for wrong in (-1.0, np.inf, np.nan):
-        with pytest.raises(ValueError, match="wanted a deadline of 0 ms or more, and finite; got"):
+        with pytest.raises(ValueError, match="deadline: expected a finite number of milliseconds >= 0, got"):
             explorer.deadline = wrong
     assert (explorer.image, explorer.deadline) == (0, explorer.content["most"])
 

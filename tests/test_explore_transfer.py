@@ -166,10 +166,10 @@ def test_nothing_is_left_after_closing() -> None:
 @pytest.mark.parametrize(
     ("choice", "value", "message"),
     [
-        ("step", 130, r"no step 130 \(nearest: 100; 3 from 0 to 200\)"),
-        ("network", "birds", r"wanted a network of ''; got 'birds'"),
-        ("slice", "3", "wanted a slice of ''; got '3'"),
-        ("pair", ["layer1", "t9"], "wanted a pair with one of its targets of 't1', 't2', 't3'; got 't9'"),
+        ("step", 130, r"step: expected a step of the explorer \(3 from 0 to 200\), got 130; nearest: 100"),
+        ("network", "birds", "network: expected one of '', got 'birds'"),
+        ("slice", "3", "slice: expected one of '', got '3'"),
+        ("pair", ["layer1", "t9"], "pair, target layer: expected one of 't1', 't2', 't3', got 't9'"),
     ],
 )
 def test_choices_that_are_not_offered(choice: str, value: object, message: str) -> None:
@@ -184,17 +184,20 @@ def test_choices_that_are_not_offered(choice: str, value: object, message: str) 
 @pytest.mark.parametrize("column", ["step", "source", "target", "weight"])
 def test_missing_columns(column: str) -> None:
     """A table that is no trace is refused by the name of the column it lacks."""
-    with pytest.raises(ValueError, match=f"the trace lacks column '{column}'"):
+    with pytest.raises(ValueError, match=f"trace: expected column {column}, got columns"):
         TransferExplorer(tables.trace().drop(columns=column))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: pd.concat([t, t]), "several rows for step 0, source layer1, target t1; wanted one"),
-        (lambda t: t.assign(step=0.5), "'step' of the trace holds 0.5, wanted whole numbers"),
-        (lambda t: t.assign(step=np.nan), "'step' of the trace holds nan, wanted whole numbers"),
-        (lambda t: t.assign(source=None), "'source' of the trace has rows without a name"),
+        (
+            lambda t: pd.concat([t, t]),
+            "step, source, target, got several for step 0, source layer1, target t1",
+        ),
+        (lambda t: t.assign(step=0.5), "trace, column step: expected whole numbers, got 0.5"),
+        (lambda t: t.assign(step=np.nan), "trace, column step: expected whole numbers, got nan"),
+        (lambda t: t.assign(source=None), "trace, column source: expected a name in every row, got"),
     ],
 )
 def test_bad_rows(change: object, message: str) -> None:
@@ -206,9 +209,9 @@ def test_bad_rows(change: object, message: str) -> None:
 def test_channels_of_another_run() -> None:
     """Channel weights of a pair that the trace lacks come from another run."""
     trace = tables.trace()
-    with pytest.raises(ValueError, match="has the pair other → t1, which the trace lacks"):
+    with pytest.raises(ValueError, match="channels table: expected pairs of the trace, got other → t1"):
         TransferExplorer(trace, tables.channels(trace).replace("layer1", "other"))
-    with pytest.raises(ValueError, match="the channels table lacks column 'channel'"):
+    with pytest.raises(ValueError, match="channels table: expected column channel, got columns"):
         TransferExplorer(trace, trace)
 
 

@@ -1,1 +1,1 @@
-"""Pictures: tables go in, matplotlib figures (`draw`) and widgets come out. Knows nothing of models or of training."""
+"""Pictures: tables in; figures (`draw`), widgets and pages out."""

@@ -1,4 +1,4 @@
-"""The explorers as one HTML file each, without a kernel and without the network."""
+"""Write an explorer as one HTML file, which needs no kernel and no network."""
 
 import html
 import json
@@ -8,16 +8,17 @@ from typing import Any
 
 import pandas as pd
 
+from mtanytime.checks import Words, require
 from mtanytime.explore import contents, draw, tables
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
-SCRIPTS = ("common", "transfer", "budget", "playground", "live", "render")  # one script, in this order
+SCRIPTS = ("common", "transfer", "budget", "playground", "live", "render")  # joined in this order
 SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 KINDS = {"trace": ("step", "source", "target", "weight"), "curve": ("model", "exit", "macs", "accuracy")}
 
-# The policy forbids every request: what the page needs, it holds. {{ and }} are braces of the page.
+# The content policy forbids every request: all that the page needs is in it. {{ and }} are braces of the page.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -65,23 +66,23 @@ render({{ model, el: document.getElementById("explorer") }});
 
 
 def save(
-    path: str | PathLike[str], content: contents.Contents, choices: dict[str, Any], alt: str, force: bool = False
+    path: str | PathLike[str], content: dict[str, Any], choices: dict[str, Any], alt: str, force: bool = False
 ) -> Path:
-    """Write contents (see contents.py) as a page, whole or not at all; `choices` are what it shows first.
+    """Write an explorer's contents as a page, completely or not at all.
 
     Args:
         path: the file.
-        content: an explorer's, such as `contents.transfer_contents` gives.
-        choices: the explorer's traits.
-        alt: what the picture shows, in words, for a reader without JavaScript.
-        force: replace a file that is there already.
+        content: what the explorer shows, such as `contents.transfer_contents` returns.
+        choices: the explorer's traits at first.
+        alt: the picture in words, for a reader without JavaScript.
+        force: replace an existing file.
 
     Raises:
-        ValueError: the file is there already, or the page would be larger than 3 MB.
+        ValueError: the file exists, or the page would be larger than 3 MB.
         OSError: the page cannot be written.
     """
     path = _free(path, force)
-    # In a script element only "<" could end it or begin another; JSON has another way to write it.
+    # Only "<" could end the script element or begin another one; JSON has another way to write it.
     state = json.dumps(
         {"content": content, "page": True, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
@@ -94,8 +95,8 @@ def save(
         state=state.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
     )
     data = page.encode()
-    if len(data) > BYTES_UP_TO:
-        raise ValueError(f"the page would hold {len(data) / 1e6:.1f} MB, wanted at most 3; give fewer images or rows")
+    size = Words(f"{len(data) / 1e6:.1f} MB")
+    require(len(data) <= BYTES_UP_TO, "page", "at most 3 MB", size, "give fewer images or rows")
     part = path.with_name(f"{path.name}.tmp")
     try:
         part.write_bytes(data)
@@ -106,12 +107,13 @@ def save(
 
 
 def export_csv(csv: str | PathLike[str], path: str | PathLike[str], force: bool = False) -> str:
-    """Write a trace or a curve, told by its columns, as a page; returns a line that says what was written.
+    """Write a trace or a curve as a page, and return one line about what was written.
 
-    Beside a run's `trace.csv`, its `channels.csv` gives the pairs' detail.
+    The columns tell a trace from a curve. If `channels.csv` is beside a run's `trace.csv`, the page has its channel
+    weights.
 
     Raises:
-        ValueError: the table is neither, lacks a column, or cannot be drawn; the page is there already.
+        ValueError: the table is neither, lacks a column, or cannot be drawn; or the page exists already.
         OSError: the table cannot be read, or the page cannot be written.
     """
     path = _free(path, force)
@@ -120,32 +122,33 @@ def export_csv(csv: str | PathLike[str], path: str | PathLike[str], force: bool 
         channels = csv.with_name("channels.csv")
         beside = csv.name == "trace.csv" and channels.exists()
         content = contents.transfer_contents(csv, channels if beside else None)
+        choices = contents.transfer_choices(content)
         alt = draw.heatmap(csv).alt
     else:
         content = contents.budget_contents(csv)
+        choices = contents.budget_choices(content)
         alt = draw.accuracy_by_budget(csv, content["costs"][0]["name"]).alt
-    save(path, content, contents.first_choices(content), alt, force)
+    save(path, content, choices, alt, force)
     return f"{path}: {content['summary']}" + f". {content['note']}" * bool(content["note"])
 
 
 def kind_of(table: pd.DataFrame) -> str:
-    """Whether a table is a "trace" or a "curve", by the columns that only one of them has.
+    """Return whether a table is a "trace" or a "curve": the kind of which it has more columns.
 
     Raises:
-        ValueError: the table has no column of either, or as many of both.
+        ValueError: the table has equally many columns of both.
     """
-    found = {kind: sum(column in table for column in columns) for kind, columns in KINDS.items()}
-    if found["trace"] == found["curve"]:
-        wanted = " or ".join(f"a {kind} ({', '.join(columns)})" for kind, columns in KINDS.items())
-        raise ValueError(f"wanted {wanted}; got the columns {', '.join(map(str, table))}")
-    return max(found, key=found.get)
+    counts = {kind: sum(column in table for column in columns) for kind, columns in KINDS.items()}
+    kinds = " or ".join(f"a {kind} ({', '.join(columns)})" for kind, columns in KINDS.items())
+    require(counts["trace"] != counts["curve"], "table", kinds, Words(f"columns {', '.join(map(str, table))}"))
+    return max(counts, key=counts.get)
 
 
 def _free(path: str | PathLike[str], force: bool) -> Path:
-    """The path, if a page may be written there."""
+    """Return the path if a page may be written there."""
     path = Path(path)
-    if path.exists() and not force:
-        raise ValueError(f"{path} is there already: delete it, name another file, or ask to have it replaced (force)")
+    remedy = "delete it, name another file, or replace it with force=True"
+    require(force or not path.exists(), "path", "a new file", Words(f"{path}, which exists"), remedy)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")
     return path

@@ -1,4 +1,4 @@
-"""Watch a training run while it goes on: a figure that grows in place, and a button that stops it."""
+"""Watch a training run: a figure that grows in place, and a button that stops the run."""
 
 import math
 import sys
@@ -8,58 +8,57 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.colors import to_hex
 
-from mtanytime.explore import contents, draw
+from mtanytime.checks import Words, require
+from mtanytime.explore import draw
+from mtanytime.explore.contents.common import Contents
 from mtanytime.explore.widget import Explorer
 from mtanytime.training.trainer import Trainer, TrainingResult
 
-SECONDS_BETWEEN = 0.5  # two states of the figure
-POINTS_UP_TO = 200  # of a line
-LINES_UP_TO = 8  # of a panel
-RESUMES = "The run goes on from step {:,} by train() again, or in a new trainer with the same arguments and folder."
+SECONDS_BETWEEN = 0.5  # two updates of the figure
+POINTS_UP_TO = 200  # per line
+LINES_UP_TO = 8  # per panel
+RESUMES = "train() goes on from step {:,}; so does a new trainer with the same arguments and folder."
 
 
 class LiveTraining(Explorer):
-    """The losses and accuracies of a run, drawn while it trains.
+    """Draw the losses and accuracies of a run while it trains.
 
-    `LiveTraining(trainer).train()` takes the place of `trainer.train()`: the figure stands below the cell and is
-    redrawn there, at most twice a second; the output does not grow. In a long run a point is the mean of several steps.
-    "Stop" ends the run after the present step; like an interrupt it leaves a run that goes on. (A kernel hears the
-    button during a cell where messages to widgets have a thread of their own: JupyterLab from 4.4 with ipykernel from
-    7. Elsewhere interrupt the kernel.)
+    Call `LiveTraining(trainer).train()` instead of `trainer.train()`. The figure is redrawn in place below the cell, at
+    most twice per second. In a long run a point is the mean of several steps. "Stop" ends the run after the current
+    step; as after an interrupt, the run can be resumed. (The button works while a cell runs only where messages to
+    widgets have a thread of their own: JupyterLab from 4.4 with ipykernel from 7. Elsewhere interrupt the kernel.)
 
-    Where nothing shows widgets, in a script or a terminal, `train()` is the trainer's own, with its progress bar. What
-    is left in a notebook without a front end (GitHub, nbconvert) is the picture of the whole run.
+    In a script or a terminal, `train()` is the trainer's own, with its progress bar. A notebook without a front end
+    (GitHub, nbconvert) shows the picture of the whole run.
 
     Args:
         trainer: any `Trainer`, new or resumed.
 
     Raises:
-        ValueError: something else in place of a trainer.
+        ValueError: `trainer` is not a `Trainer`.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        if not isinstance(trainer, Trainer):
-            raise ValueError(f"wanted a Trainer; got {type(trainer).__name__}")
+        require(isinstance(trainer, Trainer), "trainer", "a Trainer", Words(type(trainer).__name__))
         self._trainer = trainer
         self._lines: dict[str, _Line] = {}
-        self._read = 0  # rows of the log that the lines hold
-        self._stop = threading.Event()  # the button is heard in another thread
+        self._read = 0  # rows of the log that the lines include
+        self._stop = threading.Event()  # set from another thread by the button
         self._drawn_at = -math.inf
-        self._began: tuple[float, int] = (time.monotonic(), trainer.step)  # for the speed
+        self._began: tuple[float, int] = (time.monotonic(), trainer.step)  # to compute the speed
         self._resumed_at = trainer.step
         super().__init__(content=self._contents("waiting"))
-        self.on_msg(self._heard)
-        # From 7.4 on ipykernel hands a widget's messages to the thread that last wrote to it, here the busy one, even
-        # where the front end asks for a thread of their own: the button needs what the front end asks for.
+        self.on_msg(self._on_message)
+        # ipykernel >= 7.4 would handle the button's message in the thread that last wrote to the widget, the busy one,
+        # although the front end asks for a thread of its own.
         if hasattr(self.comm, "_reply_subshell_for"):
-            self.comm._reply_subshell_for = lambda data, asked_for: asked_for
+            self.comm._reply_subshell_for = lambda data, requested: requested
 
     def train(self) -> TrainingResult | None:
-        """Show the figure, run what is left of the training, and return its result; None if it was stopped before.
+        """Show the figure, train to the end, and return the result; None if the run was stopped.
 
-        Errors of the trainer and interrupts come through, with the figure left as it was.
+        Errors of the trainer and interrupts are raised again; the figure stays.
         """
         if _notebook() is None:
             try:
@@ -80,10 +79,10 @@ class LiveTraining(Explorer):
             self._show("stopped" if isinstance(error, KeyboardInterrupt) else "broke off")
             raise
         finally:
-            handle.update(self)  # for readers without a front end: the picture as it is now
+            handle.update(self)  # for readers without a front end: the final picture
 
     def run(self) -> bool:
-        """Train until the end or until `stop`, with the figure kept up to date; whether the end was reached."""
+        """Train to the end or until `stop` while updating the figure; return whether the end was reached."""
         trainer = self._trainer
         self._stop.clear()
         self._began = (time.monotonic(), trainer.step)
@@ -98,16 +97,16 @@ class LiveTraining(Explorer):
         return finished
 
     def stop(self) -> None:
-        """End `run`, or `train` in a notebook, after the present step; from any thread."""
+        """End `run`, or `train` in a notebook, after the current step; works from any thread."""
         self._stop.set()
 
     def picture(self) -> draw.Picture:
-        """Losses and accuracies so far."""
+        """Draw losses and accuracies so far."""
         if not self.content["panels"]:
             return draw.Picture("A training run without losses and accuracies so far", 4, 0.5)
         return draw.learning_curves(pd.DataFrame(self._trainer.tables["log"]))
 
-    def _heard(self, _: Any, message: Any, buffers: Any) -> None:
+    def _on_message(self, _: Any, message: Any, buffers: Any) -> None:
         if isinstance(message, dict) and message.get("kind") == "stop":
             self.stop()
 
@@ -115,9 +114,9 @@ class LiveTraining(Explorer):
         self.content = self._contents(state)
         self._drawn_at = time.monotonic()
 
-    def _contents(self, state: str) -> contents.Contents:
+    def _contents(self, state: str) -> Contents:
         trainer = self._trainer
-        self._take(trainer.tables["log"])
+        self._add_new(trainer.tables["log"])
         steps, step, epochs = trainer.steps, trainer.step, trainer.epochs
         words = f"step {step:,} of {steps:,} · epoch {min(step * epochs // steps + 1, epochs)} of {epochs}"
         since, first = self._began
@@ -146,8 +145,8 @@ class LiveTraining(Explorer):
             "panels": panels,
         }
 
-    def _take(self, rows: list[dict[str, Any]]) -> None:
-        """Add the log's new rows to the lines; all anew where the run went back to a checkpoint."""
+    def _add_new(self, rows: list[dict[str, Any]]) -> None:
+        """Add the log's new rows to the lines; all rows again if the run went back to a checkpoint."""
         if len(rows) < self._read:
             self._lines, self._read = {}, 0
         add_rows(self._lines, rows[self._read :])
@@ -155,14 +154,14 @@ class LiveTraining(Explorer):
 
 
 class _Line:
-    """Values over steps as at most `POINTS_UP_TO` means of equally many; when they are full, neighbours are joined."""
+    """Values over steps as at most `POINTS_UP_TO` means of equally many values; more are merged in pairs."""
 
     def __init__(self) -> None:
-        self.points: list[tuple[float, float, int]] = []  # sums of steps and values, and how many
+        self.points: list[tuple[float, float, int]] = []  # sum of steps, sum of values, count
         self.each = 1
 
     def add(self, step: float, value: float) -> None:
-        """One more value; the steps must rise."""
+        """Add a value; the steps must rise."""
         if self.points and self.points[-1][2] < self.each:
             steps, values, count = self.points.pop()
         else:
@@ -175,16 +174,18 @@ class _Line:
 
 
 def add_rows(lines: dict[str, _Line], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add the losses and accuracies in a log's rows to the lines of their names; what is not finite is left out."""
+    """Add the losses and accuracies in a log's rows to the lines of their names, except values that are not finite."""
     for row in rows:
         for name, value in row.items():
             if _kind(name) and math.isfinite(value):
                 lines.setdefault(name, _Line()).add(row["step"], value)
 
 
-def _panels(lines: Mapping[str, _Line]) -> tuple[list[contents.Contents], list[str]]:
-    """The losses, and the accuracies in percent, as the front end draws them; and the names that found no room: of many
-    exits, all but the first and the last few."""
+def _panels(lines: Mapping[str, _Line]) -> tuple[list[Contents], list[str]]:
+    """Return the panels of losses and of accuracies in per cent, and the names of the lines that are left out.
+
+    Of many exits, the first and the last few are drawn.
+    """
     panels, left_out = [], []
     for kind, title, unit, factor in (("loss", "Loss", "", 1), ("accuracy", "Accuracy", " (%)", 100)):
         names = [name for name in lines if _kind(name) == kind]
@@ -194,12 +195,12 @@ def _panels(lines: Mapping[str, _Line]) -> tuple[list[contents.Contents], list[s
         surplus = max(len(names) - LINES_UP_TO, 0)
         hidden = of_exits[1 : 1 + surplus] or names[LINES_UP_TO:] if surplus else []
         names = [name for name in names if name not in hidden]
-        left_out += map(_worded, hidden)
+        left_out += map(_label, hidden)
         colours = draw.distinct_colours(names)
         drawn = [
             {
-                "name": _worded(name),
-                "colour": to_hex(colours[name]),
+                "name": _label(name),
+                "colour": colours[name],
                 "steps": [round(steps / count) for steps, _, count in lines[name].points],
                 "values": [float(f"{factor * values / count:.4g}") for _, values, count in lines[name].points],
             }
@@ -210,18 +211,19 @@ def _panels(lines: Mapping[str, _Line]) -> tuple[list[contents.Contents], list[s
 
 
 def _exit(name: str) -> str:
-    """The exit's number in "accuracy_2"; else nothing."""
+    """Return the number of the exit in "accuracy_2"; else nothing."""
     number = name.rpartition("_")[2]
     return number if number.isdigit() else ""
 
 
 def _kind(name: str) -> str:
-    """ "loss", "accuracy" (of one exit, too: "accuracy_2"), or nothing."""
+    """Return "loss" or "accuracy" (also for one exit, "accuracy_2"), or nothing."""
     stem = name.rpartition("_")[0] if _exit(name) else name
     return next((kind for kind in ("loss", "accuracy") if stem.endswith(kind)), "")
 
 
-def _worded(name: str) -> str:
+def _label(name: str) -> str:
+    """Return the words for a column of a log: "accuracy of exit 2"."""
     if _exit(name):
         return f"{name.rpartition('_')[0].replace('_', ' ')} of exit {_exit(name)}"
     return draw.BATCH_ACCURACY if name == "accuracy" else name.replace("_", " ")
@@ -233,7 +235,7 @@ def _duration(seconds: float) -> str:
 
 
 def _notebook() -> Any:
-    """The shell of a Jupyter kernel, or None elsewhere."""
+    """Return the shell of a Jupyter kernel; None elsewhere."""
     if "IPython" not in sys.modules:
         return None
     from IPython import get_ipython

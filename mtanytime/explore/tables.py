@@ -1,160 +1,163 @@
-"""Read and check the tables that pictures are drawn from."""
+"""Read and check the tables that pictures show; without matplotlib."""
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import EngFormatter
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.measure.curves import validated_curve
+from mtanytime.measure.tables import as_numbers, require_columns, require_rows
 
 Table = pd.DataFrame | str | PathLike[str]
-
-
 Step = int | np.integer | None
 
-
-TEXT_COLUMNS = ("source", "target", "method", "model")  # a layer may be called "0": never a number
-
-
-COSTS = {  # of an exit: its column, the words for it on an axis, and its unit
-    "macs": ("FLOPs (multiply–adds)", "FLOPs"),
+TEXT_COLUMNS = ("source", "target", "method", "model")  # names, never numbers: a layer may be called "0"
+COSTS = {  # column of a curve -> label of its axis, unit of its values
+    "macs": ("multiply-adds (MACs)", "MACs"),
     "latency_ms": ("latency (ms)", "ms"),
     "params": ("parameters", "parameters"),
 }
+SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def load_table(table: Table, name: str) -> pd.DataFrame:
+    """Return a table, read from a CSV file if it is a path; a file may begin with comment lines (`#`).
+
+    Raises:
+        ValueError: the file is empty or not a CSV table.
+        OSError: the file cannot be read.
+    """
+    if isinstance(table, pd.DataFrame):
+        return table
+    try:
+        comments = 0
+        while str(pd.read_csv(table, nrows=0, skiprows=comments).columns[0]).startswith("#"):
+            comments += 1
+        return pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True, skiprows=comments)
+    except pd.errors.EmptyDataError:
+        raise mismatch(name, "a CSV table", Words(f"an empty file, {table}")) from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise mismatch(name, "a CSV table", Words(f"{table}, which cannot be read: {str(error).strip()}")) from None
 
 
 def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
-    """The table with at least these columns and one row; names of layers, methods and models as text. A file may begin
-    with comment lines (`#`).
+    """Return a table that has these columns and at least one row, with names as text and other columns as numbers.
+
+    Args:
+        table: a DataFrame or the path of a CSV file.
+        name: what messages call the table, such as "trace".
+        columns: the columns to check; those in `TEXT_COLUMNS` hold names.
 
     Raises:
-        ValueError: a column is missing or holds no numbers where it should, there is no row, the file is empty or no
-            table.
+        ValueError: as `load_table`; a column is missing, there is no row, a name is missing, or a value is not a
+            number.
     """
-    if not isinstance(table, pd.DataFrame):
-        try:
-            comments = 0
-            while str(pd.read_csv(table, nrows=0, skiprows=comments).columns[0]).startswith("#"):
-                comments += 1
-            table = pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True, skiprows=comments)
-        except pd.errors.EmptyDataError:
-            raise ValueError(f"the {name} {table} is an empty file") from None
-        except (pd.errors.ParserError, UnicodeDecodeError) as error:
-            raise ValueError(f"the {name} {table} is no CSV table: {str(error).strip()}") from None
-    for column in columns:
-        if column not in table:
-            raise ValueError(f"the {name} lacks column '{column}' (has: {', '.join(map(str, table))})")
-    if table.empty:
-        raise ValueError(f"the {name} has no rows (its columns: {', '.join(map(str, table))})")
-    for column in columns:
-        if column in TEXT_COLUMNS:
-            if table[column].isna().any():
-                raise ValueError(f"column '{column}' of the {name} has rows without a name")
-        elif not pd.api.types.is_numeric_dtype(table[column]):
-            wrong = table[column][pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()]
-            example = table[column].iloc[0] if wrong.empty else wrong.iloc[0]
-            raise ValueError(f"column '{column}' of the {name} is not numeric, for example {example!r}")
-    return table.astype({column: str for column in TEXT_COLUMNS if column in columns})
+    table = load_table(table, name)
+    require_columns(table, name, *columns)
+    names = [column for column in columns if column in TEXT_COLUMNS]
+    for column in names:
+        require_rows(table[column].notna(), table, name, column, "a name in every row")
+    return as_numbers(table, name, *(c for c in columns if c not in names)).astype(dict.fromkeys(names, str))
 
 
 def read_trace(trace: Table) -> pd.DataFrame:
-    """A trace in which a slice, if there is one, is part of the target layer's name, and an infinite λ is nan.
+    """Return a trace of λ; a slice becomes part of the target layer's name, and an infinite λ becomes NaN.
 
     Raises:
         ValueError: as `read_table`; a step is not a whole number.
     """
     table = read_table(trace, "trace", "step", "source", "target", "weight")
-    if len(wrong := table["step"][~(table["step"] % 1 == 0)]):
-        raise ValueError(f"column 'step' of the trace holds {wrong.iloc[0]}, wanted whole numbers")
+    require_rows(table["step"] % 1 == 0, table, "trace", "step", "whole numbers")
     table = table.assign(step=table["step"].astype(int), weight=table["weight"].replace([np.inf, -np.inf], np.nan))
-    if "slice" in table:
-        table = table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
-    return table
+    return with_slices(table) if "slice" in table else table
+
+
+def with_slices(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which each slice of a target layer is a target layer of its own: "layer1 slice 2"."""
+    return table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
 
 
 def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
-    """One row per model, exit (and level of the taxonomy), in the table's order, from a table with one per run, too.
+    """Return the mean curve of every model over its runs: one row per model, exit (and level), in the table's order.
 
     Args:
         curve: model, exit, accuracy (a fraction of 1), at least one of `COSTS`[, level][, seed]. A table with one row
-            per exit may say the level that the exit answers at; one with several gives the accuracy at each.
-        costs: those that must be there; others that some row lacks are left out.
+            per exit may name the level at which the exit answers; one with several gives the accuracy at each level.
+        costs: the costs that are needed; others are left out where a row lacks them.
 
     Returns:
-        model, exit, [level,] the costs (means over the runs), accuracy (mean), spread (standard deviation over the
-        runs, n − 1; nan for one) and runs (those that have an accuracy).
+        model, exit, [level,] the costs (means over runs), accuracy (mean), spread (standard deviation over runs, n − 1;
+        NaN for one run) and runs (the number of runs with an accuracy).
 
     Raises:
-        ValueError: as `read_table`; an accuracy is no fraction of 1, an exit is no whole number, a cost is not above 0,
-            or two rows stand for the same exit (of one run).
+        ValueError: as `load_table` and `measure.curves.validated_curve`.
     """
-    table = read_table(curve, "curve", "model", "exit", *costs, "accuracy")
-    costs = [name for name in COSTS if name in table and (name in costs or table[name].notna().all())] or ["macs"]
-    table = read_table(table, "curve", *costs)
-    if not table["accuracy"].dropna().between(0, 1).all():
-        low, high = table["accuracy"].min(), table["accuracy"].max()
-        raise ValueError(f"column 'accuracy' of the curve must be a fraction of 1, got {low:g} to {high:g}")
-    if len(wrong := table["exit"][~(table["exit"] % 1 == 0)]):
-        raise ValueError(f"column 'exit' of the curve holds {wrong.iloc[0]}, wanted whole numbers")
-    for name in costs:
-        if len(wrong := table[name][~(table[name] > 0) | np.isinf(table[name])]):
-            raise ValueError(f"column '{name}' of the curve holds {wrong.iloc[0]:g}, wanted a number above 0")
-    table = table.assign(exit=table["exit"].astype(int))
+    table = load_table(curve, "curve")
+    present = [name for name in COSTS if name in costs or (name in table and table[name].notna().all())] or ["macs"]
+    table = validated_curve(table, *present).astype({"model": str})
     levels = ["level"] if "level" in table else []
-    if levels:
-        table = table.assign(level=table["level"].astype(str))
-    same = ["model", "exit", *levels, *(["seed"] if "seed" in table else [])]
-    if (double := table.duplicated(same)).any():
-        what = ", ".join(f"{column} {value}" for column, value in table.loc[double, same].iloc[0].items())
-        raise ValueError(f"the curve has several rows for {what}; wanted one, or a column 'seed' that tells runs apart")
-    exits = table.groupby(["model", "exit", *levels], sort=False)
-    means = exits[[*costs, "accuracy"]].mean()
+    exits = table.astype(dict.fromkeys(levels, str)).groupby(["model", "exit", *levels], sort=False)
+    means = exits[[*present, "accuracy"]].mean()
     return means.assign(spread=exits["accuracy"].std(), runs=exits["accuracy"].count()).reset_index()
 
 
 def levels_of(exits: pd.DataFrame) -> list[str]:
-    """The levels to choose from in a table from `read_curve`; none where an exit has one accuracy."""
+    """Return the levels of a curve from `read_curve`; none where every exit has one accuracy."""
     several = "level" in exits and exits.duplicated(["model", "exit"]).any()
     return distinct(exits["level"]) if several else []
 
 
 def curve_at_level(exits: pd.DataFrame, level: str | None = None) -> pd.DataFrame:
-    """The rows of a table from `read_curve` at one level: the named one, or the last.
+    """Return the rows of a curve from `read_curve` at one level; the last level if None.
 
     Raises:
-        ValueError: there is no such level.
+        ValueError: the curve does not have this level to choose.
     """
     levels = levels_of(exits)
-    if level is not None and level not in levels:
-        raise ValueError(f"the curve has no level {level!r} to choose (has: {', '.join(levels) or 'none'})")
+    expected = f"a level of the curve ({', '.join(levels) or 'none'})"
+    require(level is None or level in levels, "level", expected, level)
     return exits[exits["level"] == (level or levels[-1])] if levels else exits
 
 
-def worded(cost: str, value: float) -> str:
-    """A cost with its unit, to three digits: "58.3 M FLOPs", "4.2 ms"."""
-    _, unit = COSTS[cost]
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:g} {unit}" if cost == "latency_ms" else f"{EngFormatter(sep=' ')(rounded)} {unit}"
+def format_cost(cost: str, value: float) -> str:
+    """Write a cost with its unit, to three digits: "58.3 M MACs", "4.2 ms"."""
+    rounded, unit = float(f"{value:.3g}"), COSTS[cost][1]
+    if cost != "latency_ms":
+        for size, prefix in SI_PREFIXES:
+            if rounded >= size:
+                return f"{rounded / size:g} {prefix} {unit}"
+    return f"{rounded:g} {unit}"
 
 
 def step_of(table: pd.DataFrame, name: str, step: Step) -> int:
-    """The wanted step, or the last; refuses one that is not there."""
+    """Return the given step of a table, or the last one if None.
+
+    Raises:
+        ValueError: the table has no such step (names the nearest).
+    """
     steps = np.sort(table["step"].unique())
     if step is None:
         return int(steps[-1])
-    if step not in steps:
-        nearest = int(steps[np.abs(steps - step).argmin()])
-        raise ValueError(
-            f"the {name} has no step {step} (nearest: {nearest}; {len(steps)} from {steps[0]} to {steps[-1]})"
-        )
+    require_step(steps.tolist(), name, int(step))
     return int(step)
 
 
+def require_step(steps: Sequence[int], name: str, step: int) -> None:
+    """Raise ValueError unless a step is one of these, in rising order; the message names the nearest."""
+    if step not in steps:
+        nearest = min(steps, key=lambda other: abs(other - step))
+        raise mismatch(
+            "step", f"a step of the {name} ({len(steps)} from {steps[0]} to {steps[-1]})", step, f"nearest: {nearest}"
+        )
+
+
 def distinct(names: Iterable[str]) -> list[str]:
-    """Distinct names in order of first appearance."""
+    """Return distinct names in order of first appearance."""
     return list(dict.fromkeys(names))
 
 
-def some(names: Sequence[str], most: int = 8) -> str:
-    """The first few names, and how many more there are."""
+def first_few(names: Sequence[str], most: int = 8) -> str:
+    """Join the first few names, and say how many more there are."""
     return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

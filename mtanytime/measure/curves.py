@@ -61,7 +61,7 @@ def area_under_curve(
         ValueError: not 0 < low < high, or as `interpolated`.
     """
     if between is not None:
-        require(0 < between[0] < between[1] < math.inf, "between", "(low, high) with 0 < low < high", between)
+        require(bool(0 < between[0] < between[1] < math.inf), "between", "(low, high) with 0 < low < high", between)
     rows = []
     for run, budgets, accuracies in _runs(_validated(curve, cost), cost):
         low, high = (budgets[0], budgets[-1]) if between is None else np.log(between)

@@ -70,7 +70,7 @@ def test_sliders_move_in_jupyterlab(notebook: Any) -> None:
     assert before[1] == 3
     budget.locator("input[type=range]").focus()
     notebook.keyboard.press("End")
-    budget.get_by_text("24 M FLOPs · msdnet exit 4 of 4", exact=True).wait_for()
+    budget.get_by_text("24 M MACs · msdnet exit 4 of 4", exact=True).wait_for()
     run_cell(notebook, 3)
     said = notebook.locator(".jp-OutputArea-output pre", has_text="kernel:").inner_text()
     assert said.startswith("kernel: 100 ['msdnet', 4]")

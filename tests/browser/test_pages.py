@@ -124,13 +124,13 @@ def test_budget_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
     page.locator(SLIDER).focus()
     page.keyboard.press("Home")
     cheapest = curve.loc[curve["macs"].idxmin()]
-    assert page.locator("output").inner_text() == "1 M FLOPs · sliced exit 1 of 4"
+    assert page.locator("output").inner_text() == "1 M MACs · sliced exit 1 of 4"
     rows = page.locator(".figures tbody tr")
-    assert rows.nth(1).inner_text().strip().endswith("none: its cheapest exit takes 1.5 M FLOPs")
+    assert rows.nth(1).inner_text().strip().endswith("none: its cheapest exit takes 1.5 M MACs")
     assert page.locator(".ring[visibility=hidden]").count() == 1
     page.keyboard.press("End")
     explorer.at = ["msdnet", 4]
-    assert page.locator("output").inner_text() == "24 M FLOPs · msdnet exit 4 of 4"
+    assert page.locator("output").inner_text() == "24 M MACs · msdnet exit 4 of 4"
     for row, pick in zip(rows.all(), explorer.picks().itertuples(), strict=True):
         assert f"{100 * pick.accuracy:.1f} ± {100 * pick.spread:.1f} %" in row.inner_text()
     assert page.locator(".ring[visibility=hidden]").count() == 0
@@ -279,4 +279,4 @@ def test_one_row_is_a_page(visit: Callable[..., Any]) -> None:
     assert page.locator(SLIDER).is_disabled()
     assert "Step 7. a → b: λ" in page.locator("[role=status]").inner_text()
     page = visit(BudgetExplorer(tables.curve().iloc[:1]))
-    assert page.locator("output").inner_text() == "1 M FLOPs · exit 1 of 1"
+    assert page.locator("output").inner_text() == "1 M MACs · exit 1 of 1"

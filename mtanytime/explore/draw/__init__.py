@@ -1,7 +1,8 @@
-"""Tables in, matplotlib figures out."""
+"""Pictures: tables in, matplotlib figures out."""
 
 from mtanytime._moved import find
 from mtanytime.explore.draw.anytime import accuracy_by_budget, answers_by_time
+from mtanytime.explore.draw.methods import accuracy_by_method, accuracy_by_seconds
 from mtanytime.explore.draw.style import (
     BATCH_ACCURACY,
     LEAST_RATIO,
@@ -19,18 +20,12 @@ from mtanytime.explore.draw.style import (
     distinct_colours,
     legend_outside,
     marker_for,
+    scale_colours,
     shortened,
     step_axis,
 )
 from mtanytime.explore.draw.training import learning_curves
-from mtanytime.explore.draw.transfer import (
-    accuracy_by_method,
-    accuracy_by_seconds,
-    channel_weights,
-    heatmap,
-    heatmaps,
-    weights_over_time,
-)
+from mtanytime.explore.draw.transfer import channel_weights, heatmap, heatmaps, weights_over_time
 
 __all__ = [
     "BATCH_ACCURACY",
@@ -57,6 +52,7 @@ __all__ = [
     "learning_curves",
     "legend_outside",
     "marker_for",
+    "scale_colours",
     "shortened",
     "step_axis",
     "weights_over_time",
@@ -64,5 +60,5 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Names that were here before version 0.2."""
+    """Look up a name that was here before version 0.2."""
     return find("explore.draw", name)

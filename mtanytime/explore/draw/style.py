@@ -1,4 +1,4 @@
-"""What all pictures share: the figure, colours, axes and legends."""
+"""The style of all pictures: the figure, colours, axes and legends."""
 
 import base64
 import io
@@ -12,40 +12,24 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-NUMBERS_UP_TO = 12  # layers a side; beyond, numbers in the cells would be too small to read
-
-
-LETTER = 0.075  # inches that a letter of 9 points takes
-
-
-NAMES_UP_TO = 40  # along an axis; beyond, every second or third is written, for writing takes most of the time
-
-
-LETTERS_UP_TO = 60  # of a name in a picture
-
-
-LINES_UP_TO = 8  # lines in one panel before they are spread over one panel for each target layer
-
-
+NUMBERS_UP_TO = 12  # layers per side of a map with numbers; in a larger map they could not be read
+LETTER = 0.075  # width of a letter of 9 points, in inches
+NAMES_UP_TO = 40  # per axis; with more, only every second or third is written, as writing takes most of the time
+LETTERS_UP_TO = 60  # per name in a picture
+LINES_UP_TO = 8  # per panel; with more, every target layer gets a panel
 MAPS_A_ROW = 4
-
-
-LEGEND_UP_TO = 16  # entries of a legend before a colour bar takes its place
-
-
-NOISY_FROM = 200  # values in a curve before its running mean is drawn over it
-
-
+LEGEND_UP_TO = 16  # entries of a legend; with more, a colour bar replaces it
+NOISY_FROM = 200  # values of a curve; with more, its running mean is drawn over it
 BATCH_ACCURACY = "accuracy of the training batch"
-
-
 MARKERS = "osD^vPX*<>"
-
-
-LEAST_RATIO = 2.6  # of the ends of a logarithmic axis: some 1, 2 or 5 times a power of ten lies between them
+COLOUR_MAP = "viridis"  # of heat maps, and of lines too many for distinct colours
+BRIGHTEST_LINE = 0.93  # of the colour map; brighter lines would not stand out from white
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+LEAST_RATIO = 2.6  # of the ends of a logarithmic axis, so that 1, 2 or 5 times a power of ten lies between them
 
 
 class Picture(Figure):
@@ -54,10 +38,10 @@ class Picture(Figure):
     def __init__(self, alt: str, width: float, height: float):
         super().__init__(figsize=(width, height), layout="constrained")
         self.alt = alt
-        FigureCanvasAgg(self)  # or seaborn turns to pyplot's current figure, and makes one
+        FigureCanvasAgg(self)  # without it seaborn would make a figure of pyplot
 
     def png(self, dpi: float = 144) -> bytes:
-        """The picture as a PNG file; its size depends on the layers and methods in the table, not on values."""
+        """Return the picture as a PNG file; its size depends on the layers and methods of the table, not on values."""
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
         return file.getvalue()
@@ -69,46 +53,72 @@ class Picture(Figure):
 
 
 def coloured_grid(ax: Axes, values: pd.DataFrame, vmax: float, **look: Any) -> None:
-    """A grid of colours from 0 to vmax, every row and column named while there is room."""
-    # seaborn would draw the figure to see whether names fit, which takes a while and warns where they do not
-    sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap="viridis", xticklabels=False, yticklabels=False, **look)
+    """Draw a grid of colours from 0 to vmax, with the names of rows and columns for which there is room."""
+    # seaborn's own tick labels would draw the figure to see whether they fit: slow, with warnings where they do not
+    sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap=COLOUR_MAP, xticklabels=False, yticklabels=False, **look)
     for names, set_ticks in ((values.index, ax.set_yticks), (values.columns, ax.set_xticks)):
         every = -(-len(names) // NAMES_UP_TO)
         set_ticks(np.arange(0, len(names), every) + 0.5, [shortened(name) for name in names[::every]])
 
 
 def shortened(name: str) -> str:
-    """A name with its middle left out, if it would leave no room for the picture."""
+    """Return a name, without its middle if it would leave no room for the picture."""
     return name if len(name) <= LETTERS_UP_TO else f"{name[: LETTERS_UP_TO // 2]}…{name[1 - LETTERS_UP_TO // 2 :]}"
 
 
-def distinct_colours(names: Sequence[str]) -> dict[str, Any]:
-    """A colour for each name: distinct ones while they last (Okabe and Ito's), then from dark to bright in order."""
-    if len(names) <= 8:
-        okabe_ito = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-        return dict(zip(names, okabe_ito, strict=False))
-    return dict(zip(names, colormaps["viridis"](np.linspace(0, 0.93, len(names))), strict=True))
+def distinct_colours(names: Sequence[str]) -> dict[str, str]:
+    """Return a colour per name: Okabe and Ito's for up to eight names, else from dark to bright in order."""
+    distinct = len(names) <= len(OKABE_ITO)
+    colours = OKABE_ITO if distinct else colormaps[COLOUR_MAP](np.linspace(0, BRIGHTEST_LINE, len(names)))
+    return {name: to_hex(colour) for name, colour in zip(names, colours, strict=False)}
+
+
+def distinct_looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return a colour and a marker per name, as keyword arguments of matplotlib."""
+    markers = dict(zip(names, MARKERS * len(names), strict=False))
+    return {name: {"color": colour, "marker": markers[name]} for name, colour in distinct_colours(names).items()}
+
+
+def scale_colours(count: int) -> list[str]:
+    """Return the colours of a heat map's scale, from 0 to the largest value."""
+    return [to_hex(colour) for colour in colormaps[COLOUR_MAP](np.linspace(0, 1, count))]
+
+
+def colour_bar_of(vmax: float) -> ScalarMappable:
+    """Return a colour scale from 0 to vmax, for the colour bar of several heat maps."""
+    scale = ScalarMappable(cmap=COLOUR_MAP)
+    scale.set_clim(0, vmax)
+    return scale
 
 
 def marker_for(line: pd.DataFrame) -> str | None:
-    """Dots where there are few points: a line through one would be invisible."""
+    """Return a dot where a line has few points: a line through one point would be invisible."""
     return "." if len(line) <= 12 else None
 
 
 def step_axis(ax: Axes) -> None:
-    """Whole numbers on the step axis, a light grid."""
+    """Give a panel whole numbers on the step axis and a light grid."""
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
 
 
-def legend_outside(picture: Picture, panels: list[Axes], colours: dict[str, Any], title: str) -> None:
-    """What the lines are, outside the panels: a legend, or a colour bar when there are too many for one."""
+def log_axis(ax: Axes, formatter: Formatter | None = None) -> None:
+    """Give a panel a logarithmic x-axis with labels at 1, 2 and 5 times powers of ten, and a light grid."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}") if formatter is None else formatter)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(alpha=0.3)
+
+
+def legend_outside(picture: Picture, panels: list[Axes], colours: dict[str, str], title: str) -> None:
+    """Name the lines outside the panels: in a legend, or by a colour bar if they are too many for one."""
     if len(colours) <= LEGEND_UP_TO:
         lines = {line.get_label(): line for ax in panels for line in ax.get_lines()}
         ordered = [lines[name] for name in colours if name in lines]
         picture.legend(handles=ordered, title=title, loc="outside right upper", frameon=False, fontsize=9)
     else:
-        bar = picture.colorbar(ScalarMappable(cmap="viridis"), ax=panels, label=title, aspect=40)
+        bar = picture.colorbar(ScalarMappable(cmap=COLOUR_MAP), ax=panels, label=title, aspect=40)
         names = list(colours)
-        bar.set_ticks([0, 0.93], labels=[names[0], names[-1]])
-        bar.ax.set_ylim(0, 0.93)
+        bar.set_ticks([0, BRIGHTEST_LINE], labels=[names[0], names[-1]])
+        bar.ax.set_ylim(0, BRIGHTEST_LINE)

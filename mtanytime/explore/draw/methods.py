@@ -1,0 +1,101 @@
+"""Pictures that compare methods over their runs: accuracy, and accuracy against training time."""
+
+import math
+
+import pandas as pd
+import seaborn as sns
+
+from mtanytime.checks import Words, require
+from mtanytime.explore.draw.style import LETTER, Picture, distinct_looks, log_axis
+from mtanytime.explore.tables import Table, distinct, read_table
+from mtanytime.measure.tables import require_rows
+
+DOT, MEAN = "#56B4E9", "#000000"
+
+
+def accuracy_by_method(results: Table) -> Picture:
+    """Draw the accuracy of every method, in table order: one dot per seed, and a diamond for the mean.
+
+    With three seeds or more, a bar shows the mean's 95 % confidence interval (Student's t).
+
+    Args:
+        results: method, seed, accuracy (a fraction of 1).
+
+    Raises:
+        ValueError: a column is missing, the table is empty, or an accuracy is outside [0, 1].
+    """
+    name = "results table"
+    table = read_table(results, name, "method", "seed", "accuracy")
+    fractions = table["accuracy"].between(0, 1) | table["accuracy"].isna()
+    require_rows(fractions, table, name, "accuracy", "fractions in [0, 1]", "method", "seed")
+    table = table.assign(percent=100 * table["accuracy"])
+    methods = distinct(table["method"])
+    seeds = table.groupby("method")["percent"].count()
+    several = seeds.max() > 1
+    count = f"{seeds.max()}" if seeds.nunique() == 1 else f"{seeds.min()}–{seeds.max()}"
+    count += " seeds" if several or seeds.nunique() > 1 else " seed"
+
+    alt = f"Accuracy of {len(methods)} methods with {count} each: {', '.join(methods)}"
+    picture = Picture(alt, 6.4 + 1.1 * LETTER * max(map(len, methods)), 1.9 + 0.42 * len(methods))
+    ax = picture.subplots()
+    common = {"data": table, "x": "percent", "y": "method", "order": methods, "ax": ax, "legend": False}
+    if several:
+        style = {"linestyle": "none", "marker": "D", "markersize": 5, "linewidth": 1.5, "capsize": 0.25}
+        sns.pointplot(**common, color=MEAN, errorbar=_interval, **style)
+    sns.stripplot(**common, color=DOT, size=6, alpha=0.85, jitter=False, zorder=3)
+    for row, method in enumerate(methods):
+        mean = table.loc[table["method"] == method, "percent"].mean()
+        label = f"{mean:.1f}" if math.isfinite(mean) else "none"
+        ax.text(1.02, row, label, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+    ax.text(1.02, 1.03, "mean", transform=ax.transAxes, fontsize=9, color="0.35")
+    ax.set(xlabel="test accuracy (%)", ylabel="", ylim=(len(methods) - 0.5, -0.5))
+    ax.set_title(f"Accuracy by method, {count}", fontsize=11, loc="left")
+    ax.grid(axis="x", alpha=0.3)
+    marks = {"one seed": ax.plot([], [], color=DOT, marker="o", ls="")[0]}
+    if several:
+        marks["mean and its 95 % interval"] = ax.plot([], [], color=MEAN, marker="D", ls="-")[0]
+    picture.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return picture
+
+
+def accuracy_by_seconds(results: Table) -> Picture:
+    """Draw accuracy against training time: one dot per run; a larger marker shows each method's mean.
+
+    The bars of a mean show one standard deviation over the method's runs.
+
+    Args:
+        results: method, seed, accuracy (a fraction of 1), train_seconds.
+
+    Raises:
+        ValueError: a column is missing, or no row has an accuracy and a time.
+    """
+    table = read_table(results, "results table", "method", "seed", "accuracy", "train_seconds")
+    table = table.assign(percent=100 * table["accuracy"]).dropna(subset=["percent", "train_seconds"])
+    require(len(table) > 0, "results table", "a row with accuracy and train_seconds", Words("none"))
+    methods = distinct(table["method"])
+    alt = f"Test accuracy against training seconds of {len(methods)} methods: {', '.join(methods)}"
+    picture = Picture(alt, 6.8 + LETTER * max(map(len, methods)), 3.8)
+    ax = picture.subplots()
+    for method, look in distinct_looks(methods).items():
+        runs = table[table["method"] == method]
+        ax.scatter(runs["train_seconds"], runs["percent"], s=18, alpha=0.5, linewidths=0, **look)
+        spread = [[runs[name].std(ddof=1) if len(runs) > 1 else 0.0] for name in ("train_seconds", "percent")]
+        mean = runs["train_seconds"].mean(), runs["percent"].mean()
+        ax.errorbar(*mean, xerr=spread[0], yerr=spread[1], markersize=9, ls="", capsize=3, label=method, **look)
+    log_axis(ax)
+    ax.set(xlabel="training time (s, log scale)", ylabel="test accuracy (%)")
+    ax.set_title("Accuracy against training time", fontsize=11, loc="left")
+    style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9}
+    picture.legend(title="method: mean ± spread", **style)
+    return picture
+
+
+def _interval(values: pd.Series) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of a few independent values, by Student's t.
+
+    Fewer than three values get none: their interval would be wider than the picture.
+    """
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * values.std() / math.sqrt(len(values)) if len(values) > 2 else 0.0
+    return values.mean() - half, values.mean() + half
