@@ -1,4 +1,4 @@
-"""Small tables for the explorers' tests, whose numbers a reader can work out by hand."""
+"""Small tables for the tests of explorers, whose numbers can be worked out by hand."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ def trace(
     steps: tuple[int, ...] = (0, 100, 200),
     slices: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Weights that are all different and grow with the step; the strongest pair at the end is the last one."""
+    """Return a trace whose weights are all different and grow with the step; the last pair ends strongest."""
     rows = [
         {"step": step, "source": source, "target": target, "weight_std": 0.1} | ({"slice": part} if part else {})
         for step in steps
@@ -28,7 +28,7 @@ def trace(
 
 
 def channels(trace: pd.DataFrame, count: int = 4) -> pd.DataFrame:
-    """Uniform weights at the first step, growing with the channel's number at the last."""
+    """Return channel weights, uniform at the first step and growing with the channel's number at the last."""
     pairs = trace[["source", "target"]].drop_duplicates()
     sums = count * (count + 1) / 2
     rows = [
@@ -44,7 +44,7 @@ def channels(trace: pd.DataFrame, count: int = 4) -> pd.DataFrame:
 
 
 def curve(seeds: int = 3) -> pd.DataFrame:
-    """Two models of four exits: costs 1, 4, 9, 16 M and half as much again; accuracies a hundredth apart by seed."""
+    """Return two models of four exits: costs of 1, 4, 9, 16 M and 1.5 times that; accuracies 0.01 apart by seed."""
     rows = [
         {
             "model": model,
@@ -63,7 +63,7 @@ def curve(seeds: int = 3) -> pd.DataFrame:
 
 
 def strip(curve: pd.DataFrame, count: int = 3) -> tuple[np.ndarray, pd.DataFrame]:
-    """Grey images, and answers that become right from exit 3 on."""
+    """Return grey images, and answers that are correct from exit 3 on."""
     images = np.stack([np.full((3, 8, 8), 40 * i, np.uint8) for i in range(count)])
     exits = curve[["model", "exit"]].drop_duplicates()
     rows = [
@@ -76,6 +76,6 @@ def strip(curve: pd.DataFrame, count: int = 3) -> tuple[np.ndarray, pd.DataFrame
 
 
 def pictures(count: int = 2) -> tuple[np.ndarray, tuple[str, ...], list[int]]:
-    """Grey images, the classes of `TREE`, and labels: the first image is a cat, all others are cars."""
+    """Return grey images, the classes of `TREE`, and labels: the first image is a cat, all others are cars."""
     images = np.stack([np.full((3, 16, 16), 50 * i % 256, np.uint8) for i in range(count)])
     return images, TREE.classes, [0] + [2] * (count - 1)

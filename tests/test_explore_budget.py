@@ -1,4 +1,4 @@
-"""What a budget buys, told by hand and by the explorer; its choices and its static form, without a browser."""
+"""The budget explorer without a browser: what a budget buys, by hand; choices; static form."""
 
 import json
 
@@ -16,7 +16,7 @@ from mtanytime.explore.contents import budget
 
 
 def stops(explorer: BudgetExplorer) -> list[str]:
-    """The words at the slider's stops."""
+    """Return the labels of the slider's stops."""
     for view in explorer.content["views"]:
         if view["cost"] == explorer.cost and (view["level"] or "") == explorer.level:
             return [stop["label"] for stop in view["stops"]]
@@ -24,7 +24,7 @@ def stops(explorer: BudgetExplorer) -> list[str]:
 
 
 def test_stops_are_worded() -> None:
-    """A stop says its budget and the exit it buys; with one model the model needs no naming."""
+    """A stop names its budget and the exit that it buys, and the model if there are several."""
     curve = tables.curve()
     single = BudgetExplorer(curve[curve["model"] == "sliced"])
     wanted = [
@@ -49,7 +49,7 @@ def test_stops_are_worded() -> None:
 
 
 def test_picks_are_what_the_budget_pays_for() -> None:
-    """6 M MACs buy exit 2 of either model: hand-computed means, spreads, and what the next exit costs and gains."""
+    """6 M MACs buy exit 2 of both models: means, spreads, and cost and gain of the next exit by hand."""
     explorer = BudgetExplorer(tables.curve())
     explorer.at = ["msdnet", 2]
     assert explorer.budget == 6e6
@@ -69,7 +69,7 @@ def test_picks_are_what_the_budget_pays_for() -> None:
 
 
 def test_front_end_holds_the_same_picks() -> None:
-    """The front end looks up at every stop what `picks` computes from the table, in numbers and in words."""
+    """The contents of the front end agree with `picks` at every stop, in numbers and in words."""
     explorer = BudgetExplorer(tables.curve())
     for view in explorer.content["views"]:
         explorer.cost = view["cost"]
@@ -89,7 +89,7 @@ def test_front_end_holds_the_same_picks() -> None:
 
 
 def test_exits_that_lose_or_lack_accuracy() -> None:
-    """A wider exit may be worse, and a run may have diverged: both are said, not hidden."""
+    """A later exit may be worse, and a run may have diverged: both are shown."""
     curve = tables.curve(seeds=1)
     curve.loc[2, "accuracy"] = 0.65  # exit 3 of the first model, below exit 2
     curve.loc[3, "accuracy"] = np.nan
@@ -100,7 +100,7 @@ def test_exits_that_lose_or_lack_accuracy() -> None:
 
 
 def test_costs_that_are_there() -> None:
-    """A curve of the user's own may have been measured in one way only; a half-measured cost is not offered."""
+    """Only costs that every row has are offered."""
     curve = tables.curve()
     costs = lambda table: [cost["name"] for cost in BudgetExplorer(table).content["costs"]]  # noqa: E731
     assert costs(curve) == ["macs", "latency_ms", "params"]
@@ -109,7 +109,7 @@ def test_costs_that_are_there() -> None:
 
 
 def test_levels_of_a_taxonomy() -> None:
-    """With an accuracy at each level, a level is chosen; with a level for each exit, the exit's words name it."""
+    """With an accuracy per level, a level is chosen; with a level per exit, the exit's label names it."""
     fine = tables.curve()
     coarse = fine.assign(accuracy=fine["accuracy"] + 0.05, level="coarse")
     explorer = BudgetExplorer(pd.concat([coarse, fine.assign(level="fine")]))
@@ -127,7 +127,7 @@ def test_levels_of_a_taxonomy() -> None:
 
 
 def test_strip_of_images() -> None:
-    """Every exit's answers travel with the images, which are shown smaller if they are large."""
+    """The contents hold every exit's answers with the images; large images are shown smaller."""
     curve = tables.curve()
     images, predictions = tables.strip(curve)
     strip = BudgetExplorer(curve, images, predictions).content["strip"]
@@ -142,7 +142,7 @@ def test_strip_of_images() -> None:
 
 
 def test_static_form() -> None:
-    """Without a front end a reader gets the curves with the budget marked, and a line that is the same everywhere."""
+    """Without a front end there are the curves with the budget marked, and one line of stable text."""
     explorer = BudgetExplorer(tables.curve())
     data, about = explorer._repr_mimebundle_()
     assert data["text/plain"] == "BudgetExplorer: 2 models with 4 exits each, 3 runs"
@@ -158,7 +158,7 @@ def test_static_form() -> None:
 
 
 def test_nothing_is_left_after_closing() -> None:
-    """A closed explorer takes its widgets with it."""
+    """Closing an explorer removes its widgets."""
     before = set(Widget.get_manager_state()["state"])
     BudgetExplorer(tables.curve()).close()
     assert set(Widget.get_manager_state()["state"]) == before
@@ -166,7 +166,7 @@ def test_nothing_is_left_after_closing() -> None:
 
 @pytest.mark.parametrize("column", ["model", "exit", "accuracy"])
 def test_missing_columns(column: str) -> None:
-    """A table that is no curve is refused by the name of the column it lacks."""
+    """A curve that lacks a column is refused, and the message names it."""
     with pytest.raises(ValueError, match=f"curve: expected column {column}, got columns"):
         BudgetExplorer(tables.curve().drop(columns=column))
 
@@ -195,13 +195,13 @@ def test_missing_columns(column: str) -> None:
     ],
 )
 def test_bad_curves(change: object, message: str) -> None:
-    """What cannot be drawn truly is refused by its column before anything is drawn."""
+    """A curve with an invalid value is refused before anything is drawn, and the message names the column."""
     with pytest.raises(ValueError, match=message):
         BudgetExplorer(change(tables.curve()))
 
 
 def test_bad_images_and_predictions() -> None:
-    """Images and answers that do not belong together are refused, and say why."""
+    """Images and predictions that do not match are refused with the reason."""
     curve = tables.curve()
     images, predictions = tables.strip(curve)
     strip = unchecked(budget._strip)
@@ -238,13 +238,13 @@ def test_bad_images_and_predictions() -> None:
     ],
 )
 def test_choices_that_are_not_offered(choice: str, value: object, message: str) -> None:
-    """A choice that is not in the table is refused with what there is."""
+    """A choice that is not offered is refused with the choices that are."""
     with pytest.raises(ValueError, match=message):
         setattr(BudgetExplorer(tables.curve()), choice, value)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_budget_is_above_nothing(budget: float) -> None:
-    """No exit is free, and nan compares with nothing: such a budget is a mistake."""
+    """A budget is a finite number above 0."""
     with pytest.raises(ValueError, match="budget: expected a finite number above 0, got"):
         BudgetExplorer(tables.curve()).picks(budget)

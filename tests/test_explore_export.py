@@ -1,4 +1,4 @@
-"""Exported pages: what is in the file, and that bad input leaves none. tests/browser opens them."""
+"""Exported pages: the content of the file, and that bad input leaves none. tests/browser opens them."""
 
 import json
 import re
@@ -16,13 +16,13 @@ from mtanytime.explore.transfer import TransferExplorer
 
 
 def state_of(page: Path) -> dict:
-    """What the page's script reads."""
+    """Return the state that the page's script reads."""
     text = re.search(r'<script type="application/json" id="state">(.*?)</script>', page.read_text("utf-8"), re.S)
     return json.loads(text.group(1))
 
 
 def test_page_holds_the_explorer(tmp_path: Path) -> None:
-    """The page begins where the explorer stands, and asks the network for nothing."""
+    """The page starts with the explorer's choices and requests nothing from the network."""
     explorer = TransferExplorer(tables.trace(), relative=True)
     explorer.step = 100
     path = explorer.save_html(tmp_path / "page.html")
@@ -40,7 +40,7 @@ def test_page_holds_the_explorer(tmp_path: Path) -> None:
 
 
 def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
-    """A colleague's file of the same name must not be lost to a repeated command."""
+    """An existing file is replaced only with `force`."""
     path = tmp_path / "page.html"
     path.write_text("mine")
     tables.curve().to_csv(tmp_path / "curve.csv", index=False)
@@ -58,7 +58,7 @@ def test_files_are_replaced_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk leaves the old page, and no half of the new one."""
+    """On a full disk the old page stays, and no part of the new one is left."""
     path = tmp_path / "page.html"
     path.write_text("mine")
 
@@ -75,7 +75,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_page_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """60 × 60 layers over many steps stay below 3 MB; what would be above is refused and says by how much."""
+    """60 × 60 layers over many steps stay below 3 MB; a larger page is refused with its size."""
     names = tuple(f"encoder.layer.{i}" for i in range(60))
     trace = tables.trace(sources=names, targets=names, steps=tuple(range(100)))
     path = TransferExplorer(trace, tables.channels(trace, 64)).save_html(tmp_path / "large.html")
@@ -88,7 +88,7 @@ def test_a_page_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["</script><script>alert(1)</script>", "<!--<script>", "\u2028&amp;\"'{x}"])
 def test_names_cannot_end_the_script(name: str, tmp_path: Path) -> None:
-    """Whatever a layer is called, the page has its own two scripts, and the name arrives as it was."""
+    """Names that look like markup leave the page with its two scripts and arrive unchanged."""
     path = TransferExplorer(tables.trace(sources=(name, "b"))).save_html(tmp_path / "page.html")
     assert state_of(path)["content"]["sources"] == [name, "b"]
     assert path.read_text("utf-8").count("<script") == 2
@@ -98,7 +98,7 @@ def test_names_cannot_end_the_script(name: str, tmp_path: Path) -> None:
 
 
 def test_csv_is_told_by_its_columns(tmp_path: Path) -> None:
-    """The command line needs no word for what a file is; a run's channel weights beside its trace come along."""
+    """A trace and a curve are told apart by their columns; channels.csv beside trace.csv is included."""
     trace, curve = tables.trace(), tables.curve()
     trace.to_csv(tmp_path / "trace.csv", index=False)
     trace.to_csv(tmp_path / "other.csv", index=False)
@@ -133,7 +133,7 @@ def test_csv_is_told_by_its_columns(tmp_path: Path) -> None:
     ],
 )
 def test_bad_files_are_one_line_of_error(text: str, message: str, tmp_path: Path) -> None:
-    """A file that cannot be drawn is named with its column in one line, and leaves no page behind."""
+    """A file that cannot be drawn is refused in one line that names the column, and leaves no page."""
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
         export_csv(tmp_path / "table.csv", tmp_path / "page.html")
@@ -142,7 +142,7 @@ def test_bad_files_are_one_line_of_error(text: str, message: str, tmp_path: Path
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    """A picture or checkpoint given by mistake is no traceback either."""
+    """A binary file, such as a picture or a checkpoint, is refused in one line."""
     (tmp_path / "x.csv").write_bytes(np.random.default_rng(0).bytes(500))
     with pytest.raises(ValueError, match=r"table: expected a CSV table, got .*x\.csv, which cannot be read"):
         export_csv(tmp_path / "x.csv", tmp_path / "page.html")

@@ -1,4 +1,4 @@
-"""The figure that grows during training: its numbers, its stop button, and the progress bar where nothing shows it."""
+"""The figure that grows during training: its numbers, its stop button, and the progress bar outside notebooks."""
 
 import math
 import threading
@@ -19,7 +19,7 @@ from mtanytime.training.trainer import Trainer
 
 
 def task() -> Task:
-    """Two classes told apart by brightness."""
+    """Return a task of two classes that differ by brightness."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 2
     images = (torch.rand(40, 3, 4, 4, generator=generator) * 100 + 100 * labels[:, None, None, None]).to(torch.uint8)
@@ -28,7 +28,7 @@ def task() -> Task:
 
 
 def trainer(folder: Path | None = None, epochs: int = 5) -> Trainer:
-    """Four steps an epoch."""
+    """Return a trainer with four steps per epoch."""
     make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 2))  # noqa: E731
     shared = {"epochs": epochs, "batch_size": 10, "lr": 0.01, "validation": 0.1, "progress": False}
     return Trainer(make, task(), folder=folder, **shared)
@@ -36,7 +36,7 @@ def trainer(folder: Path | None = None, epochs: int = 5) -> Trainer:
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """As in a notebook: what is displayed, and the bundles that its place shows later, are gathered here."""
+    """Act as a notebook, and collect the displayed widgets and their later updates."""
     shown: list[object] = []
 
     class Handle:
@@ -53,7 +53,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_figure_holds_the_log(notebook: list[object]) -> None:
-    """Loss and accuracies in per cent are those of the log, and the result is the trainer's own."""
+    """Loss and accuracies (in per cent) are those of the log, and the result is the trainer's own."""
     whole = trainer()
     explorer = LiveTraining(whole)
     assert explorer.content["panels"] == []
@@ -74,7 +74,7 @@ def test_figure_holds_the_log(notebook: list[object]) -> None:
 
 
 def test_output_is_not_flooded(notebook: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The figure is sent at most twice a second, however quick the steps; the cell's output holds it once."""
+    """The figure is sent at most twice per second, and the cell's output holds it once."""
     sent = []
     explorer = LiveTraining(trainer(epochs=50))
     explorer.observe(lambda change: sent.append(change), "content")
@@ -85,7 +85,7 @@ def test_output_is_not_flooded(notebook: list[object], monkeypatch: pytest.Monke
 
 
 def test_stop_leaves_a_run_that_resumes(notebook: list[object], tmp_path: Path) -> None:
-    """Stopped after some step, the run goes on in a new trainer, to the same end bit for bit."""
+    """A stopped run is resumed by a new trainer and ends with the same bits."""
     whole = trainer()
     whole.train()
     first = LiveTraining(trainer(tmp_path))
@@ -102,7 +102,7 @@ def test_stop_leaves_a_run_that_resumes(notebook: list[object], tmp_path: Path) 
 
 
 def press_at(explorer: LiveTraining, step: int) -> None:
-    """Press the button during a step, once: the front end's message comes in another thread."""
+    """Press the button once during a step; the front end's message comes in another thread."""
     after = explorer._trainer._after_step
 
     def pressed() -> None:
@@ -117,7 +117,7 @@ def press_at(explorer: LiveTraining, step: int) -> None:
 
 
 def test_train_again_after_stop(notebook: list[object]) -> None:
-    """Running the cell again goes on, too, without a folder."""
+    """Without a folder, running the cell again resumes the run."""
     explorer = LiveTraining(trainer())
     press_at(explorer, 2)
     assert explorer.train() is None
@@ -127,7 +127,7 @@ def test_train_again_after_stop(notebook: list[object]) -> None:
 
 
 def test_interrupted_is_stopped(notebook: list[object]) -> None:
-    """The interrupt key leaves a run that goes on, as the button does, and the figure says so."""
+    """After an interrupt the run can be resumed, and the figure says so."""
     explorer = LiveTraining(trainer())
 
     def interrupt() -> None:
@@ -140,7 +140,7 @@ def test_interrupted_is_stopped(notebook: list[object]) -> None:
 
 
 def test_errors_come_through(notebook: list[object]) -> None:
-    """A run that breaks off says so in the figure, and raises what the trainer raises."""
+    """When training fails, the figure says so and the trainer's error is raised."""
     broken = trainer()
     broken.loss = lambda output, labels: output.sum() * math.nan
     explorer = LiveTraining(broken)
@@ -150,7 +150,7 @@ def test_errors_come_through(notebook: list[object]) -> None:
 
 
 def test_progress_bar_outside_notebooks(capsys: pytest.CaptureFixture) -> None:
-    """In a script there is the trainer's own progress bar and no widget's text."""
+    """In a script there is the trainer's own progress bar and no text of a widget."""
     assert InteractiveShell._instance is None
     plain = trainer()
     plain.progress = True
@@ -162,7 +162,7 @@ def test_progress_bar_outside_notebooks(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_long_logs_are_thinned() -> None:
-    """Ten thousand steps are two hundred points at most, means of equally many; what is not finite is left out."""
+    """Ten thousand steps become at most 200 points, means of equally many finite values."""
     lines: dict[str, live._Line] = {}
     rows = ({"step": k, "loss": math.inf if k == 6 else k / 1e4, "lr": 0.1} for k in range(1, 10_001))
     live.add_rows(lines, rows)
@@ -175,7 +175,7 @@ def test_long_logs_are_thinned() -> None:
 
 
 def test_exits_are_named_and_thinned() -> None:
-    """Of many exits the first and the last ones are drawn with the validation, and the others named beside it."""
+    """Of many exits the first and last are drawn, with the validation accuracy; the others are named."""
     lines: dict[str, live._Line] = {}
     names = ["accuracy", *(f"accuracy_{k}" for k in range(1, 9)), "val_accuracy"]
     live.add_rows(lines, [{"step": 1, **dict.fromkeys(names, 0.5)}])
@@ -188,13 +188,13 @@ def test_exits_are_named_and_thinned() -> None:
 
 
 def test_only_trainers_are_watched() -> None:
-    """Something else is refused before there is a widget."""
+    """Anything but a trainer is refused before there is a widget."""
     with pytest.raises(ValueError, match="trainer: expected a Trainer, got str"):
         unchecked(LiveTraining.__init__)(LiveTraining.__new__(LiveTraining), "x")
 
 
 def test_nothing_is_left_after_closing() -> None:
-    """A closed figure takes its widgets with it."""
+    """Closing the figure removes its widgets."""
     before = set(Widget.get_manager_state()["state"])
     LiveTraining(trainer()).close()
     assert set(Widget.get_manager_state()["state"]) == before

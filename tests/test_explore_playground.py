@@ -1,4 +1,4 @@
-"""One image's answers over time: the numbers behind the picture, every kind of model, and what is refused."""
+"""The playground without a browser: answers by hand, every kind of model, refused input."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets import Widget
+from tables import TREE, pictures
 from torch import Tensor, nn
 from typechecker import unchecked
 
@@ -16,8 +17,7 @@ from mtanytime.backbones import Normalized
 from mtanytime.explore.contents import playground
 from mtanytime.explore.playground import AnytimePlayground
 
-CLASSES = ("cat", "dog", "car")
-TREE = Taxonomy({"animal": ["cat", "dog"], "vehicle": ["car"]}, CLASSES)
+CLASSES = TREE.classes
 
 
 class Slow(nn.Module):
@@ -30,19 +30,19 @@ class Slow(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def refine(self, images: Tensor) -> Iterator[Tensor]:
-        """One answer after the other."""
+        """Yield one answer after the other."""
         for row in self.logits:
             time.sleep(0.02)
             yield row[None] + 0 * images.mean()
 
 
-def images(count: int = 2, side: int = 16) -> np.ndarray:
-    """Grey images."""
-    return np.stack([np.full((3, side, side), 50 * i % 256, np.uint8) for i in range(count)])
+def images(count: int = 2) -> np.ndarray:
+    """Return grey images."""
+    return pictures(count)[0]
 
 
 def test_answers_by_hand() -> None:
-    """A coarse exit answers with the likeliest group, which need not hold the likeliest class; each is judged there."""
+    """A coarse exit answers with the likeliest group, which need not have the likeliest class, and is rated there."""
     explorer = AnytimePlayground(Slow(), images(), CLASSES, [0, 2], TREE, [1, 2, 2])
     table = explorer.answers()
     assert table["answer"].tolist() == ["animal", "dog", "car"]
@@ -63,7 +63,7 @@ def test_answers_by_hand() -> None:
 
 
 def test_deadline_takes_the_answers_that_were_there() -> None:
-    """The table, the static picture and the words of the explorer follow the deadline."""
+    """The table, the static picture and the text of the explorer follow the deadline."""
     explorer = AnytimePlayground(Slow(), images(), CLASSES)
     explorer.deadline = explorer.answers()["milliseconds"].iloc[1]
     assert explorer.answers()["in_time"].tolist() == [True, True, False]
@@ -77,7 +77,7 @@ def test_deadline_takes_the_answers_that_were_there() -> None:
 
 @pytest.mark.parametrize("kind", ["sliced", "normalised", "predictor", "inclusive", "msdnet"])
 def test_every_anytime_network_plays(kind: str) -> None:
-    """The answers are the network's own in eval mode, whatever way it gives them; its mode is left alone."""
+    """For every kind of model the answers are the network's own in eval mode; its mode is restored."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1}
@@ -103,7 +103,7 @@ def test_every_anytime_network_plays(kind: str) -> None:
 
 
 def test_many_classes_are_thinned() -> None:
-    """Of a thousand classes the page holds those that matter for the image, and says so; it stays small."""
+    """Of a thousand classes the page keeps those that matter for the image, and says so."""
 
     class Wide(Slow):
         logits = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
@@ -144,14 +144,14 @@ def test_many_classes_are_thinned() -> None:
     ],
 )
 def test_bad_input_is_refused(arguments: dict, message: str) -> None:
-    """One clear line, before a widget is half made."""
+    """Bad arguments are refused before a widget is made."""
     whole = {"model": Slow(), "images": images(), "classes": CLASSES} | arguments
     with pytest.raises(ValueError, match=message):
         unchecked(AnytimePlayground.__init__)(AnytimePlayground.__new__(AnytimePlayground), **whole)
 
 
 def test_bad_choices_are_refused() -> None:
-    """A choice that is not offered leaves the explorer as it was."""
+    """A choice that is not offered is refused and does not change the explorer."""
     explorer = AnytimePlayground(Slow(), images(), CLASSES, repeats=1)
     with pytest.raises(ValueError, match="image: expected an index from 0 to 1, got 2"):
         explorer.image = 2
@@ -162,7 +162,7 @@ def test_bad_choices_are_refused() -> None:
 
 
 def test_nothing_is_left_after_closing() -> None:
-    """A closed explorer takes its widgets and observers with it."""
+    """Closing an explorer removes its widgets and observers."""
     before = set(Widget.get_manager_state()["state"])
     explorer = AnytimePlayground(Slow(), images(), CLASSES, repeats=1)
     explorer.observe(lambda change: None, "deadline")

@@ -1,4 +1,4 @@
-"""The explorer's choices, the numbers behind its picture, and its static form, without a browser."""
+"""The transfer explorer without a browser: numbers, choices, static form."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from mtanytime.explore.transfer import TransferExplorer
 
 
 def held(explorer: TransferExplorer) -> np.ndarray:
-    """The front end's numbers at the explorer's step, source layers down and target layers across; nan where none."""
+    """Return the front end's numbers at the explorer's step, a row per source layer and a column per target layer."""
     content = explorer.content
     values = np.full((len(content["sources"]), len(content["targets"])), np.nan)
     for (row, column), value in zip(
@@ -45,7 +45,7 @@ def test_the_step_moves_the_numbers() -> None:
 
 
 def test_relative_scale() -> None:
-    """Shares are of what is shown: with one of two networks chosen, its layers alone sum to 100 % for every target."""
+    """Shares are relative to what is shown: the layers of the chosen network alone sum to 100 % per target."""
     explorer = TransferExplorer(tables.trace(sources=("birds/a", "birds/b", "cars/a")), relative=True)
     np.testing.assert_allclose(explorer.values().sum(), 1)
     assert explorer.content["networks"] == ["birds", "cars"]
@@ -57,7 +57,7 @@ def test_relative_scale() -> None:
 
 
 def test_slices() -> None:
-    """A sliced target has a λ a slice, to be seen together or one slice at a time."""
+    """The λ of a sliced target's slices can be seen together or one slice at a time."""
     trace = tables.trace(sources=("a",), targets=("t",), slices=("1", "2"))
     explorer = TransferExplorer(trace)
     assert list(explorer.values().columns) == ["t slice 1", "t slice 2"]
@@ -67,13 +67,13 @@ def test_slices() -> None:
 
 
 def test_slashes_alone_make_no_networks() -> None:
-    """One source network, or layers of which only some are called after one, is no choice."""
+    """With one source network, or layers of which only some name a network, there is nothing to choose."""
     assert TransferExplorer(tables.trace(sources=("birds/a", "birds/b"))).content["networks"] == []
     assert TransferExplorer(tables.trace(sources=("birds/a", "b"))).content["networks"] == []
 
 
 def test_pairs_that_were_not_matched_or_diverged() -> None:
-    """The front end must tell a pair that is not in the table from one without a number."""
+    """The front end distinguishes a pair that is not in the table from one without a number."""
     trace = tables.trace().iloc[1:]  # the first pair lacks its first step
     trace.loc[trace.index[-1], "weight"] = np.inf
     trace = trace[(trace["source"] != "layer1") | (trace["target"] != "t2")]
@@ -87,7 +87,7 @@ def test_pairs_that_were_not_matched_or_diverged() -> None:
 
 
 def test_channels_of_a_pair() -> None:
-    """The detail's channel weights are the table's, at the steps it has."""
+    """The channel weights of the detail are the table's, at its steps."""
     trace = tables.trace()
     found = TransferExplorer(trace, tables.channels(trace)).content["channels"]
     assert found["steps"] == [0, 200]
@@ -97,7 +97,7 @@ def test_channels_of_a_pair() -> None:
 
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (200, 200), (201, 200), (5000, 200)])
 def test_many_steps_are_thinned(count: int, shown: int) -> None:
-    """A slider of 5,000 stops cannot be aimed at: evenly spread steps stay, both ends among them, and it says so."""
+    """At most 200 evenly spread steps are kept, with both ends, and a note says so."""
     explorer = TransferExplorer(tables.trace(sources=("a",), targets=("b",), steps=tuple(range(0, 10 * count, 10))))
     steps = explorer.content["steps"]
     assert len(steps) == shown
@@ -108,7 +108,7 @@ def test_many_steps_are_thinned(count: int, shown: int) -> None:
 
 
 def test_large_traces_fit_a_page() -> None:
-    """60 × 60 layers and thousands of channels must not make a page that no mail server takes."""
+    """The contents for 60 × 60 layers and thousands of channels stay below 3 MB."""
     names = tuple(f"layer{i}" for i in range(60))
     explorer = TransferExplorer(tables.trace(sources=names, targets=names, steps=tuple(range(60))))
     assert explorer.content["spreads"] is None
@@ -124,14 +124,14 @@ def test_large_traces_fit_a_page() -> None:
 
 @given(st.lists(st.floats(0, 1e6, allow_subnormal=False), min_size=1, max_size=20))
 def test_numbers_keep_four_digits_of_the_largest(values: list[float]) -> None:
-    """Rounding saves most of a page's size and must not show in a picture: an error of 1/2000 of the scale at most."""
+    """Rounding keeps a page small and is invisible: the error is at most 1/2000 of the scale."""
     trace = pd.DataFrame({"step": range(len(values)), "source": "a", "target": "b", "weight": values})
     held = np.array(contents.transfer_contents(trace)["values"]).ravel()
     assert np.abs(held - values).max() <= max(values) / 2000
 
 
 def test_static_form() -> None:
-    """Without a front end a reader gets the heat-map and a line that does not change between machines."""
+    """Without a front end there are the heat map and one line of stable text."""
     data, about = TransferExplorer(tables.trace(steps=(1, 2)))._repr_mimebundle_()
     assert data["text/plain"] == "TransferExplorer: 6 pairs, 2 steps from 1 to 2"
     assert data["image/png"] == draw.heatmap(tables.trace(steps=(1, 2)))._repr_mimebundle_()[0]["image/png"]
@@ -142,7 +142,7 @@ def test_static_form() -> None:
 
 
 def test_nothing_is_left_after_closing() -> None:
-    """A notebook that shows one explorer after another must not fill up with figures, widgets and observers."""
+    """Closing an explorer releases its figures, widgets and observers."""
     before = set(Widget.get_manager_state()["state"])
     explorer = TransferExplorer(tables.trace())
     explorer._repr_mimebundle_()
@@ -173,7 +173,7 @@ def test_nothing_is_left_after_closing() -> None:
     ],
 )
 def test_choices_that_are_not_offered(choice: str, value: object, message: str) -> None:
-    """A choice that is not in the table is refused with what there is, and the explorer stays as it was."""
+    """A choice that is not offered is refused with the choices that are, and the explorer does not change."""
     explorer = TransferExplorer(tables.trace())
     before = getattr(explorer, choice)
     with pytest.raises(ValueError, match=message):
@@ -183,7 +183,7 @@ def test_choices_that_are_not_offered(choice: str, value: object, message: str) 
 
 @pytest.mark.parametrize("column", ["step", "source", "target", "weight"])
 def test_missing_columns(column: str) -> None:
-    """A table that is no trace is refused by the name of the column it lacks."""
+    """A trace that lacks a column is refused, and the message names it."""
     with pytest.raises(ValueError, match=f"trace: expected column {column}, got columns"):
         TransferExplorer(tables.trace().drop(columns=column))
 
@@ -201,13 +201,13 @@ def test_missing_columns(column: str) -> None:
     ],
 )
 def test_bad_rows(change: object, message: str) -> None:
-    """What cannot be drawn truly is refused before anything is drawn."""
+    """A trace with invalid or repeated rows is refused before anything is drawn."""
     with pytest.raises(ValueError, match=message):
         TransferExplorer(change(tables.trace()))
 
 
 def test_channels_of_another_run() -> None:
-    """Channel weights of a pair that the trace lacks come from another run."""
+    """Channel weights of a pair that the trace lacks are refused: they come from another run."""
     trace = tables.trace()
     with pytest.raises(ValueError, match="channels table: expected pairs of the trace, got other → t1"):
         TransferExplorer(trace, tables.channels(trace).replace("layer1", "other"))
@@ -216,13 +216,13 @@ def test_channels_of_another_run() -> None:
 
 
 def test_layer_names_of_a_file_stay_text(tmp_path: Path) -> None:
-    """Layers "1.1" and "1.10" are two layers, though the same number."""
+    """Layers "1.1" and "1.10" stay two layers, although they are the same number."""
     tables.trace(sources=("1.1", "1.10"), targets=("0",)).to_csv(tmp_path / "trace.csv", index=False)
     assert TransferExplorer(tmp_path / "trace.csv").content["sources"] == ["1.1", "1.10"]
 
 
 def test_a_choice_without_pairs() -> None:
-    """A network that is matched to one slice only has nothing to show in another, and says so."""
+    """A choice of network and slice without matched pairs says so."""
     trace = tables.trace(sources=("birds/a", "cars/a"), slices=("1", "2"))
     trace = trace[(trace["source"] == "birds/a") == (trace["slice"] == "1")]
     explorer = TransferExplorer(trace)

@@ -1,4 +1,4 @@
-"""A real browser, JupyterLab and exported pages in it; without Debian's chromium and playwright the tests are skipped.
+"""Fixtures of a real browser and servers for it; without Debian's chromium and playwright the tests are skipped.
 
 apt-get install chromium && pip install playwright      (no browser of playwright's own is downloaded)
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-# Nothing may leave the machine: without these flags chromium asks the network for updates all the time.
+# Nothing may leave the machine; without these flags chromium keeps asking the network for updates.
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync")
 START_SECONDS = 120
@@ -58,7 +58,7 @@ def tab(browser: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callable[[str], str]]]:
-    """A JupyterLab on this machine alone: its folder, and the address of a notebook in it."""
+    """Yield the folder of a JupyterLab on this machine, and a function from a notebook's name to its address."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     folder, state, token = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state"), secrets.token_hex(16)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--LabApp.news_url=", "--expose-app-in-browser"]
@@ -69,7 +69,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callab
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the web app that `make app` serves, started in a copy of the folders that it reads."""
+    """Yield the address of the web app of `make app`, started in a copy of the folders that it reads."""
     pytest.importorskip("voila", reason="Voilà is not installed")
     folder, state = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("state")
     shutil.copytree(ROOT / "data" / "results", folder / "data" / "results")
@@ -82,7 +82,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @contextmanager
 def serving(module: str, options: list[str], folder: Path, state: Path, token: str) -> Iterator[str]:
-    """The address of a Jupyter server that runs in a folder, with settings of its own."""
+    """Yield the address of a Jupyter server that runs in a folder with its own settings."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

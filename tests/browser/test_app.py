@@ -1,4 +1,4 @@
-"""The web app in a real browser: the explorers of notebook 07 as a page without code, on this machine alone."""
+"""The web app in a real browser: the explorers of notebook 07 as a page without code."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_app_is_moved_by_keyboard(app: str, tab: Callable[..., Any]) -> None:
-    """Every explorer is there, no code is, nothing is fetched from elsewhere, and sliders move picture and words."""
+    """The app shows every explorer and no code, fetches nothing from elsewhere, and follows its sliders."""
     page = tab(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(150_000)
     fetched: list[str] = []
@@ -37,7 +37,7 @@ def test_app_is_moved_by_keyboard(app: str, tab: Callable[..., Any]) -> None:
 
 
 def test_app_stays_on_this_machine() -> None:
-    """The settings that `make app` reads listen to this machine alone."""
+    """With the settings of `make app` the server listens to this machine only."""
     settings = json.loads((ROOT / "notebooks" / "voila.json").read_text(encoding="utf-8"))
     assert settings["Voila"]["ip"] == "127.0.0.1"
     assert "app: $(STAMP)\n\tcd notebooks && ../$(PY) -m voila 07_explore.ipynb" in (ROOT / "Makefile").read_text()

@@ -1,4 +1,4 @@
-"""The explorers in a running JupyterLab, in a real browser: what a reader of the notebooks has in front of them."""
+"""The explorers in JupyterLab in a real browser, as a reader of the notebooks sees them."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ CLOSE = "transfer.close(); budget.close()"
 
 
 def run_cell(page: Any, number: int) -> None:
-    """Execute one cell, as a reader does."""
+    """Execute one cell as a reader does, by the keyboard."""
     page.locator(".jp-Cell").nth(number).locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
 
@@ -58,7 +58,7 @@ def notebook(opened: Callable[..., Any]) -> Any:
 
 
 def test_sliders_move_in_jupyterlab(notebook: Any) -> None:
-    """JupyterLab lets the arrow keys through, picture and read-out follow at once, and the kernel knows of it."""
+    """JupyterLab passes arrow keys on; picture, read-out and kernel follow."""
     transfer, budget = (notebook.locator(".mtanytime").nth(i) for i in (0, 1))
     pixels = "c => c.toDataURL()"
     before = transfer.locator("canvas").evaluate(pixels), budget.locator("img").count()
@@ -83,7 +83,7 @@ def test_sliders_move_in_jupyterlab(notebook: Any) -> None:
 
 
 def test_explorers_follow_the_dark_theme(notebook: Any) -> None:
-    """Text is bright where JupyterLab is dark: a reader at night must not lose the axes."""
+    """Text is bright in JupyterLab's dark theme."""
     ink = "e => getComputedStyle(e).fill"
     title = notebook.locator(".mtanytime svg text.strong").first
     light = title.evaluate(ink)
@@ -106,7 +106,7 @@ AGAIN = "trainer.steps = trainer.step + 3\nprint('kernel:', live.train().accurac
 
 
 def test_training_is_watched_and_stopped(opened: Callable[..., Any]) -> None:
-    """The figure grows while its cell runs, the button reaches the kernel meanwhile, and the run goes on afterwards."""
+    """The figure grows while its cell runs, the button stops the run meanwhile, and the run can be resumed."""
     page = opened("live.ipynb", TRAIN, AGAIN)
     run_cell(page, 0)
     page.locator(".mtanytime svg").first.wait_for()

@@ -1,4 +1,4 @@
-"""The exported pages in a real browser, from a file and without a network: what a colleague opens."""
+"""The exported pages in a real browser, opened from a file and without a network."""
 
 import re
 import time
@@ -24,7 +24,7 @@ SLIDER = "input[type=range]"
 
 @pytest.fixture
 def visit(tab: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """`visit(explorer)` exports it and opens the file with the network off; a request to anywhere fails the test."""
+    """`visit(explorer)` exports it and opens the file offline; any request fails the test."""
 
     def go(explorer: Any, **settings: Any) -> Any:
         page = tab(offline=True, **settings)
@@ -37,18 +37,18 @@ def visit(tab: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
 
 def cells(page: Any) -> list[str]:
-    """The numbers in the heat-map's cells."""
+    """Return the numbers in the heat map's cells."""
     return [text for text in page.locator(".stack svg text").all_text_contents() if re.fullmatch(r"[\d.]+|nan", text)]
 
 
 def colours(page: Any) -> list[list[int]]:
-    """The heat-map's colours, cell by cell, as red, green, blue and opacity."""
+    """Return the heat map's colours, cell by cell, as red, green, blue and opacity."""
     script = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     return np.array(page.locator(".stack canvas").evaluate(script)).reshape(-1, 4).tolist()
 
 
 def test_transfer_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
-    """Read-out, numbers, colours and detail follow the slider, and a reader who hears the page is told as well."""
+    """Read-out, numbers, colours and detail follow the slider, also for screen readers."""
     trace = tables.trace(steps=(0, 100, 200))
     page = visit(TransferExplorer(trace, tables.channels(trace)))
     last = colours(page)
@@ -70,7 +70,7 @@ def test_transfer_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
 
 
 def test_transfer_page_plays_and_chooses(visit: Callable[..., Any]) -> None:
-    """Play runs to the end and stops; network, slice, scale and pair are menus that a keyboard reaches."""
+    """Play runs to the end and stops; network, slice, scale and pair can be chosen in menus."""
     trace = tables.trace(sources=("birds/a", "cars/a"), slices=("1", "2"), steps=(0, 10, 20))
     explorer = TransferExplorer(trace)
     explorer.step = 0
@@ -89,7 +89,7 @@ def test_transfer_page_plays_and_chooses(visit: Callable[..., Any]) -> None:
 
 
 def test_click_on_a_cell_chooses_the_pair(visit: Callable[..., Any]) -> None:
-    """The cell under the pointer is the pair in the detail, also where the page has shrunk the map."""
+    """A click on a cell shows its pair in the detail, also where the page has shrunk the map."""
     page = visit(
         TransferExplorer(tables.trace(sources=("a", "b"), targets=("u", "v"))),
         viewport={"width": 600, "height": 800},
@@ -100,7 +100,7 @@ def test_click_on_a_cell_chooses_the_pair(visit: Callable[..., Any]) -> None:
 
 
 def test_large_map_speaks_by_colour_and_readout(visit: Callable[..., Any]) -> None:
-    """60 × 60 cells have no numbers; one that diverged is marked, and the brightest cell is the largest."""
+    """60 × 60 cells have no numbers; a diverged one is marked, and the brightest cell is the largest."""
     names = tuple(f"layer{i}" for i in range(60))
     trace = tables.trace(sources=names, targets=names, steps=(1, 2))
     trace.loc[(trace["step"] == 2) & (trace["source"] == "layer3") & (trace["target"] == "layer5"), "weight"] = np.nan
@@ -116,7 +116,7 @@ def test_large_map_speaks_by_colour_and_readout(visit: Callable[..., Any]) -> No
 
 
 def test_budget_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
-    """Every stop names what it buys, and table, marks and strip of images follow it; so does the other cost."""
+    """Table, markers and images follow the budget, also for another cost; every stop names what it buys."""
     curve = tables.curve()
     images, predictions = tables.strip(curve)
     explorer = BudgetExplorer(curve, images, predictions)
@@ -126,7 +126,7 @@ def test_budget_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
     cheapest = curve.loc[curve["macs"].idxmin()]
     assert page.locator("output").inner_text() == "1 M MACs · sliced exit 1 of 4"
     rows = page.locator(".figures tbody tr")
-    assert rows.nth(1).inner_text().strip().endswith("none: its cheapest exit takes 1.5 M MACs")
+    assert rows.nth(1).inner_text().strip().endswith("none: its cheapest exit costs 1.5 M MACs")
     assert page.locator(".ring[visibility=hidden]").count() == 1
     page.keyboard.press("End")
     explorer.at = ["msdnet", 4]
@@ -146,7 +146,7 @@ def test_budget_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("name", ["<script>document.title='!'</script>", "<img src=x onerror=document.title='!'>"])
 def test_names_stay_text(name: str, visit: Callable[..., Any]) -> None:
-    """A layer or model called like markup must be shown as it is called, and never run."""
+    """Names that look like markup are shown as text and never run."""
     page = visit(TransferExplorer(tables.trace(sources=(name, "b"))))
     assert page.title() == "What is transferred where"
     assert name in page.locator(".stack svg").text_content()
@@ -156,7 +156,7 @@ def test_names_stay_text(name: str, visit: Callable[..., Any]) -> None:
 
 
 def test_long_names_leave_room(visit: Callable[..., Any]) -> None:
-    """A name of 200 letters must not push the picture off the page; the read-out has all of it."""
+    """A name of 200 letters is shortened in the picture; the read-out has all of it."""
     name = "encoder." * 25
     page = visit(TransferExplorer(tables.trace(sources=("a", name))))
     assert page.locator(".stack").bounding_box()["width"] < 1000
@@ -165,7 +165,7 @@ def test_long_names_leave_room(visit: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_follow_the_readers_colours(scheme: str, visit: Callable[..., Any]) -> None:
-    """Text stands out from the page by the contrast that WCAG asks for, in light and in dark."""
+    """Text has the contrast that WCAG asks for, in light and dark."""
     page = visit(TransferExplorer(tables.trace()), color_scheme=scheme)
     script = (
         "e => [getComputedStyle(e).color, getComputedStyle(e).fill, getComputedStyle(document.body).backgroundColor]"
@@ -185,14 +185,14 @@ class Steps(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def refine(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
-        """One answer after the other, some milliseconds apart."""
+        """Yield one answer after the other, some milliseconds apart."""
         for row in ([2.0, 1.99, 1.0], [0.0, 3.0, 0.0], [0.0, 0.0, 5.0]):
             time.sleep(0.005)
             yield torch.tensor([row])
 
 
 def trained() -> LiveTraining:
-    """A short run that has ended."""
+    """Return a short run that has ended."""
     make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))  # noqa: E731
     explorer = LiveTraining(Trainer(make, digits(16), epochs=3, validation=0.2, lr=0.01, progress=False))
     explorer.run()
@@ -200,7 +200,7 @@ def trained() -> LiveTraining:
 
 
 def test_playground_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
-    """Answers come as the deadline moves on, the tree lights up from coarse to fine, and a click changes the image."""
+    """Answers and label tree follow the deadline, and a click changes the image."""
     page = visit(AnytimePlayground(Steps(), *tables.pictures(), tables.TREE))
     page.locator(SLIDER).focus()
     page.keyboard.press("Home")
@@ -223,7 +223,7 @@ def test_playground_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None
 
 
 def test_training_page_shows_the_run(visit: Callable[..., Any]) -> None:
-    """A finished run can be sent: two panels with words for the blind, and no button that could not do anything."""
+    """The page of a finished run has two panels with alternative texts, and no button."""
     page = visit(trained())
     assert page.locator("output").inner_text().endswith("finished")
     assert page.locator("svg[role=img]").count() == 2
@@ -247,7 +247,7 @@ PAGES = {
 
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_cut_off(name: str, visit: Callable[..., Any]) -> None:
-    """Every word of every picture lies inside the picture."""
+    """Every text of every picture lies inside the picture."""
     page = visit(PAGES[name](), viewport={"width": 1280, "height": 900})
     script = """() => [...document.querySelectorAll("svg[role=img]")].flatMap((svg) => {
         const whole = svg.getBoundingClientRect();
@@ -274,7 +274,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_one_row_is_a_page(visit: Callable[..., Any]) -> None:
-    """A run of one step and one pair, and a curve of one exit, have sliders that cannot move, and pictures."""
+    """A run of one step and one pair, and a curve of one exit, have pictures and sliders that cannot move."""
     page = visit(TransferExplorer(tables.trace(sources=("a",), targets=("b",), steps=(7,))))
     assert page.locator(SLIDER).is_disabled()
     assert "Step 7. a → b: λ" in page.locator("[role=status]").inner_text()

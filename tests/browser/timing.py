@@ -54,7 +54,7 @@ STEPS = """async (explorer) => {
 
 
 def measured(page: Any, cell: int) -> dict[str, float]:
-    """Milliseconds of one explorer: until it is shown, and of its slider's steps."""
+    """Return the milliseconds until an explorer is shown, and those of its slider's steps."""
     before = page.locator(".mtanytime").count()
     page.locator(".jp-Cell").nth(cell).locator(".cm-content").click()
     started = time.perf_counter()

@@ -33,7 +33,7 @@ function budget(model, content, root, on) {
   if (offered.some((element) => element)) fill(options, {}, ...offered);
 
   let now = null;
-  // many colours run from dark to bright: towards the text's colour, all of them stand out from the page
+  // many colours run from dark to bright; mixed with the colour of the text, all of them stand out from the page
   const colour_of = (colour) => (models.length > 8 ? `color-mix(in srgb, ${colour} 60%, var(--ink))` : colour === "#000000" ? "var(--ink)" : colour);
   const look = (m) => ({
     colour: colour_of(models[m].colour),
@@ -117,13 +117,13 @@ function budget(model, content, root, on) {
       fill(now.rings[m], ringed ? { cx: x(point.cost), cy: y(point.accuracy), visibility: null } : { visibility: "hidden" });
       const { colour, shape, dash } = look(m);
       const key = svg("svg", { width: 34, height: 14, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 34, y1: 7, y2: 7, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }), marker(shape, 17, 7, 5, colour));
-      const short_of = points.length ? `none: its cheapest exit takes ${points[0].costs}` : "none: it has no exit";
+      const short_of = points.length ? `none: its cheapest exit costs ${points[0].costs}` : "none: it has no exit";
       const cells = point === null ? [short_of, "", "", ""] : [point.words, point.costs, point.said, point.next];
       said.push(point === null ? `${models[m].name}: ${short_of}` : `${models[m].name}: ${point.words}, ${point.said}; next, ${point.next}`);
       return node("tr", {}, node("td", {}, key), node("th", { scope: "row" }, models[m].name), ...cells.map((text) => node("td", {}, text)));
     });
     readout.textContent = `Budget ${stop.label}. ${said.join(". ")}.`;
-    readout.classList.toggle("hidden", models.length > 1); // the table says the same; this is for screen readers
+    readout.classList.toggle("hidden", models.length > 1); // only for screen readers: the table says the same
     const heads = ["", "model", "pick", "costs", "accuracy", "the next exit"].map((text) => node("th", { scope: "col" }, text));
     fill(table_box, {}, node("table", { class: "picks" }, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
     now.chart.setAttribute("aria-label", `Accuracy against ${now.words_of}. At ${stop.label}: ${said.join(". ")}`);

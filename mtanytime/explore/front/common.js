@@ -1,13 +1,13 @@
-// What the explorers' drawings share. They run in a notebook as an anywidget, in an exported page without a kernel: all
-// files of this folder, one after the other, are one script (see export.py). `model` holds the contents (see contents.py)
-// and the reader's choices; every text goes in as text, never as HTML.
+// What the drawings of all explorers share. They run as an anywidget in a notebook and without a kernel in an exported
+// page; export.py joins the files of this folder into one script. `model` holds the contents (see contents/) and the
+// reader's choices. Every text is added as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'; // as in explorer.css
-const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, or JupyterLab takes its arrow keys for its own
-const SMALL = 0.75; // small letters against these
+const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, so that JupyterLab leaves it the arrow keys
+const SMALL = 0.75; // size of small letters relative to FONT
 const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
-const LETTERS_UP_TO = 60; // of a name in a picture
+const LETTERS_UP_TO = 60; // per name in a picture
 
 function node(name, attributes = {}, ...children) {
   const made = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
@@ -38,7 +38,7 @@ function width_of(texts) {
   return Math.ceil(Math.max(...texts.map((text) => pen.measureText(text).width)));
 }
 
-// a name with its middle left out, if it would leave no room for the picture
+// a name, without its middle if it would leave no room for the picture
 const shortened = (name) => (name.length <= LETTERS_UP_TO ? name : `${name.slice(0, LETTERS_UP_TO / 2)}…${name.slice(1 - LETTERS_UP_TO / 2)}`);
 
 function choice(label, options, value, choose) {
@@ -48,7 +48,7 @@ function choice(label, options, value, choose) {
   return { element: node("label", {}, label, select), select };
 }
 
-// "1.32", or two digits where everything is small
+// "1.32", or two significant digits where all values are small
 const number = (value, largest) => (largest >= 0.1 ? value.toFixed(2) : value.toPrecision(2));
 const percent = (value) => `${Math.round(100 * value)}%`;
 
@@ -63,7 +63,7 @@ function ticks(low, high, most) {
   return found;
 }
 
-// 1, 2 and 5 times the powers of ten between low and high; the powers alone, or even steps, where those are too many or few
+// 1, 2 and 5 times powers of ten between low and high; only the powers over many decades, even steps over few
 function log_ticks(low, high) {
   const decades = Math.log10(high / low);
   const found = [];
@@ -91,7 +91,7 @@ function ink_on(rgb) {
 
 function slider(label, count) {
   const input = node("input", { ...KEYS, type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
-  const stop = node("output", { class: "stop", "aria-live": "off" }); // the slider says it, too
+  const stop = node("output", { class: "stop", "aria-live": "off" }); // the slider announces it already
   return { input, stop, element: node("label", {}, label, input, stop) };
 }
 
@@ -100,8 +100,8 @@ const setter = (model) => (name, value) => {
   model.save_changes();
 };
 
-// A button that calls `step` every so many milliseconds until it returns false. While it plays, the read-out is silent:
-// several sentences a second would drown everything else.
+// A button that calls `step` at an interval until it returns false. Meanwhile screen readers do not announce the
+// read-out: several sentences per second would be too much.
 function player(readout, milliseconds, begin, step) {
   const button = node("button", { ...KEYS, type: "button" }, "▶ Play");
   let timer = null;

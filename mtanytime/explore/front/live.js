@@ -4,7 +4,7 @@ function live(model, content, root, on) {
   const controls = node("div", { class: "controls" });
   const figures = node("div", { class: "figures" });
   const bar = node("progress", { max: 1, value: 0, "aria-label": "Training" });
-  const said = node("output", { class: "stop", "aria-live": "off" }); // twice a second is too much to hear
+  const said = node("output", { class: "stop", "aria-live": "off" }); // twice per second is too often for a screen reader
   const halt = node("button", { ...KEYS, type: "button" }, "■ Stop");
   const note = node("p", { class: "note", role: "status" });
   halt.addEventListener("click", () => {

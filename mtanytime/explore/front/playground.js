@@ -1,6 +1,6 @@
 // Draws an AnytimePlayground.
 
-const SWEEP_MS = 4000; // that playing takes from no time to all of it
+const SWEEP_MS = 4000; // duration of "Play", from 0 ms to the end
 const TREE_COLUMN = 168;
 const TREE_ROW = 22;
 
@@ -108,8 +108,8 @@ function playground(model, content, root, on) {
   function show() {
     const deadline = model.get("deadline");
     const { i, row } = now;
-    const in_time = row.map((answer) => answer.ms <= deadline); // exits that run alone need not come in order
-    const exit = in_time.lastIndexOf(true) + 1; // of the answer there is; 0: none yet
+    const in_time = row.map((answer) => answer.ms <= deadline); // exits that run alone need not be in order of time
+    const exit = in_time.lastIndexOf(true) + 1; // the last exit in time; 0: none yet
     time.input.value = Math.round((stops * deadline) / most);
     const stop = `${Number(deadline.toPrecision(3))} ms · ${exit ? `exit ${exit} of ${row.length}` : "no answer yet"}`;
     time.input.setAttribute("aria-valuetext", stop);

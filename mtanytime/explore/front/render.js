@@ -1,4 +1,4 @@
-// Where the others come together: the front end of all explorers.
+// The entry point: draws an explorer of any kind.
 
 const DRAWN_BY = { transfer, budget, playground, live };
 

@@ -1,9 +1,9 @@
 // Draws a TransferExplorer.
 
-const NUMBERS_UP_TO = 12; // layers a side; beyond, colour and the read-out speak
+const NUMBERS_UP_TO = 12; // layers per side; in a larger map cells have colours only
 const BLANK_ALPHA = 60; // of the grey for a pair without a number
-const BARS_UP_TO = 64; // channels in the detail
-const PLAY_MS = 250; // a step while playing
+const BARS_UP_TO = 64; // channels drawn in the detail
+const PLAY_MS = 250; // per step while playing
 
 function transfer(model, content, root, on) {
   const { steps, sources, targets, pairs, values, spreads, colours } = content;
@@ -45,7 +45,7 @@ function transfer(model, content, root, on) {
   to.select.setAttribute("aria-label", "Pair: target layer");
   fill(options, {}, ...Object.values(chosen).map((c) => c.element), scale.element, from.element, to.element);
 
-  // what is visible under the chosen network, slice and scale; made anew when one of them changes
+  // what is shown for the chosen network, slice and scale; replaced when one of them changes
   let now = null;
   function choose() {
     const network = model.get("network");
@@ -113,7 +113,7 @@ function transfer(model, content, root, on) {
     const below = (upright ? longest * (few ? 1 : SMALL) + 10 : 20) + 20;
     const kind = few ? null : "small";
     const every = [Math.ceil(rows.length / 120), Math.ceil(columns.length / 120)];
-    // Colours are one pixel a cell, stretched: thousands of cells change within a frame, and stay sharp at any zoom.
+    // One pixel per cell, stretched: thousands of cells can change within a frame and stay sharp at any zoom.
     const [wider, higher] = [wide * columns.length, high * rows.length];
     now.canvas = node("canvas", { width: columns.length, height: rows.length, "aria-hidden": "true" });
     now.pixels = new ImageData(columns.length, rows.length);
@@ -160,7 +160,7 @@ function transfer(model, content, root, on) {
     // the colour bar
     const bar = width + 18;
     const scale_words = now.relative ? "share of the target layer's λ" : "mean λ (pair weight)";
-    const long = Math.max(high * rows.length, width_of([scale_words]) - 20); // so that its words fit beside it
+    const long = Math.max(high * rows.length, width_of([scale_words]) - 20); // so that its label fits beside it
     colours.forEach((colour, i) => {
       drawn.push(svg("rect", { x: bar, y: top + long * (1 - (i + 1) / colours.length), width: 14, height: long / colours.length + 0.5, fill: colour }));
     });
@@ -175,7 +175,7 @@ function transfer(model, content, root, on) {
     const deep = Math.max(height + below, top + long + 12, top + long / 2 + width_of([scale_words]) / 2);
     const least_width = left + 1.2 * width_of(["Share of the target layer's λ at step 100000"]);
     now.map = picture(Math.max(scale_x + 16, least_width), deep, "", ...drawn, ...texts, ...labels, now.frame, now.title, field);
-    const part = (length, whole) => `${(100 * length) / whole}%`; // so that the stack shrinks as one
+    const part = (length, whole) => `${(100 * length) / whole}%`; // so that canvas and map shrink together
     const whole = now.map.viewBox.baseVal;
     const place_of = { left: part(left, whole.width), top: part(top, whole.height), width: part(wider, whole.width), height: part(higher, whole.height) };
     Object.assign(now.canvas.style, place_of);
@@ -239,12 +239,12 @@ function transfer(model, content, root, on) {
     if (content.channels === null || now.unmatched) return;
     const found = content.channels.pairs[now.pair];
     if (!found) {
-      if (now.bars_at === null) fill(now.bars, {}, node("p", { class: "note" }, "There are no channel weights of this pair."));
+      if (now.bars_at === null) fill(now.bars, {}, node("p", { class: "note" }, "There are no channel weights for this pair."));
       now.bars_at = "none";
       return;
     }
     const kept = content.channels.steps;
-    const at = Math.max(kept.filter((s) => s <= step).length - 1, 0); // the last that was kept by then
+    const at = Math.max(kept.filter((s) => s <= step).length - 1, 0); // the last kept step up to this one
     if (now.bars_at === at) return;
     now.bars_at = at;
     const weights = found.weights[at];
