@@ -122,13 +122,11 @@ def export_csv(csv: str | PathLike[str], path: str | PathLike[str], force: bool 
         channels = csv.with_name("channels.csv")
         beside = csv.name == "trace.csv" and channels.exists()
         content = contents.transfer_contents(csv, channels if beside else None)
-        choices = contents.transfer_choices(content)
         alt = draw.heatmap(csv).alt
     else:
         content = contents.budget_contents(csv)
-        choices = contents.budget_choices(content)
         alt = draw.accuracy_by_budget(csv, content["costs"][0]["name"]).alt
-    save(path, content, choices, alt, force)
+    save(path, content, contents.first_choices(content), alt, force)
     return f"{path}: {content['summary']}" + f". {content['note']}" * bool(content["note"])
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mtanytime._moved import find
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.explore import draw
@@ -172,3 +173,8 @@ def _measured(answer: Answerer, image: UInt8[np.ndarray, "3 h w"], repeats: int)
     runs = [list(answer(batch)) for _ in range(repeats + 1)][1:]
     logits = torch.cat([logits for logits, _ in runs[0]]).float()
     return Run(logits, [float(np.median([run[k][1] for run in runs])) for k in range(len(logits))])
+
+
+def __getattr__(name: str) -> object:
+    """Look up a name that was here before version 0.2."""
+    return find("explore.playground", name)

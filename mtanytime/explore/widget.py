@@ -7,6 +7,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from mtanytime._moved import find
 from mtanytime.checks import require
 from mtanytime.explore import draw, export, tables
 
@@ -59,3 +60,8 @@ class Explorer(anywidget.AnyWidget):
 def require_choice(argument: str, offered: list[Any], value: Any) -> None:
     """Raise ValueError unless a value is one of the choices that an explorer offers."""
     require(value in offered, argument, f"one of {tables.first_few(list(map(repr, offered)))}", value)
+
+
+def __getattr__(name: str) -> object:
+    """Look up a name that was here before version 0.2."""
+    return find("explore.widget", name)

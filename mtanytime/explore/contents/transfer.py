@@ -44,13 +44,13 @@ def transfer_contents(trace: tables.Table, channels: tables.Table | None = None)
     contents = {
         "kind": "transfer",
         "title": "What is transferred where",
-        "summary": _summary(table) + (f", {len(steps)} of them shown" if len(steps) < len(all_steps) else ""),
+        "summary": summary(table) + (f", {len(steps)} of them shown" if len(steps) < len(all_steps) else ""),
         "steps": steps,
         "all_steps": len(all_steps),
         "sources": sources,
-        "networks": _networks(sources),
+        "networks": networks(sources),
         "targets": targets,
-        "slices": _slices(table),
+        "slices": slices(table),
         "pairs": [[sources.index(source), targets.index(target)] for source, target in pairs],
         "values": _plain(by_pair(table).loc[steps].to_numpy()),
         "spreads": _plain(by_pair(table, "weight_std").loc[steps].to_numpy()) if spreads else None,
@@ -77,20 +77,20 @@ def by_pair(trace: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
     return trace.pivot(index="step", columns=["source", "target"], values=column).reindex(columns=pairs).astype(float)
 
 
-def _summary(trace: pd.DataFrame) -> str:
+def summary(trace: pd.DataFrame) -> str:
     """Return one line about a trace that is the same on every machine."""
     pairs, steps = trace.groupby(["source", "target"]).ngroups, trace["step"]
     several = f", {steps.nunique()} steps from {steps.min()} to {steps.max()}"
     return f"{pairs} pair{'s' * (pairs > 1)}" + (several if steps.nunique() > 1 else f" at step {steps.min()}")
 
 
-def _networks(sources: Iterable[str]) -> list[str]:
+def networks(sources: Iterable[str]) -> list[str]:
     """Return the names of several source networks, from layers like `birds/layer1`; none if there is one network."""
     names = tables.distinct(source.partition("/")[0] for source in sources)
     return names if len(names) > 1 and all("/" in source for source in sources) else []
 
 
-def _slices(trace: pd.DataFrame) -> list[str]:
+def slices(trace: pd.DataFrame) -> list[str]:
     """Return the slices of an anytime target in the table's order; none if there is only one."""
     names = tables.distinct(trace["slice"].astype(str)) if "slice" in trace else []
     return names if len(names) > 1 else []
@@ -116,7 +116,7 @@ def _read_channels(channels: tables.Table, trace: pd.DataFrame, pairs: list[tupl
     """Read the channels table of a trace; its pairs must be pairs of the trace."""
     table = tables.read_table(channels, "channels table", "step", "source", "target", "channel", "weight")
     if "slice" in table and "slice" in trace:
-        table = tables.with_slices(table)
+        table = tables.withslices(table)
     require_unique(table, "channels table", "step", "source", "target", "channel", remedy=ONE_RUN)
     unknown = set(table[["source", "target"]].drop_duplicates().itertuples(index=False, name=None)) - set(pairs)
     pair = " → ".join(min(unknown, default=()))
