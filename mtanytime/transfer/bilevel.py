@@ -52,7 +52,7 @@ class SGDState:
 
     @classmethod
     def read(cls, module: nn.Module, optimizer: torch.optim.SGD) -> "SGDState":
-        """The current state of a module and its optimizer, without copies.
+        """The current state of a module and its optimizer, not copied.
 
         `parameters` holds the module's parameters that require grad.
 
@@ -61,18 +61,7 @@ class SGDState:
                 of the parameters.
         """
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        names = {id(p): name for name, p in parameters.items()}
-        rules = {}
-        for group in optimizer.param_groups:
-            for setting in ("dampening", "maximize"):
-                require(not group[setting], "optimizer", f"SGD without {setting}", Words(f"{setting}={group[setting]}"))
-            rule = SGDRule(*(float(group[k]) for k in ("lr", "momentum", "weight_decay")), group["nesterov"])
-            rules.update({names[id(p)]: rule for p in group["params"] if id(p) in names})
-        if missing := sorted(set(parameters) - set(rules)):
-            listed = f"one without {', '.join(missing[:3])}{', …' * (len(missing) > 3)}"
-            raise mismatch("optimizer", "one with every parameter that requires grad", Words(listed))
-        momenta = {name: optimizer.state.get(p, {}).get("momentum_buffer") for name, p in parameters.items()}
-        velocity = {name: value for name, value in momenta.items() if value is not None}
+        rules, velocity = sgd_rules(optimizer, parameters), sgd_velocity(optimizer, parameters)
         return cls(parameters, rules, velocity, dict(module.named_buffers()))
 
     def step(self, gradients: Mapping[str, Tensor]) -> "SGDState":
@@ -87,6 +76,27 @@ class SGDState:
             step = torch.add(direction, v, alpha=rule.momentum) if rule.nesterov else v
             parameters[name], velocity[name] = torch.add(value, step, alpha=-rule.lr), v
         return replace(self, parameters=parameters, velocity=velocity)
+
+
+def sgd_rules(optimizer: torch.optim.SGD, parameters: Mapping[str, Tensor]) -> dict[str, SGDRule]:
+    """The optimizer's current settings for each named parameter; raises as `SGDState.read`."""
+    names = {id(p): name for name, p in parameters.items()}
+    rules = {}
+    for group in optimizer.param_groups:
+        for setting in ("dampening", "maximize"):
+            require(not group[setting], "optimizer", f"SGD without {setting}", Words(f"{setting}={group[setting]}"))
+        rule = SGDRule(*(float(group[k]) for k in ("lr", "momentum", "weight_decay")), group["nesterov"])
+        rules.update({names[id(p)]: rule for p in group["params"] if id(p) in names})
+    if missing := sorted(set(parameters) - set(rules)):
+        listed = f"one without {', '.join(missing[:3])}{', …' * (len(missing) > 3)}"
+        raise mismatch("optimizer", "one with every parameter that requires grad", Words(listed))
+    return rules
+
+
+def sgd_velocity(optimizer: torch.optim.SGD, parameters: Mapping[str, Tensor]) -> Tensors:
+    """The momentum buffer of each named parameter; zeros for one that has not moved yet."""
+    buffers = {name: optimizer.state.get(p, {}).get("momentum_buffer") for name, p in parameters.items()}
+    return {n: torch.zeros_like(p) if buffers[n] is None else buffers[n] for n, p in parameters.items()}
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,203 @@
-"""Layers and pairs to match: resolved and checked."""
+"""The layers and pairs to match: resolved from a user's arguments, and checked before training.
 
-from collections.abc import Sequence
+Layers of one unnamed source are called by their path, those of several sources "name/path".
+"""
 
-from torch import nn
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from mtanytime.checks import require_wanted
-from mtanytime.features import unwrapped
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.features import Tapped, tap, unwrapped
+from mtanytime.functional import functional_call, trial_run
 from mtanytime.transfer.meta_networks import Pair
 
 Layers = Sequence[str]
+Maps = dict[str, Float[Tensor, "batch _ _ _"]]
 
 
 def join_name(name: str, layer: str) -> str:
-    """A source layer as pairs name it: "name/layer", or the layer alone where there is one unnamed source."""
+    """A source layer's name in pairs: "name/layer", or the layer alone for one unnamed source."""
     return f"{name}/{layer}" if name else layer
 
 
 def source_name(name: str) -> str:
-    """A source network as errors call it."""
+    """A source network's name in errors and notes."""
     return f"source {name!r}" if name else "source"
 
 
-def own_layers(what: str, network: nn.Module) -> Layers:
+@contextmanager
+def error_context(context: str) -> Iterator[None]:
+    """Turn any error in the block into a ValueError that begins with `context`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{context}: {error}") from error
+
+
+# From arguments to layers and pairs.
+
+
+def name_sources(source: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The source networks by name; a single one gets the name ""."""
+    networks = dict(source) if isinstance(source, Mapping) else {"": source}
+    valid = networks and all(isinstance(network, nn.Module) for network in networks.values())
+    require(bool(valid), "source", "a network, or one or more networks by name", source)
+    if isinstance(source, Mapping):
+        require(all(name and "/" not in name for name in networks), "source", "names without '/'", list(networks))
+    return networks
+
+
+def check_pair_form(pairs: Sequence[Pair] | None) -> None:
+    """Raise ValueError for an empty list of pairs, or pairs that are not two layers."""
+    valid = pairs is None or (len(pairs) > 0 and all(len(pair) == 2 for pair in pairs))
+    require(valid, "pairs", "one or more (source layer, target layer)", pairs)
+
+
+def tap_layers(
+    networks: Mapping[str, nn.Module],
+    target: nn.Module,
+    source_layers: Layers | Mapping[str, Layers] | None,
+    target_layers: Layers | None,
+    pairs: Sequence[Pair] | None,
+) -> tuple[dict[str, Tapped], Tapped, list[Pair]]:
+    """Tap the sources and the target at the layers to match.
+
+    Args:
+        networks: the sources by name (see `name_sources`).
+        target: the target network.
+        source_layers: the sources' layers; default: those in `pairs`, else each network's own `feature_layers`.
+        target_layers: the target's layers, with the same default.
+        pairs: the pairs to match; default: every source layer with every target layer.
+
+    Returns:
+        The tapped sources by name, the tapped target, and the pairs.
+
+    Raises:
+        ValueError: for unknown, repeated or unused layers, and pairs outside the layers.
+    """
+    sources = {}
+    for name, layers in _choose_source_layers(networks, source_layers, pairs).items():
+        with error_context(source_name(name)):
+            sources[name] = tap(networks[name], layers)
+    if target_layers is None:
+        paired = None if pairs is None else list(dict.fromkeys(layer for _, layer in pairs))
+        target_layers = _own_layers("target_layers", "target", target) if paired is None else paired
+    with error_context("target"):
+        tapped = tap(target, target_layers)
+    names = [join_name(name, layer) for name, source in sources.items() for layer in source.layers]
+    return sources, tapped, _check_pairs(pairs, names, tapped.layers)
+
+
+def _choose_source_layers(
+    networks: Mapping[str, nn.Module], layers: Layers | Mapping[str, Layers] | None, pairs: Sequence[Pair] | None
+) -> dict[str, Layers]:
+    """The layers of each source: the given ones, else those in the pairs, else its own."""
+    names = ", ".join(networks)
+    if layers is not None:
+        by_source = layers if isinstance(layers, Mapping) else {"": layers}
+        expected = "a list" if "" in networks else f"a dict with the layers of {names}"
+        require(set(by_source) == set(networks), "source_layers", expected, layers)
+        return {name: by_source[name] for name in networks}
+    if pairs is None:
+        return {name: _own_layers("source_layers", source_name(name), net) for name, net in networks.items()}
+    by_pair: dict[str, list[str]] = {name: [] for name in networks}
+    for joined in dict.fromkeys(source for source, _ in pairs):
+        name, layer = ("", joined) if "" in networks else joined.split("/", 1) if "/" in joined else (joined, "")
+        require(name in networks, "pairs", f"source layers as 'name/layer' with a name of {names}", joined)
+        by_pair[name].append(layer)
+    unused = [name for name, paired in by_pair.items() if not paired]
+    require(not unused, "pairs", f"one or more for each source ({names})", Words(f"none for {', '.join(unused)}"))
+    return by_pair
+
+
+def _own_layers(argument: str, name: str, network: nn.Module) -> Layers:
     """The `feature_layers` that a network names itself."""
     network = unwrapped(network)
     layers = getattr(network, "feature_layers", None)
     if layers is None:
-        wanted = f"{what.split()[0]}_layers (features.image_layers lists some)"
-        raise ValueError(f"{what}: {type(network).__name__} has no feature_layers of its own; wanted {wanted}")
+        expected = f"module paths, as the {name} ({type(network).__name__}) has no feature_layers"
+        raise mismatch(argument, expected, None, "features.image_layers lists some")
     return layers
 
 
-def choose_target_layers(model: nn.Module, layers: Layers | None, pairs: Sequence[Pair] | None) -> Layers:
-    """The target layers to match: the given ones, else those of the pairs, else the network's own."""
-    if layers is not None:
-        return layers
-    if pairs is not None:
-        return list(dict.fromkeys(target for _, target in pairs))
-    return own_layers("target", model)
-
-
-def check_pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_layers: Layers) -> list[Pair]:
-    """The pairs, checked against the layers; all of them where none are given."""
+def _check_pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_layers: Layers) -> list[Pair]:
+    """The pairs, checked against the layers; all of them by default."""
     if pairs is None:
         return [(source, target) for source in source_layers for target in target_layers]
     pairs = [tuple(pair) for pair in pairs]
+    within = f"a layer of the source ({', '.join(source_layers)}) and one of the target ({', '.join(target_layers)})"
     for pair in pairs:
-        require_wanted(pairs.count(pair) == 1, "each pair once", pair)
-        if pair[0] not in source_layers or pair[1] not in target_layers:
-            raise ValueError(
-                f"pair {pair} lies outside the layers to match (source: {', '.join(source_layers)}; "
-                f"target: {', '.join(target_layers)})"
-            )
-    unused = [s for s in source_layers if s not in {a for a, _ in pairs}]
-    unused += [t for t in target_layers if t not in {b for _, b in pairs}]
-    if unused:
-        raise ValueError(f"layer {unused[0]!r} is in no pair; wanted every listed layer in a pair")
+        require(pairs.count(pair) == 1, "pairs", "each pair once", Words(f"{pair} {pairs.count(pair)} times"))
+        require(pair[0] in source_layers and pair[1] in target_layers, "pairs", within, pair)
+    unused = [layer for layer in source_layers if layer not in {source for source, _ in pairs}]
+    unused += [layer for layer in target_layers if layer not in {target for _, target in pairs}]
+    require(not unused, "pairs", "every listed layer in a pair", Words(f"none with {', '.join(map(repr, unused))}"))
     return pairs
+
+
+# Checks with the networks.
+
+
+def check_apart(networks: Mapping[str, nn.Module], target: nn.Module) -> None:
+    """Raise ValueError for a source that shares a layer or parameter with the target."""
+    parts = {*target.modules(), *target.parameters()}
+    for name, network in networks.items():
+        shared = parts & {*network.modules(), *network.parameters()}
+        expected = f"a network that shares no layer or parameter with the {source_name(name)}"
+        require(not shared, "target", expected, Words("one that does"))
+
+
+def freeze_source(name: str, network: nn.Module, device: torch.device) -> list[str]:
+    """Move a source to the device and put it in eval mode; returns notes on what changed."""
+    what, notes = source_name(name), []
+    before = {str(p.device) for p in network.parameters()}
+    with error_context(what):
+        network.to(device)
+    if before != {str(p.device) for p in network.parameters()}:
+        notes.append(f"{what}: moved from {', '.join(sorted(before))} to {device}")
+    if any(module.training for module in network.modules()):
+        notes.append(f"{what}: was in train mode, switched to eval mode")
+    network.eval()
+    if any(p.requires_grad for p in network.parameters()):
+        notes.append(f"{what}: its parameters require grad; it runs without gradients and is not trained")
+    return notes
+
+
+def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel height width"], training: bool) -> Maps:
+    """The maps of a tapped network for a few images, without a trace on it; ValueError with the network's name.
+
+    In train mode, the maps keep their graph.
+    """
+    with (
+        torch.set_grad_enabled(training),
+        trial_run(tapped, images.device, training) as buffers,
+        error_context(f"{name}, given images of shape {tuple(images.shape[1:])}"),
+    ):
+        return functional_call(tapped, buffers, images.to(dtype_of(tapped, images)))[1]
+
+
+def check_trainable(target: nn.Module, maps: Maps) -> None:
+    """Raise ValueError for a matched layer of the target with no trained parameter before it."""
+    trained = [p for p in target.parameters() if p.requires_grad]
+    for layer, value in maps.items():
+        gradients = [None]
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value.sum(), trained, retain_graph=True, allow_unused=True)
+        require(
+            any(gradient is not None for gradient in gradients),
+            "target_layers",
+            "layers that the matching loss can train",
+            Words(f"{layer!r}, which gets no gradient"),
+            "no trained parameter comes before it in the forward pass (is it frozen, or run under no_grad?)",
+        )
+
+
+def dtype_of(network: nn.Module, images: Tensor) -> torch.dtype:
+    """The dtype that a network computes in; that of the images for a network without parameters."""
+    return next(network.parameters(), images).dtype

@@ -133,11 +133,22 @@ class FeatureMatching(nn.Module):
         return total
 
 
+Maps = Float[Tensor, "batch target pixel"]
+Matrix = Float[Tensor, "source target"]
+
+
 class _WeightedError(torch.autograd.Function):
     """Σ_c w_c · mean_p (R t + bias - s)²_c of each image; differentiable twice, but not with respect to s."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, t: Tensor, r: Tensor, bias: Tensor, s: Tensor, w: Tensor) -> Float[Tensor, " batch"]:
+    def forward(
+        ctx: FunctionCtx,
+        t: Maps,
+        r: Matrix,
+        bias: Float[Tensor, " source"],
+        s: Float[Tensor, "batch source pixel"],
+        w: Float[Tensor, "batch source"],
+    ) -> Float[Tensor, " batch"]:
         error = torch.baddbmm(s, r.expand(len(t), -1, -1), t, beta=-1).add_(bias[:, None])
         squares = torch.linalg.vector_norm(error, dim=2).square_() / t.shape[2]
         ctx.save_for_backward(t, r, bias, w, error, squares)
@@ -159,13 +170,13 @@ class _WeightedErrorBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        g: Tensor,
-        t: Tensor,
-        r: Tensor,
-        bias: Tensor,
-        w: Tensor,
-        error: Tensor,
-        squares: Tensor,
+        g: Float[Tensor, " batch"],
+        t: Maps,
+        r: Matrix,
+        bias: Float[Tensor, " source"],
+        w: Float[Tensor, "batch source"],
+        error: Float[Tensor, "batch source pixel"],
+        squares: Float[Tensor, "batch source"],
         for_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.for_parameters = for_parameters

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtanytime._moved import find
 from mtanytime.checks import require
 from mtanytime.data.images import Augment, Batches, ImageSet
+from mtanytime.devices import Precision, autocast
+from mtanytime.functional import functional_call, trial_run
 from mtanytime.training.identity import name_of
+from mtanytime.transfer.layers import error_context
+from mtanytime.transfer.lookahead import OuterObjective
 
 
 class FreshBatch:
@@ -65,6 +69,24 @@ class FreshBatch:
         seed = int(torch.randint(2**62, ()))
         fresh, fresh_labels = next(Batches(self.data, self.batch_size, seed, self.augment).epoch(0))
         return self.loss(forward(fresh.to(images.device, images.dtype)), fresh_labels.to(images.device))
+
+
+def try_outer(
+    outer: OuterObjective,
+    target: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    precision: Precision,
+) -> None:
+    """Call an outer objective on a few images, without a trace on the target; ValueError if it fails."""
+    with (
+        trial_run(target, images.device, training=True) as buffers,
+        error_context(f"outer {name_of(outer)}"),
+        autocast(images.device, precision),
+    ):
+        value = outer(lambda x: functional_call(target, buffers, x), images, labels)
+    valid = isinstance(value, Tensor) and value.shape == () and value.requires_grad
+    require(valid, f"outer {name_of(outer)}", "a scalar tensor that depends on the target", value)
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,29 @@
+"""Running mean and spread of rows of numbers."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class RunningMean:
+    """Mean and standard deviation of rows (batch, values), summed in float64 on the CPU.
+
+    `vars()` of it are its constructor's arguments, for a checkpoint.
+    """
+
+    def __init__(self, count: int = 0, total: Tensor | None = None, squares: Tensor | None = None) -> None:
+        self.count, self.total, self.squares = count, total, squares
+
+    def add(self, values: Float[Tensor, "batch values"]) -> None:
+        """Include the rows of a batch."""
+        values = values.cpu().double()
+        total, squares = values.sum(dim=0), values.square().sum(dim=0)
+        self.count += len(values)
+        self.total = total if self.total is None else self.total + total
+        self.squares = squares if self.squares is None else self.squares + squares
+
+    def take(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per value over the rows since the last call; starts again from none."""
+        mean = self.total / self.count
+        std = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
+        self.count, self.total, self.squares = 0, None, None
+        return mean.tolist(), std.tolist()
