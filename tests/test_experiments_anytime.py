@@ -83,7 +83,7 @@ def test_plan_counts_every_network(small_task: Task, tmp_path: Path) -> None:
             {"slice_widths": "8,x"},
             "slice_widths: expected whole numbers .*, got '8,x'",
         ),
-        ({"slice_weights": "1,2,3"}, "wanted 2 weights, one for each exit"),
+        ({"slice_weights": "1,2,3"}, "weights: expected 2 weights, one per exit, got "),
         (
             {"images": "nowhere.npz"},
             "images: expected an existing file or folder, got 'nowhere.npz'; set it to",
