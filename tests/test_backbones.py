@@ -41,7 +41,7 @@ def test_resnet_layers_and_count() -> None:
 
 
 def test_resnet_depth_and_width_scale() -> None:
-    """Every depth 6k + 2 has k blocks a stage, and the width scales all stages, so notebooks can use thin ones."""
+    """Every depth 6k + 2 has k blocks per stage, and the width scales all stages, so notebooks can use thin ones."""
     for depth, blocks in ((8, 1), (14, 2), (32, 5)):
         model = resnet(depth, 3, width=4)
         assert [len(stage) for stage in (model.layer1, model.layer2, model.layer3)] == [blocks] * 3

@@ -170,7 +170,7 @@ def test_layer_must_run_exactly_once() -> None:
 
 
 def test_unknown_layers_are_refused_with_the_nearest_names() -> None:
-    """A slip of the pen should be mended from the message alone, without hundreds of names to read."""
+    """The message alone should be enough to correct a typing error, without hundreds of names to read."""
     model = torchvision.models.resnet18()
     message = r"^layers: expected layers of ResNet \(layer1, layer2, layer3, .*, got 'layer9'$"
     with pytest.raises(ValueError, match=message) as caught:
