@@ -18,7 +18,7 @@ from mtanytime.training.trainer import Trainer
 
 
 def test_names_in_the_record() -> None:
-    """The record of a run tells functions apart by what they hold, not by where they lie in memory."""
+    """The record distinguishes functions by the settings they hold, not by their addresses."""
     plain: list[tuple[Callable[..., Any] | str | None, object]] = [
         (None, None),
         ("cosine", "cosine"),
@@ -32,7 +32,7 @@ def test_names_in_the_record() -> None:
 
 
 def test_other_data_or_loss_is_another_run(tmp_path: Path) -> None:
-    """Same sizes, other contents: a folder must not hand out the result of other images or another loss."""
+    """A folder must not return the result of other images or another loss of the same sizes."""
 
     def weighted(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda output, labels: F.cross_entropy(output, labels, weight=weight)
@@ -50,7 +50,7 @@ def test_other_data_or_loss_is_another_run(tmp_path: Path) -> None:
 
 
 def test_numbers_of_other_libraries_in_the_settings(tmp_path: Path) -> None:
-    """A seed from numpy is recorded as the number it is."""
+    """A seed from numpy is recorded as a plain number."""
     seed = torch.tensor([7]).numpy()[0]
     with RunFolder(tmp_path, {"seed": seed}).held():
         pass
@@ -58,7 +58,7 @@ def test_numbers_of_other_libraries_in_the_settings(tmp_path: Path) -> None:
 
 
 def test_fingerprint_tells_tensors_apart() -> None:
-    """One changed pixel, name, shape or type is another run; scalars and empty tensors have fingerprints too."""
+    """One changed pixel, name, shape or type changes the fingerprint; scalars and empty tensors have one too."""
     base = torch.arange(6.0)
     prints = [
         fingerprint(tensors)

@@ -36,7 +36,7 @@ def test_these_tests_pass_where_interrupts_are_ignored() -> None:
 
 
 def test_interrupted_from_outside(tmp_path: Path, uninterrupted: State, begin: Begin) -> None:
-    """Ctrl-C at any moment ends the process in good order, and the run resumes bit for bit."""
+    """Ctrl-C at any moment ends the process properly, and the run resumes bit for bit."""
     moments, interrupted = random.Random(1), 0
     ours, theirs = multiprocessing.Pipe()
     while True:
@@ -47,7 +47,7 @@ def test_interrupted_from_outside(tmp_path: Path, uninterrupted: State, begin: B
             os.kill(process.pid, signal.SIGINT)
             process.join()
         assert not list((tmp_path / "run").glob("*.tmp"))
-        if process.exitcode != 1:  # it had come to its end
+        if process.exitcode != 1:  # it had finished
             break
         interrupted += 1
     assert interrupted > 2
@@ -56,9 +56,9 @@ def test_interrupted_from_outside(tmp_path: Path, uninterrupted: State, begin: B
 
 
 def test_interrupt_waits_for_the_end_of_the_step(tmp_path: Path, uninterrupted: State) -> None:
-    """A notebook's stop button within a step loses nothing: the step is finished, kept, and gone on from."""
+    """A notebook's stop button within a step loses nothing: the step is finished and saved, and the run continues."""
     run, handler = transfer(tmp_path / "run", checkpoint_seconds=60.0), signal.getsignal(signal.SIGINT)
-    interrupt_in_step(run, at=8)  # the outer loss of the third step or so
+    interrupt_in_step(run, at=8)  # in about the third step, the outer loss
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert signal.getsignal(signal.SIGINT) is handler
@@ -69,8 +69,8 @@ def test_interrupt_waits_for_the_end_of_the_step(tmp_path: Path, uninterrupted: 
     assert end_of(tmp_path / "run") == uninterrupted
 
 
-def test_second_interrupt_goes_through(tmp_path: Path, uninterrupted: State) -> None:
-    """Who presses stop twice wants out of the step at once; the run goes back to its last checkpoint."""
+def test_second_interrupt_takes_effect_at_once(tmp_path: Path, uninterrupted: State) -> None:
+    """A second interrupt ends the step at once, and the run returns to its last checkpoint."""
     run = transfer(tmp_path / "run")
     interrupt_in_step(run, at=8, times=2)
     with pytest.raises(KeyboardInterrupt):
@@ -82,7 +82,7 @@ def test_second_interrupt_goes_through(tmp_path: Path, uninterrupted: State) -> 
 
 
 def test_own_handlers_of_interrupts_are_respected(tmp_path: Path) -> None:
-    """A program that handles, or ignores, SIGINT itself gets just that, after the step."""
+    """A handler of the program's own is called after the step, and an ignored SIGINT stays ignored."""
     calls: list[int] = []
     for handler, expected in ((lambda *_: calls.append(1), [1]), (signal.SIG_IGN, [])):
         calls.clear()
@@ -97,8 +97,8 @@ def test_own_handlers_of_interrupts_are_respected(tmp_path: Path) -> None:
         assert calls == expected
 
 
-def test_nobody_holds_a_thread_to_an_interrupt() -> None:
-    """Training in another thread, where Python allows no signal handlers, works alike."""
+def test_training_in_another_thread() -> None:
+    """Training works in another thread too, where Python allows no signal handlers."""
     expected, run = trainer(), trainer()
     expected.train()
     thread = threading.Thread(target=run.train)

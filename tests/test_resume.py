@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_killed_at_random_moments(tmp_path: Path, uninterrupted: State, begin: Begin) -> None:
-    """Machines die at any moment: a run killed again and again ends bit for bit as one that was left alone."""
+    """Machines die at any moment: a run that is killed repeatedly ends bit for bit as an uninterrupted one."""
     moments, steps = random.Random(0), []
     ours, theirs = multiprocessing.Pipe()
     while True:
@@ -44,8 +44,8 @@ def test_killed_at_random_moments(tmp_path: Path, uninterrupted: State, begin: B
 
 
 def test_killed_within_every_kind_of_write_and_step(tmp_path: Path, uninterrupted: State, begin: Begin) -> None:
-    """Random kills miss short moments: half a checkpoint, half a line, before and after a rename, amid a lookahead."""
-    for place in range(1, 100):  # the folder's making and the first step first, as they take some twenty
+    """Random kills miss short moments: half a checkpoint, half a line, around a rename, within a lookahead."""
+    for place in range(1, 100):  # creating the folder and the first step take about twenty places
         process = begin(tiny_runs.finish_unless_killed_at, "transfer", tmp_path / "run", place)
         process.join()
         if process.exitcode == 0:
@@ -55,8 +55,8 @@ def test_killed_within_every_kind_of_write_and_step(tmp_path: Path, uninterrupte
     assert end_of(tmp_path / "run") == uninterrupted
 
 
-def test_left_overs_of_a_death(tmp_path: Path, uninterrupted: State) -> None:
-    """What a death may leave is no obstacle: temporary files, half a line, rows of steps that come again."""
+def test_files_left_by_a_death(tmp_path: Path, uninterrupted: State) -> None:
+    """Files that a death may leave do no harm: temporary files, half a line, rows of steps that are repeated."""
     folder = tmp_path / "run"
     run = transfer(folder)
     for report in run:
@@ -76,7 +76,7 @@ def test_left_overs_of_a_death(tmp_path: Path, uninterrupted: State) -> None:
 
 @pytest.mark.parametrize("left", [(), (".lock",), (".lock", "config.json.tmp")], ids=["nothing", "lock", "config"])
 def test_folder_of_a_run_that_died_at_once(tmp_path: Path, uninterrupted: State, left: tuple[str, ...]) -> None:
-    """A run that died before its first checkpoint starts afresh in the same folder."""
+    """A run that died before its first checkpoint starts again in the same folder."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name in left:
@@ -86,7 +86,7 @@ def test_folder_of_a_run_that_died_at_once(tmp_path: Path, uninterrupted: State,
 
 
 def test_tables_before_the_first_checkpoint(tmp_path: Path, uninterrupted: State) -> None:
-    """An empty table, or one of steps that no checkpoint covers, is written anew."""
+    """An empty table, or one with steps after the checkpoint, is written again."""
     folder = tmp_path / "run"
     run = transfer(folder)
     next(iter(run))
@@ -98,7 +98,7 @@ def test_tables_before_the_first_checkpoint(tmp_path: Path, uninterrupted: State
 
 
 def test_killed_before_its_result_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the last step and the test evaluation lies a moment too: the result is read later, and is the same."""
+    """A run may die between its last step and the test evaluation: the result is computed later and is the same."""
     expected = transfer(tmp_path / "whole").train()
     for _ in transfer(tmp_path / "run"):
         pass
@@ -136,11 +136,11 @@ def test_a_run_of_the_version_before_is_resumed(tmp_path: Path, root: Path, make
 # A run that is left and continued.
 
 
-def test_leaving_the_loop_and_going_on(tmp_path: Path, uninterrupted: State) -> None:
-    """A notebook's loop with `break`, gone on with the same trainer and then a new one, changes no bit."""
+def test_leaving_the_loop_and_continuing(tmp_path: Path, uninterrupted: State) -> None:
+    """A loop that a notebook leaves with `break` and continues, with the same or a new trainer, changes no bit."""
     folder = tmp_path / "run"
     run = transfer(folder, checkpoint_seconds=60.0)
-    for at in (1, 6, 8):  # amid the first epoch, the second, and at an epoch's end
+    for at in (1, 6, 8):  # within the first and the second epoch, and at the end of an epoch
         for report in run:
             if report.step == at:
                 break
@@ -153,8 +153,8 @@ def test_leaving_the_loop_and_going_on(tmp_path: Path, uninterrupted: State) -> 
     assert end_of(folder) == uninterrupted
 
 
-def test_resumed_amid_an_epoch_with_a_loader(tmp_path: Path) -> None:
-    """A `DataLoader`'s order, with its own generator or without, is that of the uninterrupted run too."""
+def test_resumed_within_an_epoch_with_a_loader(tmp_path: Path) -> None:
+    """The order of a `DataLoader`, with or without its own generator, is that of the uninterrupted run."""
     for name, options in (("plain", {}), ("generator", {"generator": torch.Generator().manual_seed(3)})):
 
         def run(folder: Path | None = None, options: dict[str, Any] = options) -> Trainer:
@@ -172,7 +172,7 @@ def test_resumed_amid_an_epoch_with_a_loader(tmp_path: Path) -> None:
 
 
 def test_two_trainers_take_turns(tmp_path: Path, uninterrupted: State) -> None:
-    """Two notebooks on one run: a trainer sees that another one went on, and goes on from there."""
+    """Two notebooks share one run: a trainer notices the steps of the other and continues from there."""
     first, second = transfer(tmp_path / "run"), transfer(tmp_path / "run")
     for run, at in ((first, 3), (second, 6), (first, 7)):
         for report in run:
@@ -186,7 +186,7 @@ def test_two_trainers_take_turns(tmp_path: Path, uninterrupted: State) -> None:
 def test_an_error_in_a_step_goes_back_to_the_checkpoint(
     tmp_path: Path, uninterrupted: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step that broke off, say for want of memory, leaves half-changed weights: they must not be gone on from."""
+    """A step that fails, say for lack of memory, leaves half-changed weights: the run returns to its checkpoint."""
     run = transfer(tmp_path / "run", checkpoint_seconds=60.0)
     for report in run:
         if report.step == 5:
@@ -199,8 +199,8 @@ def test_an_error_in_a_step_goes_back_to_the_checkpoint(
     assert end_of(tmp_path / "run") == uninterrupted
 
 
-def test_a_finished_run_is_read_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running a finished notebook again costs nothing: the same result, with no step and no evaluation."""
+def test_a_finished_run_is_read_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running a finished notebook again gives the same result without a step or an evaluation."""
     first = transfer(tmp_path / "run").train()
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     monkeypatch.setattr(Trainer, "_advance", None)
@@ -215,8 +215,8 @@ def test_a_finished_run_is_read_not_made_again(tmp_path: Path, monkeypatch: pyte
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_seconds_go_on(tmp_path: Path) -> None:
-    """Training time is the sum over all sittings, without what lies between."""
+def test_seconds_add_up(tmp_path: Path) -> None:
+    """Training time is the sum over all sessions, without the time between them."""
     run = trainer(tmp_path / "run")
     for report in run:
         if report.step == 4:
@@ -232,7 +232,7 @@ def test_seconds_go_on(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused(tmp_path: Path, uninterrupted: State, begin: Begin) -> None:
-    """Two processes that write one run would spoil it: the second is refused, and the first goes on unharmed."""
+    """Two processes that write one run would corrupt it: the second is refused, and the first continues."""
     ours, theirs = multiprocessing.Pipe()
     process = begin(tiny_runs.wait_in_the_middle, "transfer", tmp_path / "run", theirs)
     assert ours.recv() == 3
@@ -243,19 +243,19 @@ def test_a_second_process_is_refused(tmp_path: Path, uninterrupted: State, begin
     process.join()
     assert process.exitcode == 0
     assert end_of(tmp_path / "run") == uninterrupted
-    second.train()  # finished by the other one meanwhile
+    second.train()  # the other process has finished it
     assert end_of(tmp_path / "run") == uninterrupted
 
 
-def test_another_run_began_meanwhile(tmp_path: Path) -> None:
-    """Two runs with different settings made for one new folder: whoever comes second is refused."""
+def test_another_run_started_meanwhile(tmp_path: Path) -> None:
+    """Of two runs with different settings for one new folder, the second to start is refused."""
     first, second = trainer(tmp_path / "run"), trainer(tmp_path / "run", lr=0.5)
     first.train()
     with pytest.raises(ValueError, match=r"already holds another run \(lr: there 0.05, here 0.5\)"):
         second.train()
 
 
-def test_the_folder_is_given_back_after_errors(tmp_path: Path) -> None:
+def test_the_folder_is_unlocked_after_errors(tmp_path: Path) -> None:
     """A lock that outlives an error would lock the notebook out of its own run."""
     run = trainer(tmp_path / "run")
     run.loss = None
@@ -266,7 +266,7 @@ def test_the_folder_is_given_back_after_errors(tmp_path: Path) -> None:
 
 
 def test_closing_an_iterator_closes_the_files(tmp_path: Path) -> None:
-    """An iterator that is thrown away gives its folder back at once."""
+    """An iterator that is closed unlocks its folder at once."""
     run = trainer(tmp_path / "run")
     with closing(iter(run)) as reports:
         next(reports)
@@ -275,7 +275,7 @@ def test_closing_an_iterator_closes_the_files(tmp_path: Path) -> None:
 
 
 def test_a_deleted_folder_is_noticed(tmp_path: Path) -> None:
-    """A run whose folder was deleted between two cells has lost its tables: it says so and doesn't go on silently."""
+    """A run whose folder was deleted between two cells has lost its tables: it raises an error."""
     run = trainer(tmp_path / "run")
     for report in run:
         if report.step == 4:

@@ -24,7 +24,7 @@ CONFIG = {"trainer": "Trainer", "lr": 0.1}
 
 @pytest.mark.parametrize("where", ["torch.save", "fsync", "table"])
 def test_full_disk(tmp_path: Path, uninterrupted: State, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """A full disk stops the run with a clear error; the last good checkpoint stays, whole, and the run resumes."""
+    """A full disk stops the run with a clear error; the last good checkpoint stays complete, and the run resumes."""
     folder = tmp_path / "run"
     run = transfer(folder)
     for report in run:
@@ -40,7 +40,7 @@ def test_full_disk(tmp_path: Path, uninterrupted: State, monkeypatch: pytest.Mon
         try:
             file.write(b"half of it")
             raise no_space
-        except OSError:  # as torch does: its writer fails anew when it closes
+        except OSError:  # as in torch, whose writer fails again when it closes
             raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904
 
     with monkeypatch.context() as patch:
@@ -56,12 +56,12 @@ def test_full_disk(tmp_path: Path, uninterrupted: State, monkeypatch: pytest.Mon
         assert caught.value.errno == errno.ENOSPC
     assert (folder / "checkpoint.pt").read_bytes() == before
     assert not list(folder.glob("*.tmp"))
-    run.train()  # with space again, the same trainer goes on
+    run.train()  # with free space, the same trainer continues
     assert end_of(folder) == uninterrupted
 
 
 def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut keeps only what was synchronised: first the tables, then the new file whole, then the rename."""
+    """A power cut keeps only synchronised data: first the tables, then the complete new file, then the rename."""
     folder, synced = RunFolder(tmp_path, CONFIG), []
     fsync, replace = os.fsync, Path.replace
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, monkeypat
 
 
 def test_a_really_full_file(tmp_path: Path, begin: Begin) -> None:
-    """torch hides a failed write behind an error about file positions; ours names the disk's."""
+    """torch hides a failed write behind an error about file positions; the run's error names the cause."""
     folder = RunFolder(tmp_path / "run", CONFIG)
     with folder.held():
         folder.save({"step": 0})
@@ -105,7 +105,7 @@ def test_a_really_full_file(tmp_path: Path, begin: Begin) -> None:
 
 
 def refused(folder: Path, match: str, **options: Any) -> None:
-    """Making a trainer there is refused, and changes nothing."""
+    """Check that a trainer for this folder is refused and changes nothing."""
 
     def content() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -117,7 +117,7 @@ def refused(folder: Path, match: str, **options: Any) -> None:
 
 
 def test_another_run_is_named(tmp_path: Path) -> None:
-    """Whoever changed a setting and forgot the folder learns which one."""
+    """The error names the settings that differ from those of the run in the folder."""
     trainer(tmp_path).train()
     refused(
         tmp_path,
@@ -134,7 +134,7 @@ def test_another_run_is_named(tmp_path: Path) -> None:
 
 
 def test_foreign_files(tmp_path: Path) -> None:
-    """A folder with somebody's files, or somebody's config.json, is not ours to write in."""
+    """A folder with other files, or with another config.json, is refused."""
     (tmp_path / "thesis.tex").write_text("important")
     refused(
         tmp_path,
@@ -152,7 +152,7 @@ def test_foreign_files(tmp_path: Path) -> None:
 
 
 def test_a_place_without_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unwritable place is found when the trainer is made, not after the first epoch."""
+    """An unwritable folder is refused when the trainer is made, not after the first epoch."""
     denied = tmp_path / "denied"
     denied.mkdir()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != denied)  # root may write anywhere
@@ -162,7 +162,7 @@ def test_a_place_without_write_permission(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_broken_checkpoints(tmp_path: Path) -> None:
-    """A truncated, foreign or unfit checkpoint is refused with its reason, and none of its code runs."""
+    """A checkpoint that is truncated, foreign or of another run is refused with the reason, and no code in it runs."""
     trainer(tmp_path).train()
     path, mark = tmp_path / "checkpoint.pt", tmp_path.parent / "code ran"
     good = path.read_bytes()
@@ -216,7 +216,7 @@ def test_foreign_tables(tmp_path: Path) -> None:
 
 
 def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
-    """Layers called "0", "1.10" or "null" stay names, numbers stay exact, and what is missing stays missing."""
+    """Layers called "0", "1.10" or "null" stay names, numbers stay exact, and NaN stays NaN."""
     rows = [
         {"step": 1, "source": "0", "target": "1.10", "weight": 0.1 + 0.2, "val": float("nan"), "n": 3},
         {"step": 1, "source": "null", "target": "1.1", "weight": 1e-300, "val": 1.0, "n": 4},
@@ -231,8 +231,8 @@ def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert folder.read("none", 2) == []
 
 
-def test_trim_drops_only_what_comes_again(tmp_path: Path) -> None:
-    """Rows up to the checkpoint are never touched; reading touches nothing at all."""
+def test_trim_drops_only_rows_after_the_checkpoint(tmp_path: Path) -> None:
+    """Rows up to the checkpoint are never changed, and reading changes nothing."""
     folder = RunFolder(tmp_path / "run", CONFIG)
     with folder.held():
         folder.append("log", [{"step": step, "loss": 0.5} for step in (1, 2, 3)])
@@ -249,7 +249,7 @@ def test_trim_drops_only_what_comes_again(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_before_the_folder_is_held(tmp_path: Path) -> None:
-    """Making a trainer, or trying one with bad settings, leaves no trace on the disk."""
+    """Making a trainer writes nothing, also where its settings are bad."""
     folder = RunFolder(tmp_path / "a" / "run", CONFIG)
     assert folder.load() is None
     assert not (tmp_path / "a").exists()

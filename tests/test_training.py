@@ -21,7 +21,7 @@ from mtanytime.training.trainer import Trainer
 
 
 def test_learns_and_reports() -> None:
-    """The plainest use: the loss falls, a separable task is learned, and the tables hold a row a step."""
+    """The simplest use: the loss falls, a separable task is learned, and the tables hold one row per step."""
     run = trainer(epochs=8, lr=0.1, augment=None, model=network())
     reports = list(run)
     result = run.train()
@@ -40,7 +40,7 @@ def test_learns_and_reports() -> None:
 
 
 def test_result_is_read_with_the_best_validation_weights() -> None:
-    """The paper's figure: test accuracy at the best validation epoch, the first of equals, beside the last one."""
+    """The accuracy is that of the best validation epoch (the first of equals), as in the paper; the last is beside it."""
     run = trainer(epochs=6)
     scores, weights = iter([0.2, 0.6, 0.5, 0.6, 0.1, 0.3]), []
     run._evaluate = lambda data: next(scores) if data is run.validation else evaluate(run.model, data)
@@ -58,7 +58,7 @@ def test_result_is_read_with_the_best_validation_weights() -> None:
 
 
 def test_without_validation_or_test() -> None:
-    """No validation: the last weights count, and there is no best one to load; no test set: no accuracy."""
+    """Without validation the last weights count and there are no best ones to load; without a test set, no accuracy."""
     run = trainer(data=task().train, validation=None)
     result = run.train()
     assert (result.accuracy, result.last_accuracy, result.best_epoch) == (None, None, 3)
@@ -68,15 +68,15 @@ def test_without_validation_or_test() -> None:
     assert result.accuracy == result.last_accuracy is not None
 
 
-def test_own_test_set_goes_before_the_tasks() -> None:
-    """`test` given beside a `Task` is the one that counts."""
+def test_a_given_test_set_replaces_the_tasks() -> None:
+    """`test` replaces the test set of a `Task`."""
     other = coloured(7, seed=9)
     assert trainer(test=other).test.images.equal(other.images)
     assert trainer().test.images.equal(task().test.images)
 
 
 def test_looking_at_the_best_weights_changes_nothing(tmp_path: Path) -> None:
-    """A notebook may draw with the best weights amid the run and before the result: the run keeps its own."""
+    """A notebook may draw with the best weights during the run and before its result: the run keeps its own weights."""
     expected = trainer()
     result = expected.train()
     for folder in (None, tmp_path / "run"):
@@ -100,7 +100,7 @@ def test_looking_at_the_best_weights_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_validation_is_balanced_and_from_the_training_images() -> None:
-    """A validation set with test images in it, or with a class missing, would make the figures wrong."""
+    """A validation set with test images in it, or with a class missing, would make the accuracies wrong."""
     data = task()
     for fraction, held in ((0.25, 2), (0.05, 1), (0.5, 4)):
         run = trainer(data=data, validation=fraction)
@@ -115,7 +115,7 @@ def test_validation_is_balanced_and_from_the_training_images() -> None:
 
 
 def test_frozen_parameters_stay() -> None:
-    """Parts that do not require grad are left alone: fine-tuning a head is training too."""
+    """Parameters that do not require grad stay as they are: a head can be trained alone."""
     model = network()
     model[0].requires_grad_(False)
     before = model[0].weight.clone(), model[10].weight.clone()
@@ -125,7 +125,7 @@ def test_frozen_parameters_stay() -> None:
 
 
 def test_the_given_network_is_the_one_that_is_trained() -> None:
-    """A network is trained in place; in its own precision, and inside a `Normalized`."""
+    """A network is trained in place, in its own precision, also inside a `Normalized`."""
     model = Normalized(network().double(), [0.5] * 3, [0.2] * 3)
     run = trainer(model=model)
     assert run.model is model
@@ -134,7 +134,7 @@ def test_the_given_network_is_the_one_that_is_trained() -> None:
 
 
 def test_bfloat16() -> None:
-    """Mixed precision trains, validates and evaluates; the weights and the optimiser stay in float32."""
+    """Training, validation and evaluation work in mixed precision; weights and optimiser stay in float32."""
     run = trainer(precision="bfloat16", epochs=6, lr=0.1, augment=None, model=network())
     result = run.train()
     assert result.accuracy > 0.6
@@ -150,7 +150,7 @@ def test_bfloat16() -> None:
 
 @pytest.mark.parametrize("kind", ["set", "loader"])
 def test_same_seed_same_run(kind: str) -> None:
-    """Dropout, augmentation, the order of images and the weights of a network made by a function hang on the seed."""
+    """Dropout, augmentation, the order of images and the weights of a network made by a function depend on the seed."""
 
     def run(seed: int, **options: Any) -> Trainer:
         options |= {"data": loader(task().train), "validation": None} if kind == "loader" else {}
@@ -166,7 +166,7 @@ def test_same_seed_same_run(kind: str) -> None:
 
 
 def test_several_iterators_of_one_trainer() -> None:
-    """An iterator that another one overtook goes on where the run is, not where it was."""
+    """An iterator continues where the run is, even if another iterator has made steps meanwhile."""
     expected, run = trainer(), trainer()
     expected.train()
     first = iter(run)
@@ -179,7 +179,7 @@ def test_several_iterators_of_one_trainer() -> None:
 
 
 def test_the_callers_random_state_is_untouched() -> None:
-    """Making a trainer, steps, validation and evaluation take nothing from the caller's random numbers."""
+    """Making a trainer, training, validation and evaluation leave the caller's random state as it was."""
 
     class Noisy(nn.Module):
         """Draws random numbers in eval mode too."""
@@ -206,7 +206,7 @@ def test_the_callers_random_state_is_untouched() -> None:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_as_a_loop_written_by_hand(nesterov: bool) -> None:
-    """Epochs of ours equal a loop with torch.optim.SGD and CosineAnnealingLR, in float64."""
+    """Epochs of the trainer equal a loop with torch.optim.SGD and CosineAnnealingLR, in float64."""
     data, epochs = task().train, 3
     run = trainer(
         data=data,
@@ -236,7 +236,7 @@ def test_as_a_loop_written_by_hand(nesterov: bool) -> None:
 
 
 def test_schedules() -> None:
-    """The learning rate of each epoch, by name and by function, stands in the log."""
+    """The log has the learning rate of each epoch, for schedules by name and by function."""
 
     def rates(schedule: Any, epochs: int = 8) -> list[float]:
         log = trainer(schedule=schedule, epochs=epochs, lr=0.1, augment=None).train().log
@@ -254,7 +254,7 @@ def test_schedules() -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 10])
 def test_evaluate_counts(count: int) -> None:
-    """Accuracy over batches, the last one smaller, is a plain count; a DataLoader gives the same."""
+    """Accuracy over batches (the last is smaller) equals a plain count, also with a DataLoader."""
     model, data = network(), coloured(4).subset(range(count))
     with torch.no_grad():
         output = model.eval()(data.images / 255)
@@ -265,7 +265,7 @@ def test_evaluate_counts(count: int) -> None:
 
 
 def test_evaluate_leaves_the_model_as_it_was() -> None:
-    """Modes, also a batch norm frozen by hand, running statistics and gradients are the caller's, after errors too."""
+    """Modes (also of a single frozen layer), statistics and gradients stay as they were, also after errors."""
     model = network().train()
     model[1].eval()
     before = flattened(model.state_dict())
@@ -282,10 +282,10 @@ def test_evaluate_leaves_the_model_as_it_was() -> None:
 
 
 def test_evaluate_a_model_without_parameters() -> None:
-    """A rule without anything to learn can be measured beside the trained ones."""
+    """A fixed rule without parameters can be measured beside trained networks."""
 
     class Brightest(nn.Module):
-        """The colour that is strongest."""
+        """Predicts the strongest colour."""
 
         def forward(self, images: Tensor) -> Tensor:
             return images.mean(dim=(2, 3))
@@ -297,7 +297,7 @@ def test_evaluate_a_model_without_parameters() -> None:
 
 
 def test_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The bar goes to stdout, as notebooks compare stderr; without progress there is silence."""
+    """The progress bar goes to stdout, since notebooks compare stderr; without progress nothing is printed."""
     run = trainer(tmp_path / "run", progress=True)
     run.notes.append("a note")
     for report in run:
@@ -323,7 +323,7 @@ def test_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
-    """The step and the learning rate are named, and the last good checkpoint is kept and gone on from."""
+    """The error names step and learning rate; the last good checkpoint is kept and the run continues from it."""
     expected, run = trainer(), trainer(tmp_path / "run")
     expected.train()
     for report in run:
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
-    """A finite loss can make infinite weights: they must not replace a good checkpoint, nor end a run in silence."""
+    """A finite loss can make infinite weights: they must not replace a good checkpoint or go unnoticed."""
 
     def burst(run: Trainer, at: int) -> None:
         real = run.train_on_batch

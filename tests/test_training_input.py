@@ -19,7 +19,7 @@ from mtanytime.training.trainer import Trainer
 
 
 def refused(error: type[Exception], match: str, folder: Path, **options: Any) -> None:
-    """A trainer with these options is refused, and nothing is written."""
+    """Check that a trainer with these options is refused and writes nothing."""
     with pytest.raises(error, match=match):
         trainer(folder, **options)
     assert not folder.exists()
@@ -48,12 +48,12 @@ def refused(error: type[Exception], match: str, folder: Path, **options: Any) ->
     ids=lambda value: str(value).split(" at 0x")[0],  # an address differs between workers
 )
 def test_bad_settings(tmp_path: Path, options: dict[str, Any], match: str) -> None:
-    """Each bad setting is refused by name, with what was wanted and what came."""
+    """Each bad setting is refused by name, with the expected and the given value."""
     refused(ValueError, match, tmp_path / "run", **options)
 
 
-def test_bad_settings_of_the_wrong_kind(begin: Begin) -> None:
-    """Settings of the wrong type are refused in words too, where no type checker runs."""
+def test_bad_settings_of_the_wrong_type(begin: Begin) -> None:
+    """Settings of the wrong type are refused in plain words where no type checker runs."""
     ours, theirs = multiprocessing.Pipe()
     cases = [
         ({"precision": "float16"}, "ValueError: precision: expected one of ('float32', 'bfloat16'), got 'float16'"),
@@ -73,7 +73,7 @@ def test_bad_settings_of_the_wrong_kind(begin: Begin) -> None:
 
 
 def images(count: int = 10, **changed: Any) -> DataLoader:
-    """A DataLoader of plain pairs, some of it changed."""
+    """A DataLoader of pairs (image, label), with one of them replaced."""
     pairs = [(torch.full((3, 8, 8), 0.5), i % 3) for i in range(count)]
     return DataLoader([(changed.get("image", image), changed.get("label", label)) for image, label in pairs], 5)
 
@@ -130,7 +130,7 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
     ids=lambda value: None,
 )
 def test_bad_networks_and_data(tmp_path: Path, options: dict[str, Any], match: str) -> None:
-    """A network and sets that do not fit are found on a few images of each set, before anything begins."""
+    """A network and sets that do not fit together are refused after a trial on a few images of each set."""
     if isinstance(options.get("data"), DataLoader):
         options = {"validation": None, **options}
     model = options.get("model")
@@ -140,7 +140,7 @@ def test_bad_networks_and_data(tmp_path: Path, options: dict[str, Any], match: s
 
 
 def test_a_last_batch_of_one_image(tmp_path: Path) -> None:
-    """Batch norm on 1×1 maps cannot take one image: found at once, not at the end of the first epoch."""
+    """Batch norm on 1×1 maps cannot take one image: refused at once, not at the end of the first epoch."""
 
     def made() -> nn.Module:
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 3))
@@ -157,11 +157,11 @@ def test_a_last_batch_of_one_image(tmp_path: Path) -> None:
         trainer(data=data, **options).train()
 
 
-def test_a_loader_that_breaks_its_word() -> None:
-    """A DataLoader that gives fewer batches than its length would be waited for forever; one with more is cut."""
+def test_a_loader_of_another_length_than_it_says() -> None:
+    """A DataLoader with fewer batches than its length is an error, since no epoch would end; more are left out."""
 
     class Odd(IterableDataset):
-        """Says it has ten images, and has another number of them."""
+        """Claims to have ten images, and has another number of them."""
 
         def __init__(self, count: int) -> None:
             self.count = count
@@ -180,7 +180,7 @@ def test_a_loader_that_breaks_its_word() -> None:
 
 
 def test_a_class_without_images(tmp_path: Path) -> None:
-    """A class that is never seen is a mistake in the data, found before training."""
+    """A class without training images is a mistake in the data, found before training."""
     data = coloured()
     with pytest.raises(ValueError, match=r"^data: expected training images of every class, got none of 'c'$"):
         Trainer(network(), data.subset((data.labels != 2).nonzero()[:, 0]), folder=tmp_path / "run", device="cpu")
@@ -189,7 +189,7 @@ def test_a_class_without_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_in_a_later_batch(label: int) -> None:
-    """What a DataLoader gives later can't be seen before training, but is named before the loss fails on it."""
+    """A DataLoader's later labels cannot be checked before training; each batch's are checked before its loss."""
     labels = torch.tensor([0, 1, 2, 0, 1, label])
     batches = DataLoader([(image / 255, int(y)) for image, y in zip(coloured().images, labels, strict=False)], 3)
     with pytest.raises(ValueError, match=rf"^training labels: expected 0 to 2, .* got {label}$"):
@@ -197,7 +197,7 @@ def test_a_label_out_of_range_in_a_later_batch(label: int) -> None:
 
 
 def test_a_test_set_of_other_classes(tmp_path: Path) -> None:
-    """Label 1 of one set may be label 0 of another: an accuracy over different classes says nothing."""
+    """Label 1 of one set may be label 0 of another: an accuracy over different classes means nothing."""
     data = coloured()
     other = ImageSet(data.images, data.labels, ("a", "c", "b"))
     with pytest.raises(ValueError, match=r"^test: expected .* classes \('a', 'b', 'c'\), got \('a', 'c', 'b'\)$"):

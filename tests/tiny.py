@@ -27,7 +27,7 @@ class TinyNet(nn.Module):
 
 
 def made(width: int = 4, seed: int = 0, **settings: object) -> TinyNet:
-    """A TinyNet whose weights come from a seed; torch's random state is left alone."""
+    """A TinyNet with weights from a seed; torch's random state stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TinyNet(width, **settings)

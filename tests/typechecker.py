@@ -1,4 +1,4 @@
-"""The run-time type check of every signature in tests, with an int welcome where a float is asked for (PEP 484)."""
+"""The run-time type check of every signature in tests; an int is accepted for a float (PEP 484)."""
 
 import inspect
 from collections.abc import Callable
@@ -9,5 +9,5 @@ numbers_as_usual = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def unchecked(function: Callable) -> Callable:
-    """The function as users have it, without the check: to see our own refusal of a value of the wrong type."""
+    """The function without the type check, to test the library's own error for a value of the wrong type."""
     return inspect.unwrap(function)
