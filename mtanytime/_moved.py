@@ -47,6 +47,7 @@ RENAMED: dict[str, str] = {
     "quick_layers.quick_layers": "transfer.second_order.second_order",
     "stateless.call_at": "functional.functional_call",
     "stateless.undisturbed": "functional.trial_run",
+    "training.TrainerOptions": "training.settings.TrainerSettings",
     "training.share_right": "measure.evaluation.fraction_correct",
     "transfer.AnotherBatch": "transfer.outer.FreshBatch",
     "transfer.outer.AnotherBatch": "transfer.outer.FreshBatch",

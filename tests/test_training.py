@@ -40,7 +40,7 @@ def test_learns_and_reports() -> None:
 
 
 def test_result_is_read_with_the_best_validation_weights() -> None:
-    """The accuracy is that of the best validation epoch (the first of equals), as in the paper; the last is beside it."""
+    """As in the paper, the accuracy is that of the best validation epoch, the first of equals, beside the last."""
     run = trainer(epochs=6)
     scores, weights = iter([0.2, 0.6, 0.5, 0.6, 0.1, 0.3]), []
     run._evaluate = lambda data: next(scores) if data is run.validation else evaluate(run.model, data)

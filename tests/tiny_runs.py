@@ -231,7 +231,8 @@ def complaints(pipe: Connection, options: list[dict[str, Any]]) -> None:
 
 def interrupt_in_step(run: Trainer, at: int, times: int = 1) -> None:
     """Have the process send itself real SIGINTs during the `at`-th call of the loss."""
-    real, calls = run.loss, iter(range(1, 1_000_000))
+    owner = getattr(run, "lookahead", run)  # whose loss a step calls
+    real, calls = owner.loss, iter(range(1, 1_000_000))
 
     def loss(output: Tensor, labels: Tensor) -> Tensor:
         if next(calls) == at:
@@ -239,7 +240,7 @@ def interrupt_in_step(run: Trainer, at: int, times: int = 1) -> None:
                 signal.raise_signal(signal.SIGINT)
         return real(output, labels)
 
-    run.loss = loss
+    owner.loss = loss
 
 
 def save_beyond_the_limit(folder: Path, pipe: Connection) -> None:

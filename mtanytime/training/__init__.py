@@ -5,7 +5,7 @@ from mtanytime.training.identity import describe_data, describe_model, fingerpri
 from mtanytime.training.run_folder import Row, RunFolder
 from mtanytime.training.schedule import SCHEDULES, STEP_BY_STEP, Schedule
 from mtanytime.training.settings import TrainerSettings
-from mtanytime.training.trainer import StepReport, Trainer, TrainerOptions, TrainingResult
+from mtanytime.training.trainer import StepReport, Trainer, TrainingResult
 
 __all__ = [
     "SCHEDULES",
@@ -15,7 +15,6 @@ __all__ = [
     "Schedule",
     "StepReport",
     "Trainer",
-    "TrainerOptions",
     "TrainerSettings",
     "TrainingResult",
     "describe_data",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import Augment, ImageSet, Task, batches_of
-from mtanytime.devices import Precision, autocast, best_device
+from mtanytime.data.images import ImageSet, Task, batches_of
+from mtanytime.devices import autocast, best_device
 from mtanytime.measure.evaluation import batch_accuracy, evaluate
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.checkpoint import check_finite, copied_state, get_states, set_states, weights_of
@@ -33,7 +33,7 @@ from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import delay_interrupt
 from mtanytime.training.progress import with_progress
 from mtanytime.training.run_folder import Row, RunFolder
-from mtanytime.training.schedule import Schedule, learning_rates
+from mtanytime.training.schedule import learning_rates
 from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, with_keywords_of
 from mtanytime.training.trial import Images, Labels, check_labels, training_probe, try_network
@@ -72,27 +72,6 @@ class TrainingResult:
     def log(self) -> pd.DataFrame:
         """One row per step: step, epoch, seconds, lr, losses, accuracy and, in an epoch's last row, val_accuracy."""
         return self.tables["log"]
-
-
-class TrainerOptions(TypedDict, total=False):
-    """The keyword arguments of `Trainer`."""
-
-    validation: float | ImageSet | DataLoader | None
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    nesterov: bool
-    schedule: Schedule
-    loss: Callable[[Any, Tensor], Tensor]
-    augment: Augment | None
-    seed: int
-    device: str | torch.device | None
-    precision: Precision
-    folder: str | os.PathLike[str] | None
-    checkpoint_seconds: float
-    progress: bool
 
 
 @with_keywords_of(TrainerSettings)
@@ -150,18 +129,13 @@ class Trainer:
         self.device = torch.device(device) if device is not None else best_device()
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self.notes: list[str] = []
-
         train, self.validation, self.test = prepare_sets(data, test, validation, self.seed, self.device)
         self.batches = batches_of(train, settings.batch_size, seed=self.seed, augment=settings.augment)
         self.steps = self.epochs * len(self.batches)
         self.rates = learning_rates(settings.lr, settings.schedule, self.epochs, len(self.batches))  # one per step
 
-        with seeded(derive_seed(self.seed, _INITIAL), self.device):
-            self.model = (model if isinstance(model, nn.Module) else model()).to(self.device)
-        trainable = any(parameter.requires_grad for parameter in self.model.parameters())
-        require(trainable, "model", "a network with parameters that require grad", type(self.model).__name__)
-        self._outputs: int | None = None  # classes that the network distinguishes, known after its trial
-        self.optimizer: torch.optim.Optimizer
+        self.model = _make_network(model, self.seed, self.device)
+        self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
         self.modules: dict[str, nn.Module] = {"model": self.model}  # these and the optimisers are in each checkpoint
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.tables: dict[str, list[Row]] = {"log": []}
@@ -290,7 +264,7 @@ class Trainer:
     def _advance(self, epoch: int, images: Tensor, labels: Tensor, started: float) -> StepReport:
         """Do one step: train, validate at the end of an epoch, and add to the tables."""
         if isinstance(self.batches.data, DataLoader):  # the labels of an ImageSet were checked before training
-            self._check_labels("training", labels)
+            check_labels("training", labels, self.outputs)
         self._mid_step = True
         lr = self.rates[self.step]
         for group in self.optimizer.param_groups:
@@ -339,11 +313,7 @@ class Trainer:
     def _try_model(self) -> None:
         """Run the network on a few images of each set, leaving it unchanged; ValueError if that fails."""
         others = {"validation": self.validation, "test": self.test}
-        self._outputs = try_network(self.model, self.loss, self.batches, others, self._logits, self.precision)
-
-    def _check_labels(self, name: str, labels: Labels) -> None:
-        """Raise ValueError for a label that the network has no output for."""
-        check_labels(name, labels, self._outputs)
+        self.outputs = try_network(self.model, self.loss, self.batches, others, self._logits, self.precision)
 
     # Checkpoints.
 
@@ -405,3 +375,12 @@ class Trainer:
             raise mismatch(path, "a checkpoint of this run", Words(f"one that does not fit it: {error}")) from error
         self.tables = {name: self.folder.read(name, self.step) for name in self.tables}
         self._mid_step, self._saved_step = False, self.step
+
+
+def _make_network(model: nn.Module | Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
+    """The network on the device, made under the run's seed if a function makes it. ValueError if nothing is trained."""
+    with seeded(derive_seed(seed, _INITIAL), device):
+        network = (model if isinstance(model, nn.Module) else model()).to(device)
+    trainable = any(parameter.requires_grad for parameter in network.parameters())
+    require(trainable, "model", "a network with parameters that require grad", type(network).__name__)
+    return network

@@ -19,6 +19,7 @@ from mtanytime.training.identity import fingerprint, name_of
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.training.trial import check_labels
 from mtanytime.transfer.double_backward import allows_fast_layers
 from mtanytime.transfer.layers import (
     Layers,
@@ -157,7 +158,7 @@ class TransferTrainer(Trainer):
                 )
             if settings.outer is not None:
                 if isinstance(settings.outer, FreshBatch):
-                    self._check_labels("outer", settings.outer.labels)
+                    check_labels("outer", settings.outer.labels, self.outputs)
                 try_outer(settings.outer, self.model, images, labels, self.precision)
         self.lookahead = Lookahead(
             self.student,
