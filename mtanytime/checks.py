@@ -24,9 +24,3 @@ def require(holds: bool, argument: str, expected: str, got: object, remedy: str 
     """Raise `mismatch` unless the condition holds."""
     if not holds:
         raise mismatch(argument, expected, got, remedy)
-
-
-def require_wanted(holds: bool, wanted: str, came: object) -> None:
-    """ValueError that says what was wanted and what came."""
-    if not holds:
-        raise ValueError(f"wanted {wanted}; got {came!r}")
