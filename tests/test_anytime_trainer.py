@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, SlicedResNeXt, evaluate_exits
-from mtanytime.data.images import Batches, crop_flip
+from mtanytime.data.batches import Batches, crop_flip
 from mtanytime.measure.costs import exit_costs
 
 

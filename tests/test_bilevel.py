@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from typechecker import unchecked
 
 from mtanytime import backbones
-from mtanytime.data.images import Batches, ImageSet
+from mtanytime.data.batches import Batches
+from mtanytime.data.images import ImageSet
 from mtanytime.functional import functional_call
 from mtanytime.randomness import get_rng_state, seeded
 from mtanytime.transfer import TransferTrainer

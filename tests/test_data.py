@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime import data as datasets
 from mtanytime.data import synthetic as characters
-from mtanytime.data.images import Batches, ImageSet, Task, crop_flip
+from mtanytime.data.batches import Batches, crop_flip
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.data.synthetic import digits, letters
 from mtanytime.randomness import derive_seed
 

@@ -4,7 +4,8 @@ import pytest
 import tiny
 import torch
 
-from mtanytime.data.images import Task, crop_flip
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import Task
 from mtanytime.experiments.recipe import changed
 from mtanytime.experiments.transfer import RECIPES, _targets
 from mtanytime.training.trainer import Trainer

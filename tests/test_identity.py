@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny_runs import coloured, loader, network
 from torch import Tensor, nn
 
-from mtanytime.data.images import crop_flip
+from mtanytime.data.batches import crop_flip
 from mtanytime.training.identity import fingerprint, name_of
 from mtanytime.training.run_folder import RunFolder
 from mtanytime.training.trainer import Trainer

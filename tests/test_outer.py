@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typechecker import unchecked
 
-from mtanytime.data.images import crop_flip
+from mtanytime.data.batches import crop_flip
 from mtanytime.transfer import FreshBatch, TransferTrainer
 
 

@@ -12,7 +12,7 @@ from tiny_runs import coloured, flattened, loader, network, state_of, task, trai
 from torch import Tensor, nn
 
 from mtanytime.backbones import Normalized
-from mtanytime.data.images import Batches
+from mtanytime.data.batches import Batches
 from mtanytime.measure.evaluation import evaluate
 from mtanytime.training.schedule import SCHEDULES
 from mtanytime.training.trainer import Trainer

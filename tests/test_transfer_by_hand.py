@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transfer_runs import ODD, assert_close, copied, double, same, steps, stirred, transfer
 
-from mtanytime.data.images import Batches
+from mtanytime.data.batches import Batches
 from mtanytime.transfer import Lookahead, TransferTrainer
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transfer_runs import Spy, copied, same, steps, stirred, transfer
 
-from mtanytime.data.images import Batches
+from mtanytime.data.batches import Batches
 
 
 def test_bfloat16() -> None:

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from mtanytime.data.images import crop_flip
+from mtanytime.data.batches import crop_flip
 from mtanytime.data.transforms import TransformAugment, as_augment
 
 IMAGES = torch.rand(16, 3, 12, 12, generator=Generator().manual_seed(0))

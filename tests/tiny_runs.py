@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mtanytime.data.images import ImageSet, Task, crop_flip
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.training import run_folder
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import Lookahead, TransferTrainer

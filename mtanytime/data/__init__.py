@@ -1,18 +1,8 @@
 """Images: sets in memory and their batches, image files, the built-in tasks, the public data sets."""
 
+from mtanytime.data.batches import Batches, batches_of, class_names, crop_flip, map_batches
 from mtanytime.data.files import image_folder
-from mtanytime.data.images import (
-    Augment,
-    Batches,
-    ImageSet,
-    Task,
-    Tree,
-    batches_of,
-    crop_flip,
-    describe_tensor,
-    leaves,
-    shuffled_by_class,
-)
+from mtanytime.data.images import ImageSet, Task, Tree, describe_tensor, leaves, shuffled_by_class
 from mtanytime.data.public import (
     CIFAR10_TREE,
     CIFAR100_TREE,
@@ -38,6 +28,8 @@ from mtanytime.data.synthetic import (
     paint,
     printed,
 )
+from mtanytime.data.transforms import Augment, TransformAugment
+from mtanytime.data.views import StrongViews
 
 __all__ = [
     "CELL",
@@ -54,12 +46,15 @@ __all__ = [
     "Augment",
     "Batches",
     "ImageSet",
+    "StrongViews",
     "Task",
+    "TransformAugment",
     "Tree",
     "batches_of",
     "cifar10",
     "cifar10_jpeg",
     "cifar100",
+    "class_names",
     "crop_flip",
     "describe_tensor",
     "digits",
@@ -68,8 +63,10 @@ __all__ = [
     "l2t_split",
     "leaves",
     "letters",
+    "map_batches",
     "paint",
     "printed",
+    "read_pixels",
     "shuffled_by_class",
     "stl10",
 ]

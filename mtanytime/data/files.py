@@ -4,40 +4,69 @@ import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import numpy as np
 import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 from tqdm import tqdm
 
-from mtanytime.checks import Words, mismatch
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import ImageSet
+from mtanytime.data.pixels import WHITE, Color, read_pixels
+
+SECONDS_BEFORE_BAR = 2.0  # a handful of files is read before a progress bar would show
 
 
-def image_folder(root: str | Path, size: int = 224) -> ImageSet:
-    """Read images from one sub-folder per class (torchvision's ImageFolder) into memory, with a progress bar.
+def image_folder(
+    root: str | Path, size: int = 224, *, background: Color = WHITE, workers: int | None = None
+) -> ImageSet:
+    """Read images from one sub-folder per class into memory, with a progress bar.
 
-    Each image is converted to RGB, its shorter side resized to `size` and its centre cropped to a square. A test set
-    is another folder: Task(image_folder("birds/train", 224), image_folder("birds/test", 224)). Raises ValueError for a
-    folder without such sub-folders and for a file that cannot be read as an image.
+    Each image is decoded as a viewer shows it (see `pixels.read_pixels`), its shorter side resized to `size` and its
+    middle kept as a square. Files in folders inside a class's folder belong to that class. Files and folders whose
+    names begin with a dot, and macOS's `__MACOSX`, are passed over, as are files without an image's extension. A test
+    set is another folder: `Task(image_folder("birds/train", 224), image_folder("birds/test", 224))`.
+
+    Args:
+        root: the folder.
+        size: height and width of the images.
+        background: the color behind transparent pixels.
+        workers: threads that decode; default: one per processor.
+
+    Raises:
+        ValueError: a folder without such sub-folders, a class without images, or a file that cannot be decoded.
     """
-    from PIL import Image, ImageOps
-    from torchvision.datasets import ImageFolder
-
+    require(size >= 1, "size", "at least 1 pixel", size)
+    require(workers is None or workers >= 1, "workers", "at least 1", workers)
     try:
-        folder = ImageFolder(str(root))
+        folder = _VisibleFolder(str(root), is_valid_file=lambda path: _is_image(Path(path), Path(root)))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise mismatch(str(root), "a folder of images, one sub-folder per class", Words(str(error))) from error
     images = torch.empty(len(folder), 3, size, size, dtype=torch.uint8)
 
     def read(i: int) -> None:
-        path = folder.samples[i][0]
-        try:
-            with Image.open(path) as image:
-                image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        except OSError as error:
-            raise mismatch(str(path), "an image", Words(f"a file that cannot be read as one ({error})")) from error
-        images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        images[i] = read_pixels(folder.samples[i][0], size, background=background)
 
-    with ThreadPool() as pool:
-        for _ in tqdm(pool.imap(read, range(len(folder))), f"reading {root}", len(folder), file=sys.stdout):
+    with ThreadPool(workers) as pool:
+        done = pool.imap(read, range(len(folder)))
+        for _ in tqdm(done, f"reading {root}", len(folder), file=sys.stdout, delay=SECONDS_BEFORE_BAR):
             pass
     return ImageSet(images, torch.tensor(folder.targets), tuple(folder.classes), name=Path(root).name)
+
+
+class _VisibleFolder(ImageFolder):
+    """torchvision's ImageFolder without hidden folders."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        """The sub-folders that are no hidden ones, sorted, and their labels."""
+        classes = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir() and _visible(entry.name))
+        if not classes:
+            raise FileNotFoundError("no sub-folders")
+        return classes, {name: label for label, name in enumerate(classes)}
+
+
+def _is_image(path: Path, root: Path) -> bool:
+    known = path.suffix.lower() in IMG_EXTENSIONS
+    return known and all(map(_visible, path.relative_to(root).parts))
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"

@@ -1,25 +1,22 @@
-"""Labelled images in memory: sets, their subsets and splits, tasks, augmentation, and batches that a run can resume.
+"""Labelled images in memory: sets, their subsets and splits, and tasks.
 
 Images are uint8 tensors; `Batches` converts them to floats in [0, 1], and each network normalises its own input.
 All randomness comes from a seed through an explicit torch.Generator: the same seed gives the same bytes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64, Integer, UInt8
+from jaxtyping import Int64, Integer, UInt8
 from torch import Generator, Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.randomness import generator_for
 
 Tree = dict[str, Any]  # name -> ... -> list of class names
-Augment = Callable[[Tensor, Generator], Tensor]
 
 
 def leaves(tree: Tree | list[str]) -> list[str]:
@@ -32,8 +29,8 @@ class ImageSet:
     """Labelled images of one size in memory.
 
     Args:
-        images: uint8.
-        labels: the index of each image's class.
+        images: uint8; a NumPy array becomes a tensor.
+        labels: the index of each image's class; whole numbers of any type, also a list or an array.
         classes: the names of the classes. A class may be empty in a subset; `few` and `split` then refuse it by name.
         tree: a label tree that holds every class once.
         name: what messages and records call the set.
@@ -42,18 +39,24 @@ class ImageSet:
         ValueError: images, labels or a tree that do not fit this description or each other.
     """
 
-    images: UInt8[Tensor, "n channels height width"]
-    labels: Int64[Tensor, " n"]
+    images: UInt8[Tensor, "n channels height width"] | UInt8[np.ndarray, "n channels height width"]
+    labels: Integer[Tensor, " n"] | Integer[np.ndarray, " n"] | Sequence[int]
     classes: tuple[str, ...]
     tree: Tree | None = None
     name: str = "images"
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+        images, labels = as_tensor("images", self.images), as_tensor("labels", self.labels)
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
-        require(fits, "images", "uint8 (n, 3, height, width)", Words(describe_tensor(images)))
-        fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
-        require(fits, "labels", f"int64 ({len(images)},), one per image", Words(describe_tensor(labels)))
+        last = images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3
+        remedy = "put the channels first: images.permute(0, 3, 1, 2)" if last else ""
+        require(fits, "images", "uint8 (n, 3, height, width)", Words(describe_tensor(images)), remedy)
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        fits = whole and labels.shape == images.shape[:1]
+        require(fits, "labels", f"whole numbers ({len(images)},), one per image", Words(describe_tensor(labels)))
+        labels = labels.to(torch.int64)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels)
         same = labels.device == images.device
         require(same, "labels", f"the device of the images, {images.device}", Words(str(labels.device)))
         _check_range("labels", labels, len(self.classes))
@@ -131,6 +134,16 @@ class Task:
         return self.train.name
 
 
+def as_tensor(name: str, values: Any) -> Tensor:
+    """Convert an array or a list to a tensor; ValueError, which names the argument, for anything else."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.from_numpy(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise mismatch(name, "a tensor or an array of numbers", Words(f"{type(values).__name__} ({error})")) from error
+
+
 def describe_tensor(value: Any) -> str:
     """Describe a tensor's data type and shape, for an error."""
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
@@ -147,126 +160,3 @@ def _check_range(name: str, values: Tensor, count: int) -> None:
     if len(values):
         low, high = values.min().item(), values.max().item()
         require(0 <= low and high < count, name, f"0 to {count - 1}", Words(f"{low} to {high}"))
-
-
-# Batches
-
-
-def crop_flip(padding: int = 4, flip: bool = True) -> Augment:
-    """Return an augmentation of batches: pad with black, crop to the old size at random, flip half of the images.
-
-    It is torchvision's RandomCrop(size, padding) and RandomHorizontalFlip per image, with random numbers from one
-    generator on the CPU, so that they are the same on every device.
-    """
-
-    def augment(images: Float[Tensor, "b c h w"], generator: Generator) -> Float[Tensor, "b c h w"]:
-        b, _, h, w = images.shape
-        top, left = torch.randint(2 * padding + 1, (2, b, 1), generator=generator)
-        rows, columns = top + torch.arange(h), left + torch.arange(w)
-        if flip:
-            flipped = torch.rand(b, 1, generator=generator) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
-        rows, columns = rows.to(images.device), columns.to(images.device)
-        padded = F.pad(images, [padding] * 4)
-        which = torch.arange(b, device=images.device)[:, None, None]
-        # Indices on both sides of the channel slice make the channels the last axis.
-        return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-    return augment
-
-
-class Batches:
-    """The batches of every epoch: `for images, labels in batches.epoch(e)`, images float in [0, 1], labels int64.
-
-    They have no state: the order of epoch e depends on (seed, e) alone, and the augmentation of its batch i on
-    (seed, e, i), so a run can resume anywhere: `epoch(e, start=i)` continues at batch i. The last batch may be smaller.
-
-    A DataLoader keeps its own batch size and order (`shuffle` does not apply): pass batch_size None. Its random
-    numbers, if torch draws them (its sampler, torchvision's transforms), also come from (seed, e); batches before
-    `start` are loaded and dropped. Workers that persist between epochs (persistent_workers) keep their random state.
-
-    Raises:
-        ValueError: a batch size below 1, or one for a DataLoader; no images; at its first batch, a DataLoader whose
-            batches are not (images in [0, 1], int64 labels).
-    """
-
-    def __init__(
-        self,
-        data: ImageSet | DataLoader,
-        batch_size: int | None,
-        seed: int,
-        augment: Augment | None = None,
-        shuffle: bool = True,
-    ) -> None:
-        if isinstance(data, DataLoader):
-            own = batch_size in (None, data.batch_size)
-            require(own, "batch_size", f"None, since the DataLoader has its own, {data.batch_size}", batch_size)
-        else:
-            require(batch_size is not None and batch_size >= 1, "batch_size", "at least 1", batch_size)
-        require(len(data) > 0, "data", "at least one image", Words("none"))
-        self.data, self.batch_size, self.seed, self.augment, self.shuffle = data, batch_size, seed, augment, shuffle
-
-    def __len__(self) -> int:
-        return len(self.data) if isinstance(self.data, DataLoader) else -(-len(self.data) // self.batch_size)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]:
-        """Iterate over the batches start, start + 1, … of an epoch, on the set's device."""
-        require(0 <= start <= len(self), "start", f"0 to {len(self)}, the number of batches per epoch", start)
-        if isinstance(self.data, DataLoader):
-            batches = islice(self._from_loader(epoch), start, None)
-        else:
-            batches = self._from_set(epoch, start)
-        return self._augmented(batches, epoch, start)
-
-    def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for i, (images, labels) in enumerate(batches, start):
-            if self.augment is not None:
-                images = self.augment(images, generator_for(self.seed, epoch, i))
-            yield images, labels
-
-    def _from_set(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        n, data = len(self.data), self.data
-        order = torch.randperm(n, generator=generator_for(self.seed, epoch)) if self.shuffle else torch.arange(n)
-        for index in order.to(data.labels.device).split(self.batch_size)[start:]:
-            yield data.images[index].float().div_(255), data.labels[index]
-
-    def _from_loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        seed = derive_seed(self.seed, epoch)
-        if self.data.generator is not None:
-            self.data.generator.manual_seed(seed)
-        state, batches, first = Generator().manual_seed(seed).get_state(), None, True
-        while True:
-            # The loader draws from torch's global generator at every batch, so that gets the loader's state meanwhile.
-            outside = torch.get_rng_state()
-            torch.set_rng_state(state)
-            try:
-                batches = iter(self.data) if batches is None else batches
-                batch = next(batches, None)
-                state = torch.get_rng_state()
-            finally:
-                torch.set_rng_state(outside)
-            if batch is None:
-                return
-            if first:
-                _check_batch(batch)
-            first = False
-            yield batch[0].float(), batch[1]
-
-
-def batches_of(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> Batches:
-    """Return `Batches` of a set in batches of `batch_size`, or of a DataLoader, which keeps its own batch size."""
-    return Batches(data, None if isinstance(data, DataLoader) else batch_size, **settings)
-
-
-def _check_batch(batch: Any) -> None:
-    """Raise ValueError unless a DataLoader's batch is images in [0, 1] and int64 labels."""
-    pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
-    require(pair, "data", "a DataLoader with batches (images, labels)", Words(f"a batch of {type(batch).__name__}"))
-    images, labels = batch
-    fits = images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3
-    require(fits, "images", "float (batch, 3, height, width)", Words(describe_tensor(images)))
-    low, high = images.min().item(), images.max().item()
-    remedy = "leave mean and std to Normalized"
-    require(low >= 0 and high <= 1, "images", "values in [0, 1]", Words(f"{low:.3g} to {high:.3g}"), remedy)
-    fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
-    require(fits, "labels", f"int64 ({len(images)},)", Words(describe_tensor(labels)))

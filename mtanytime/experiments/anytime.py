@@ -10,7 +10,8 @@ from torch import nn
 from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, MSDNet, SlicedResNeXt, resnext
 from mtanytime.backbones import Normalized
 from mtanytime.checks import mismatch, require
-from mtanytime.data.images import Task, crop_flip
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import Task
 from mtanytime.experiments.recipe import (
     Parts,
     Recipe,

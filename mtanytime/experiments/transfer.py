@@ -10,7 +10,8 @@ from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, resnet, vgg9
 from mtanytime.checks import require
-from mtanytime.data.images import Task, crop_flip
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import Task
 from mtanytime.data.synthetic import DIGITS_A_CLASS, digits, letters
 from mtanytime.experiments.recipe import (
     Parts,

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mtanytime.checks import Words, require
-from mtanytime.data.images import ImageSet, batches_of
+from mtanytime.data.batches import batches_of
+from mtanytime.data.images import ImageSet
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import trial_run
 from mtanytime.measure.costs import device_and_dtype, exit_costs, exit_table, latencies

@@ -14,16 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.data.images import Batches, ImageSet
+from mtanytime.data.batches import Batches
+from mtanytime.data.images import ImageSet
 from mtanytime.training.run_folder import Row
 
 
 def record(settings: Any) -> Row:
     """A dataclass of settings as a run's record holds it: numbers and strings as they are, functions by `name_of`.
 
-    Fields with `metadata={"identifies": False}` are left out: they change how a run is computed, not its outcome.
+    Fields with `metadata={"identifies": False}` are left out: they change how a run is computed, not its outcome. So
+    are fields with `metadata={"record_default": False}` at their default: runs from before they existed go on.
     """
-    names = [field.name for field in fields(settings) if field.metadata.get("identifies", True)]
+    names = [
+        field.name
+        for field in fields(settings)
+        if field.metadata.get("identifies", True)
+        and (field.metadata.get("record_default", True) or getattr(settings, field.name) != field.default)
+    ]
     return {name: name_of(getattr(settings, name)) for name in names}
 
 

@@ -20,12 +20,15 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 STEP_BY_STEP = ("warm-up cosine",)
 
 
-def learning_rates(lr: float, schedule: Schedule, epochs: int, steps_per_epoch: int) -> list[float]:
-    """The learning rate of each step. Raises ValueError for a schedule with a factor below 0 or not finite."""
+def learning_rates(lr: float, schedule: Schedule, steps: int, steps_per_epoch: int) -> list[float]:
+    """The learning rate of each step; the last epoch may be a part of one.
+
+    Raises ValueError for a schedule with a factor below 0 or not finite.
+    """
     factor = schedule if callable(schedule) else SCHEDULES[schedule]
     if schedule in STEP_BY_STEP:
-        steps = epochs * steps_per_epoch
         return [lr * factor((step + 1) / (steps + 1)) for step in range(steps)]
+    epochs = math.ceil(steps / steps_per_epoch)
     rates = [lr * factor(epoch / epochs) for epoch in range(epochs)]
     require(all(0 <= rate < math.inf for rate in rates), "schedule", "finite factors >= 0", rates)
-    return [rate for rate in rates for _ in range(steps_per_epoch)]
+    return [rates[step // steps_per_epoch] for step in range(steps)]

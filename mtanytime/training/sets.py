@@ -4,6 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.batches import class_names
 from mtanytime.data.images import ImageSet, Task
 
 Images = ImageSet | DataLoader
@@ -29,10 +30,12 @@ def prepare_sets(
             raise mismatch("data", "training images of every class", Words(f"none of {data.classes[missing[0]]!r}"))
     validation = None if validation is None else _placed("validation", validation, device)
     test = None if test is None else _placed("test", test, device)
+    classes = class_names(data)
     for name, other in (("validation", validation), ("test", test)):
-        if isinstance(data, ImageSet) and isinstance(other, ImageSet):
-            same = other.classes == data.classes
-            require(same, name, f"a set of the training set's classes {data.classes}", other.classes)
+        others = None if other is None else class_names(other)
+        if classes is not None and others is not None:
+            expected = f"a set of the training set's classes {classes}, in that order"
+            require(others == classes, name, expected, others)
     return data, validation, test
 
 

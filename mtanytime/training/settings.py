@@ -4,19 +4,21 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, TypeVar, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtanytime.checks import require
-from mtanytime.data.images import Augment
+from mtanytime.checks import Words, require
+from mtanytime.data.batches import Remainder
+from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.devices import Precision
 from mtanytime.training.schedule import SCHEDULES, Schedule
 
 T = TypeVar("T")
+NEW = {"record_default": False}  # of a field that old runs did not have: left out of a run's record at its default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,11 @@ class TrainerSettings:
     """How a run trains. Together with its network and data, these settings identify the run.
 
     Args:
-        epochs: passes over the training set.
-        batch_size: images per batch; an epoch's last batch may be smaller. A `DataLoader` keeps its own batch size.
+        epochs: passes over the training set; 200 unless `steps` is given.
+        steps: training steps, in place of `epochs`; the last epoch may then be a part of one.
+        batch_size: images per batch. A `DataLoader` keeps its own batch size.
+        remainder: "keep" an epoch's last, smaller batch, or "drop" it, so that all batches have one size. Not for a
+            `DataLoader`, which has its own `drop_last`.
         lr: learning rate of `torch.optim.SGD` at the start of the schedule.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
@@ -42,8 +47,10 @@ class TrainerSettings:
         ValueError: a setting outside these limits, by name.
     """
 
-    epochs: int = 200
+    epochs: int | None = None
+    steps: int | None = field(default=None, metadata=NEW)
     batch_size: int = 128
+    remainder: Remainder = field(default="keep", metadata=NEW)
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -55,9 +62,16 @@ class TrainerSettings:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        both = self.epochs is not None and self.steps is not None
+        require(not both, "steps", "steps or epochs, not both", Words(f"{self.steps} steps and {self.epochs} epochs"))
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 200)
+        for name in ("epochs", "steps", "batch_size"):
             value = getattr(self, name)
-            require(isinstance(value, Integral) and value >= 1, name, "a whole number >= 1", value)
+            needed = value is not None or name == "batch_size"
+            require(not needed or (isinstance(value, Integral) and value >= 1), name, "a whole number >= 1", value)
+        remainders = get_args(Remainder)
+        require(self.remainder in remainders, "remainder", f"one of {remainders}", self.remainder)
         require(0 < self.lr < math.inf, "lr", "a number > 0", self.lr)
         require(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
         require(0 <= self.weight_decay < math.inf, "weight_decay", "a number >= 0", self.weight_decay)
@@ -66,6 +80,7 @@ class TrainerSettings:
         require(known, "schedule", f"a function or one of {list(SCHEDULES)}", self.schedule)
         precisions = get_args(Precision)
         require(self.precision in precisions, "precision", f"one of {precisions}", self.precision)
+        object.__setattr__(self, "augment", as_augment(self.augment))
 
     @property
     def sgd(self) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import ImageSet, Task, batches_of
+from mtanytime.data.batches import batches_of
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast, best_device
 from mtanytime.measure.evaluation import batch_accuracy, evaluate
 from mtanytime.randomness import derive_seed, seeded
@@ -124,15 +125,17 @@ class Trainer:
     ) -> None:
         check_keywords(type(self), settings)
         self.settings = settings = TrainerSettings(**settings)
-        self.epochs, self.loss = settings.epochs, settings.loss
+        self.loss = settings.loss
         self.seed, self.precision = settings.seed, settings.precision
         self.device = torch.device(device) if device is not None else best_device()
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self.notes: list[str] = []
         train, self.validation, self.test = prepare_sets(data, test, validation, self.seed, self.device)
-        self.batches = batches_of(train, settings.batch_size, seed=self.seed, augment=settings.augment)
-        self.steps = self.epochs * len(self.batches)
-        self.rates = learning_rates(settings.lr, settings.schedule, self.epochs, len(self.batches))  # one per step
+        options = {"seed": self.seed, "augment": settings.augment, "remainder": settings.remainder}
+        self.batches = batches_of(train, settings.batch_size, **options)
+        self.epochs = settings.epochs or math.ceil(settings.steps / len(self.batches))
+        self.steps = settings.steps or self.epochs * len(self.batches)
+        self.rates = learning_rates(settings.lr, settings.schedule, self.steps, len(self.batches))  # one per step
 
         self.model = _make_network(model, self.seed, self.device)
         self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
@@ -212,7 +215,7 @@ class Trainer:
                 epoch, position = divmod(self.step, len(self.batches))
                 started, before = time.perf_counter(), self.step
                 batches = self.batches.epoch(epoch, start=position)
-                for images, labels in islice(batches, len(self.batches) - position):
+                for images, labels in islice(batches, min(len(self.batches) - position, self.steps - self.step)):
                     with delay_interrupt():
                         report = self._advance(epoch, images, labels, started)
                         if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
@@ -276,7 +279,7 @@ class Trainer:
         self.step += 1
         if self.validation is not None:
             metrics["val_accuracy"] = math.nan
-            if self.step % len(self.batches) == 0:
+            if self.step % len(self.batches) == 0 or self.step == self.steps:
                 metrics["val_accuracy"] = value = self._summary(self._evaluate(self.validation))
                 if self._best is None or value > self._best["val_accuracy"]:
                     self._best = {"epoch": epoch + 1, "val_accuracy": value, "model": copied_state(self.model)}

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import Batches, ImageSet
+from mtanytime.data.batches import Batches
+from mtanytime.data.images import ImageSet
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import functional_call, trial_run
+from mtanytime.randomness import generator_for
 from mtanytime.training.identity import name_of
 
 Images = Float[Tensor, "batch channel height width"]
@@ -22,16 +24,26 @@ Labels = Int[Tensor, " batch"]
 
 
 def training_probe(batches: Batches, like: Tensor) -> tuple[Images, Labels]:
-    """Up to 4 training images and labels; as many as the smallest batch of an epoch has, if that is fewer.
+    """Up to 4 augmented training images and labels; as many as the smallest batch of an epoch has, if that is fewer.
 
     Batch norm in train mode may not take a single image: a last batch of one must fail here and not after an epoch.
     """
+    images, labels = probe(batches.data, like, smallest_batch(batches) or 4, seed=batches.seed)
+    if batches.augment is not None:
+        images = batches.augment(images, generator_for(batches.seed, -1))
+        require(len(images) == len(labels), "augment", f"a transform that keeps {len(labels)} images", len(images))
+    return images.to(like.device, like.dtype), labels
+
+
+def smallest_batch(batches: Batches) -> int | None:
+    """The size of an epoch's smallest batch; None where a DataLoader does not tell."""
     data, size = batches.data, batches.batch_size
     if isinstance(data, ImageSet):
-        return probe(data, like, len(data) % size or size)
-    if data.batch_size is None or data.drop_last or isinstance(data.dataset, IterableDataset):
-        return probe(data, like, seed=batches.seed)
-    return probe(data, like, len(data.sampler) % data.batch_size or data.batch_size, seed=batches.seed)
+        rest = len(data) % size
+        return size if rest == 0 else min(size, len(data)) if batches.remainder == "drop" else rest
+    if data.batch_size is None or isinstance(data.dataset, IterableDataset):
+        return None
+    return data.batch_size if data.drop_last else len(data.sampler) % data.batch_size or data.batch_size
 
 
 def probe(data: ImageSet | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:
@@ -78,7 +90,13 @@ def try_network(
     """
     parameter = next(model.parameters())
     images, labels = training_probe(batches, parameter)
-    output = _forward(model, "training", images, precision)
+    remedy = ""
+    if smallest_batch(batches) == 1:  # batch norm over one value per channel has no variance
+        option = 'remainder="drop"' if isinstance(batches.data, ImageSet) else "drop_last=True in the DataLoader"
+        remedy = (
+            f"an epoch's last batch has one image, which batch norm may not take: choose another batch size or {option}"
+        )
+    output = _forward(model, "training", images, precision, remedy)
     outputs = _check_output(logits_of(output), "training", labels)
     _check_loss(loss, output, labels)
     for name, data in others.items():
@@ -90,7 +108,7 @@ def try_network(
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, name: str, images: Tensor, precision: Precision) -> Any:
+def _forward(model: nn.Module, name: str, images: Tensor, precision: Precision, remedy: str = "") -> Any:
     """The output for images of a set, in train mode for the training set."""
     with trial_run(model, images.device, training=name == "training") as buffers:
         try:
@@ -98,7 +116,8 @@ def _forward(model: nn.Module, name: str, images: Tensor, precision: Precision) 
                 return functional_call(model, buffers, images)
         except Exception as error:
             expected = f"a network that takes {len(images)} {name} images of shape {tuple(images.shape[1:])}"
-            raise mismatch("model", expected, Words(f"{type(model).__name__}, which fails: {error}")) from error
+            got = Words(f"{type(model).__name__}, which fails: {error}")
+            raise mismatch("model", expected, got, remedy) from error
 
 
 def _check_output(logits: Tensor | None, name: str, labels: Tensor) -> int | None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from mtanytime._moved import find
 from mtanytime.checks import require
-from mtanytime.data.images import Augment, Batches, ImageSet
+from mtanytime.data.batches import Batches
+from mtanytime.data.images import ImageSet
+from mtanytime.data.transforms import Augment
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.training.identity import name_of

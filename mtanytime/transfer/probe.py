@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import ImageSet, batches_of
+from mtanytime.data.batches import batches_of
+from mtanytime.data.images import ImageSet
 from mtanytime.features import Tapped, tap
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty

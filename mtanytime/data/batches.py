@@ -1,0 +1,214 @@
+"""Batches of images that a run can resume in, from image sets and from DataLoaders, and their augmentation."""
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Generator, Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.images import ImageSet, describe_tensor
+from mtanytime.data.transforms import Augment, as_augment
+from mtanytime.randomness import derive_seed, generator_for
+
+Remainder = Literal["keep", "drop"]
+OVERSHOOT = 0.5  # values this far outside [0, 1] still look like resampled images, not like normalized ones
+
+
+def crop_flip(padding: int = 4, flip: bool = True) -> Augment:
+    """Return an augmentation of batches: pad with black, crop to the old size at random, flip half of the images.
+
+    It is torchvision's RandomCrop(size, padding) and RandomHorizontalFlip per image, with random numbers from one
+    generator on the CPU, so that they are the same on every device.
+    """
+
+    def augment(images: Float[Tensor, "b c h w"], generator: Generator) -> Float[Tensor, "b c h w"]:
+        b, _, h, w = images.shape
+        top, left = torch.randint(2 * padding + 1, (2, b, 1), generator=generator)
+        rows, columns = top + torch.arange(h), left + torch.arange(w)
+        if flip:
+            flipped = torch.rand(b, 1, generator=generator) < 0.5
+            columns = torch.where(flipped, columns.flip(1), columns)
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        padded = F.pad(images, [padding] * 4)
+        which = torch.arange(b, device=images.device)[:, None, None]
+        # Indices on both sides of the channel slice make the channels the last axis.
+        return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+    return augment
+
+
+class Batches:
+    """The batches of every epoch: `for images, labels in batches.epoch(e)`, images float in [0, 1], labels int64.
+
+    They have no state: the order of epoch e depends on (seed, e) alone, and the augmentation of its batch i on
+    (seed, e, i), so a run can resume anywhere: `epoch(e, start=i)` continues at batch i.
+
+    A DataLoader keeps its own batch size and order (`shuffle` and `remainder` do not apply): pass batch_size None. Its
+    random numbers, if torch draws them (its sampler, torchvision's transforms), also come from (seed, e), and a sampler
+    with `set_epoch` is told the epoch; batches before `start` are loaded and dropped. Workers that persist between
+    epochs (persistent_workers) keep their random state. Every batch is checked.
+
+    Args:
+        data: an image set, or a DataLoader of (images in [0, 1], labels).
+        batch_size: images per batch.
+        seed: of order and augmentation.
+        augment: transform of each batch, such as `crop_flip()` or a torchvision transform.
+        shuffle: whether to shuffle each epoch.
+        remainder: "keep" the last, smaller batch of an epoch, or "drop" it, so that all batches have one size. The
+            images dropped differ from epoch to epoch. A set smaller than a batch is one batch.
+
+    Raises:
+        ValueError: a batch size below 1, or one for a DataLoader; no images; in an epoch, a DataLoader's batch that is
+            not images in [0, 1] with int64 labels.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet | DataLoader,
+        batch_size: int | None,
+        seed: int,
+        augment: Augment | None = None,
+        shuffle: bool = True,
+        remainder: Remainder = "keep",
+    ) -> None:
+        if isinstance(data, DataLoader):
+            own = batch_size in (None, data.batch_size)
+            require(own, "batch_size", f"None, since the DataLoader has its own, {data.batch_size}", batch_size)
+        else:
+            require(batch_size is not None and batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(len(data) > 0, "data", "at least one image", Words("none"))
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.augment, self.shuffle, self.remainder = as_augment(augment), shuffle, remainder
+
+    def __len__(self) -> int:
+        if isinstance(self.data, DataLoader):
+            return len(self.data)
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + (rest > 0 and (self.remainder == "keep" or whole == 0))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]:
+        """Iterate over the batches start, start + 1, … of an epoch, on the set's device."""
+        require(0 <= start <= len(self), "start", f"0 to {len(self)}, the number of batches per epoch", start)
+        if isinstance(self.data, DataLoader):
+            batches = islice(self._from_loader(epoch), start, None)
+        else:
+            batches = self._from_set(epoch, start)
+        return self._augmented(batches, epoch, start)
+
+    def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, (images, labels) in enumerate(batches, start):
+            if self.augment is not None:
+                images = self.augment(images, generator_for(self.seed, epoch, i))
+            yield images, labels
+
+    def _from_set(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        n, data = len(self.data), self.data
+        order = torch.randperm(n, generator=generator_for(self.seed, epoch)) if self.shuffle else torch.arange(n)
+        for index in order.to(data.labels.device).split(self.batch_size)[start : len(self)]:
+            yield data.images[index].float().div_(255), data.labels[index]
+
+    def _from_loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = derive_seed(self.seed, epoch)
+        if self.data.generator is not None:
+            self.data.generator.manual_seed(seed)
+        for sampler in (self.data.sampler, self.data.batch_sampler):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+        state, batches = Generator().manual_seed(seed).get_state(), None
+        while True:
+            # The loader draws from torch's global generator at every batch, so that gets the loader's state meanwhile.
+            outside = torch.get_rng_state()
+            torch.set_rng_state(state)
+            try:
+                batches = iter(self.data) if batches is None else batches
+                batch = next(batches, None)
+                state = torch.get_rng_state()
+            finally:
+                torch.set_rng_state(outside)
+            if batch is None:
+                return
+            yield check_batch(batch)
+
+
+def batches_of(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> Batches:
+    """Return `Batches` of a set in batches of `batch_size`, or of a DataLoader, which keeps its own batch size."""
+    return Batches(data, None if isinstance(data, DataLoader) else batch_size, **settings)
+
+
+def map_batches(loader: DataLoader, function: Callable[[Any], tuple[Tensor, Tensor]]) -> DataLoader:
+    """Return a copy of a DataLoader whose batches are `function(batch)`, for batches of three parts or of dicts.
+
+    For example `map_batches(loader, lambda batch: (batch["image"], batch["label"]))`. With worker processes that are
+    started afresh (the default outside Linux) the function must be picklable, so a named one.
+    """
+    mapped = copy(loader)
+    mapped.collate_fn = _Mapped(loader.collate_fn, function)
+    return mapped
+
+
+class _Mapped:
+    """A collate function followed by another function."""
+
+    def __init__(self, collate: Callable[[Any], Any], function: Callable[[Any], Any]) -> None:
+        self.collate, self.function = collate, function
+
+    def __call__(self, items: Any) -> Any:
+        return self.function(self.collate(items))
+
+
+def check_batch(batch: Any) -> tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]:
+    """Return a DataLoader's batch as float images in [0, 1] and int64 labels; ValueError, with a remedy, otherwise."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        remedy = "pick them: mtanytime.data.map_batches(loader, lambda batch: (batch[0], batch[1]))"
+        if isinstance(batch, dict):
+            remedy = 'pick them: mtanytime.data.map_batches(loader, lambda batch: (batch["image"], batch["label"]))'
+        raise mismatch("data", "a DataLoader with batches (images, labels)", Words(_describe(batch)), remedy)
+    images, labels = batch
+    fits = images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3
+    remedy = ""
+    if images.dtype == torch.uint8:
+        remedy = "convert them: v2.ToDtype(torch.float32, scale=True)"
+    elif images.ndim == 4 and images.shape[1] == 1:
+        remedy = "repeat the grey channel: v2.Grayscale(3)"
+    elif images.ndim == 4 and images.shape[3] == 3:
+        remedy = "put the channels first"
+    require(fits, "images", "float (batch, 3, height, width)", Words(describe_tensor(images)), remedy)
+    low, high = images.min().item(), images.max().item()
+    if not (low >= 0 and high <= 1):
+        remedy = "leave mean and std to Normalized"
+        if -OVERSHOOT <= low and high <= 1 + OVERSHOOT:
+            remedy = "bicubic and Lanczos resampling overshoot: clamp the images to [0, 1] after it"
+        elif low >= 0 and 2 < high <= 255:
+            remedy = "divide them by 255"
+        raise mismatch("images", "values in [0, 1]", Words(f"{low:.3g} to {high:.3g}"), remedy)
+    fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+    require(fits, "labels", f"int64 ({len(images)},)", Words(describe_tensor(labels)))
+    return images.float(), labels
+
+
+def class_names(data: ImageSet | DataLoader) -> tuple[str, ...] | None:
+    """Return the names of a set's classes, in the order of its labels; of a DataLoader, if its data set has `classes`.
+
+    Subsets (torch.utils.data.Subset, random_split) are looked through.
+    """
+    if isinstance(data, ImageSet):
+        return data.classes
+    source = data.dataset
+    while not hasattr(source, "classes") and hasattr(source, "dataset"):
+        source = source.dataset
+    classes = getattr(source, "classes", None)
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dict of {', '.join(map(repr, batch))}"
+    if isinstance(batch, tuple | list):
+        return f"{len(batch)} parts ({', '.join(type(part).__name__ for part in batch)})"
+    return type(batch).__name__
