@@ -17,7 +17,7 @@ from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
 
 Remainder = Literal["keep", "drop"]
-OVERSHOOT = 0.5  # values this far outside [0, 1] still look like resampled images, not like normalized ones
+OVERSHOOT = 0.3  # values this far outside [0, 1] still look like resampled images, not like normalized ones
 
 
 def crop_flip(padding: int = 4, flip: bool = True) -> Augment:
