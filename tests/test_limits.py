@@ -30,7 +30,7 @@ HABITS = {  # expressions that a reader stumbles over -> what to write
     r"\bdrawn afresh\b": "resampled",
     rf"\b(?:one|{COUNTED}) an? (?:{PER})\b": "per",
 }
-PROSE = {".py", ".md", ".js", ".css", ".toml", ".yml", ".cff", ""}
+PROSE = {".py", ".md", ".ipynb", ".js", ".css", ".toml", ".yml", ".cff", ""}
 
 
 def module(path: Path) -> ast.Module:

@@ -125,8 +125,7 @@ class Trainer:
     ) -> None:
         check_keywords(type(self), settings)
         self.settings = settings = TrainerSettings(**settings)
-        self.loss = settings.loss
-        self.seed, self.precision = settings.seed, settings.precision
+        self.loss, self.seed, self.precision = settings.loss, settings.seed, settings.precision
         self.device = torch.device(device) if device is not None else best_device()
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self.notes: list[str] = []
@@ -136,7 +135,6 @@ class Trainer:
         self.epochs = settings.epochs or math.ceil(settings.steps / len(self.batches))
         self.steps = settings.steps or self.epochs * len(self.batches)
         self.rates = learning_rates(settings.lr, settings.schedule, self.steps, len(self.batches))  # one per step
-
         self.model = _make_network(model, self.seed, self.device)
         self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
         self.modules: dict[str, nn.Module] = {"model": self.model}  # these and the optimisers are in each checkpoint
