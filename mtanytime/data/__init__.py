@@ -1,7 +1,7 @@
 """Images: sets in memory and their batches, image files, the built-in tasks, the public data sets."""
 
 from mtanytime.data.batches import Batches, batches_of, class_names, crop_flip, map_batches
-from mtanytime.data.files import image_folder
+from mtanytime.data.files import image_folder, unlabelled_folder
 from mtanytime.data.images import ImageSet, Task, Tree, describe_tensor, leaves, shuffled_by_class
 from mtanytime.data.public import (
     CIFAR10_TREE,
@@ -69,4 +69,5 @@ __all__ = [
     "read_pixels",
     "shuffled_by_class",
     "stl10",
+    "unlabelled_folder",
 ]

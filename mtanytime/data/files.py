@@ -1,10 +1,13 @@
 """Image files: read a folder of images into memory."""
 
 import sys
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 from tqdm import tqdm
 
@@ -40,16 +43,37 @@ def image_folder(
         folder = _VisibleFolder(str(root), is_valid_file=lambda path: _is_image(Path(path), Path(root)))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise mismatch(str(root), "a folder of images, one sub-folder per class", Words(str(error))) from error
-    images = torch.empty(len(folder), 3, size, size, dtype=torch.uint8)
+    images = _read([Path(path) for path, _ in folder.samples], size, background, workers, f"reading {root}")
+    return ImageSet(images, torch.tensor(folder.targets), tuple(folder.classes), name=Path(root).name)
+
+
+def unlabelled_folder(
+    root: str | Path, size: int = 224, *, background: Color = WHITE, workers: int | None = None
+) -> ImageSet:
+    """Read all images in a folder and the folders inside it into memory, as one class named "unlabelled".
+
+    For images without labels, such as `TransferTrainer(unlabelled=…)` takes; arguments and errors as `image_folder`.
+    """
+    require(size >= 1, "size", "at least 1 pixel", size)
+    paths = sorted(path for path in Path(root).rglob("*") if _is_image(path, Path(root)) and path.is_file())
+    require(len(paths) > 0, str(root), "a folder with images", Words("none"))
+    images = _read(paths, size, background, workers, f"reading {root}")
+    return ImageSet(images, torch.zeros(len(paths), dtype=torch.int64), ("unlabelled",), name=Path(root).name)
+
+
+def _read(
+    paths: Sequence[Path], size: int, background: Color, workers: int | None, title: str
+) -> UInt8[Tensor, "n 3 size size"]:
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def read(i: int) -> None:
-        images[i] = read_pixels(folder.samples[i][0], size, background=background)
+        images[i] = read_pixels(paths[i], size, background=background)
 
     with ThreadPool(workers) as pool:
-        done = pool.imap(read, range(len(folder)))
-        for _ in tqdm(done, f"reading {root}", len(folder), file=sys.stdout, delay=SECONDS_BEFORE_BAR):
+        done = pool.imap(read, range(len(paths)))
+        for _ in tqdm(done, title, len(paths), file=sys.stdout, delay=SECONDS_BEFORE_BAR):
             pass
-    return ImageSet(images, torch.tensor(folder.targets), tuple(folder.classes), name=Path(root).name)
+    return images
 
 
 class _VisibleFolder(ImageFolder):

@@ -39,6 +39,7 @@ from mtanytime.transfer.bilevel import (
     check_mode,
     meta_gradient,
 )
+from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import PairWeights
 from mtanytime.transfer.second_order import second_order
@@ -71,13 +72,15 @@ class Student(nn.Module):
 class TransferBatch:
     """One batch with all that stays constant during its steps.
 
+    The first images are those with labels; the others are matched only.
+
     `aligned` holds the source maps by target layer (see `FeatureMatching.align`), `weights` λ·w by target layer in the
     graph of φ. `leaves` are detached copies of `weights`: the lookahead differentiates down to them, so that φ's own
     graph is run through once per batch.
     """
 
     images: Float[Tensor, "batch channel height width"]
-    labels: Int[Tensor, " batch"]
+    labels: Int[Tensor, " labelled"]
     aligned: Mapping[str, Float[Tensor, "batch _ _ _"]]
     weights: Mapping[str, Float[Tensor, "batch _"]]
     leaves: Mapping[str, Float[Tensor, "batch _"]]
@@ -85,12 +88,15 @@ class TransferBatch:
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch at θ: `total` = `task` + `matching`, where `matching` includes β; `output` is the
-    target's."""
+    """The losses of one batch at θ: `total` = `task` + `matching` + `distillation`, each with its weight.
+
+    `output` is the target's for the labelled images.
+    """
 
     total: Float[Tensor, ""]
     task: Float[Tensor, ""]
     matching: Float[Tensor, ""]
+    distillation: Float[Tensor, ""] | None
     output: Any
     batch: TransferBatch
 
@@ -114,6 +120,7 @@ class Lookahead:
         precision: "float32", or "bfloat16" for autocast.
         fast_layers: run the inner steps within `second_order`, which saves a third of the time. Not for a target that
             takes a gradient itself or recomputes activations (see `double_backward.allows_fast_layers`).
+        teacher_weight, temperature: of the distillation of a teacher's logits, where `losses` gets some.
 
     Raises:
         ValueError: for bad settings.
@@ -131,6 +138,8 @@ class Lookahead:
     first_order: bool = False
     precision: Precision = "float32"
     fast_layers: bool = True
+    teacher_weight: float = 1.0
+    temperature: float = 2.0
 
     def __post_init__(self) -> None:
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
@@ -138,20 +147,29 @@ class Lookahead:
     def losses(
         self,
         images: Float[Tensor, "batch channel height width"],
-        labels: Int[Tensor, " batch"],
+        labels: Int[Tensor, " labelled"],
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: PairWeights,
+        teacher_logits: Float[Tensor, "batch classes"] | None = None,
     ) -> Losses:
         """The losses of a batch at the current θ.
 
-        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks.
+        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks. There may be
+        fewer labels than images: the task's loss then reads the first images, and the others are matched only.
+        `teacher_logits` are distilled into the target's output for all images (see `distillation`); the lookahead
+        leaves that term out.
         """
         with self._autocast():
             output, features = self.student.target(images)
             batch = self._prepare(images, labels, source_features, features, weights)
-            task = self.loss(output, labels)
+            labelled = _first(output, len(images), len(labels))
+            task = self.loss(labelled, labels)
             matching = self.beta * self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
-            return Losses(task + matching, task, matching, output, batch)
+            total, distillation = task + matching, None
+            if teacher_logits is not None:
+                distillation = self.teacher_weight * distillation_loss(output, teacher_logits, self.temperature).mean()
+                total = total + distillation
+            return Losses(total, task, matching, distillation, labelled, batch)
 
     def step(self, losses: Losses) -> None:
         """Take one SGD step on the total loss.
@@ -183,7 +201,7 @@ class Lookahead:
     def meta_gradient(
         self,
         images: Float[Tensor, "batch channel height width"],
-        labels: Int[Tensor, " batch"],
+        labels: Int[Tensor, " labelled"],
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: PairWeights,
         hyper: Sequence[Tensor],
@@ -221,18 +239,21 @@ class Lookahead:
         def matching(state: Tensors) -> Tensor:
             return self.beta * student(state, batch.images, batch.aligned, batch.leaves)[1].mean()
 
+        count = len(batch.labels)
+        labelled_images = batch.images[:count]
+
         def task(state: Tensors) -> Tensor:
-            return self.loss(student(state, batch.images)[0], batch.labels)
+            return self.loss(student(state, labelled_images)[0], batch.labels)
 
         def both(state: Tensors) -> Tensor:
             output, matching_loss = student(state, batch.images, batch.aligned, batch.leaves)
-            return self.loss(output, batch.labels) + self.beta * matching_loss.mean()
+            return self.loss(_first(output, len(batch.images), count), batch.labels) + self.beta * matching_loss.mean()
 
         def outer(state: Tensors) -> Tensor:
             with self._autocast():
                 if self.outer is None:
                     return task(state)
-                return self.outer(lambda x: student(state, x)[0], batch.images, batch.labels)
+                return self.outer(lambda x: student(state, x)[0], labelled_images, batch.labels)
 
         def inner(loss: Loss, first: bool) -> InnerStep:
             def run(state: Tensors) -> Tensor:
@@ -267,6 +288,17 @@ class Lookahead:
     @cached_property
     def _names(self) -> dict[str, str]:
         return tensor_names(self.student)
+
+
+def _first(output: Any, images: int, count: int) -> Any:
+    """The part of a target's output that belongs to the first images."""
+    if count == images:
+        return output
+    if not isinstance(output, Tensor):
+        raise mismatch(
+            "target", "an output of one tensor where some images have no labels", Words(type(output).__name__)
+        )
+    return output[:count]
 
 
 def check_settings(beta: float, inner_steps: float, stages: int, mode: str, first_order: bool) -> None:

@@ -1,10 +1,13 @@
 """The settings of a transfer, validated."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
 from mtanytime.checks import require
+from mtanytime.data.transforms import Augment, as_augment
+from mtanytime.data.views import StrongViews
+from mtanytime.training.settings import NEW
 from mtanytime.transfer.bilevel import Mode
 from mtanytime.transfer.lookahead import OuterObjective, check_settings
 from mtanytime.transfer.meta_networks import Where, WhereStart, check_where
@@ -22,6 +25,11 @@ class TransferSettings:
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
+        views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
+            None: none.
+        view_augment: makes a view, see `data.StrongViews`.
+        unlabelled_per_step: unlabelled images per step; default: the batch size.
+        teacher_weight, temperature: of the distillation of the teacher's answers, see `Lookahead`.
         trace_every: steps between rows of the trace; default: a hundredth of the run. Channel weights are recorded at
             every fifth of them.
 
@@ -40,14 +48,21 @@ class TransferSettings:
     outer: OuterObjective | None = None
     first_order: bool = False
     trace_every: int | None = None
-    mode: Mode = "keep"
+    mode: Mode = field(default="keep", metadata={"identifies": False})
+    views: int | None = field(default=None, metadata=NEW)
+    view_augment: Augment = field(default=StrongViews(), metadata=NEW)
+    unlabelled_per_step: int | None = field(default=None, metadata=NEW)
+    teacher_weight: float = field(default=1.0, metadata=NEW)
+    temperature: float = field(default=2.0, metadata=NEW)
 
     def __post_init__(self) -> None:
         check_where(self.where, self.where_start)
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
         require(0 < self.meta_lr < math.inf, "meta_lr", "a number > 0", self.meta_lr)
         require(0 <= self.meta_weight_decay < math.inf, "meta_weight_decay", "a number >= 0", self.meta_weight_decay)
-        steps = self.trace_every
-        require(
-            steps is None or (isinstance(steps, Integral) and steps >= 1), "trace_every", "a whole number >= 1", steps
-        )
+        for name in ("trace_every", "views", "unlabelled_per_step"):
+            value = getattr(self, name)
+            require(value is None or (isinstance(value, Integral) and value >= 1), name, "a whole number >= 1", value)
+        for name in ("teacher_weight", "temperature"):
+            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
+        object.__setattr__(self, "view_augment", as_augment(self.view_augment))

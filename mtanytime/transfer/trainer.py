@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime._moved import find
+from mtanytime.checks import Words, require
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import generator_for
-from mtanytime.training.identity import fingerprint, name_of
+from mtanytime.training.identity import describe_data, fingerprint, record
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.training.trial import check_labels
 from mtanytime.transfer.double_backward import allows_fast_layers
+from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
     Layers,
     Maps,
@@ -81,12 +83,17 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
+        unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
+            well: an `ImageSet` or a `DataLoader`, whose labels are not read, or a folder.
+        teacher: a trained network with the target's classes, such as `probe.fit_probe` gives, whose answers are
+            distilled into the target on all images of a step; never trained.
         settings: the fields of `TransferSettings`: what, where, beta, …; and the keyword arguments of `Trainer`, whose
             defaults are the paper's for 32×32 images.
 
     Raises:
         ValueError: as `Trainer`; also unknown or unsuitable layers, pairs outside them, a source that no pair uses, a
-            matched target layer that gets no gradient, or an outer objective that fails on a few images.
+            matched target layer that gets no gradient, an outer objective that fails on a few images, unlabelled
+            images of another size, or a teacher of other classes.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
@@ -102,10 +109,13 @@ class TransferTrainer(Trainer):
         source_layers: Layers | Mapping[str, Layers] | None = None,
         target_layers: Layers | None = None,
         pairs: Sequence[Pair] | None = None,
+        unlabelled: Unlabelled | None = None,
+        teacher: nn.Module | None = None,
         **settings: Any,
     ) -> None:
         own, settings = split_settings(settings, TransferSettings)
         self.transfer_settings = TransferSettings(**own)
+        self.teacher, self._unlabelled = teacher, unlabelled
         self.networks = name_sources(source)
         check_pair_form(pairs)
         self._layers = source_layers, target_layers, pairs
@@ -160,6 +170,18 @@ class TransferTrainer(Trainer):
                 if isinstance(settings.outer, FreshBatch):
                     check_labels("outer", settings.outer.labels, self.outputs)
                 try_outer(settings.outer, self.model, images, labels, self.precision)
+        self.extra_images = ExtraImages(
+            self.batches,
+            settings.views,
+            settings.view_augment,
+            self._unlabelled,
+            settings.unlabelled_per_step,
+            tuple(images.shape[1:]),
+            self.seed,
+        )
+        if self.teacher is not None:
+            self.notes += freeze_source("teacher", self.teacher, self.device)
+            self._check_teacher(images)
         self.lookahead = Lookahead(
             self.student,
             self.optimizer,
@@ -172,15 +194,20 @@ class TransferTrainer(Trainer):
             first_order=settings.first_order,
             precision=self.precision,
             fast_layers=fast_layers,
+            teacher_weight=settings.teacher_weight,
+            temperature=settings.temperature,
         )
         self.tables |= {"trace": [], "channels": []}
         self._means = {"trace": RunningMean(), "channels": RunningMean()}  # of λ and w, since the tables' last rows
 
     def _config(self) -> Row:
-        record = {**vars(self.transfer_settings), "outer": name_of(self.transfer_settings.outer)}
-        del record["mode"]  # every mode gives the same run
         fingerprints = {name: fingerprint(network.state_dict()) for name, network in self.networks.items()}
-        return {"pairs": self.pairs, "sources": fingerprints, **record}
+        row = {"pairs": self.pairs, "sources": fingerprints, **record(self.transfer_settings)}
+        if self.extra_images.unlabelled is not None:
+            row["unlabelled"] = describe_data(self.extra_images.unlabelled.data)
+        if self.teacher is not None:
+            row["teacher"] = fingerprint(self.teacher.state_dict())
+        return row
 
     @property
     def beta(self) -> float:
@@ -189,9 +216,11 @@ class TransferTrainer(Trainer):
 
     def train_on_batch(self, images: Images, labels: Labels) -> dict[str, float]:
         """Do one step of Algorithm 1 and return its metrics: the losses, accuracy and the mean of λ."""
+        if self.extra_images:
+            images = torch.cat([images, self.extra_images.draw(self.step, images)])
         source_features = self.source_features(images)
         weights = self.meta(source_features)  # without autocast: bfloat16 would round λ to two digits
-        losses = self.lookahead.losses(images, labels, source_features, weights)
+        losses = self.lookahead.losses(images, labels, source_features, weights, self._teacher_logits(images))
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
         by_pair = [round(value, 3) for value in mean_lambda.tolist()]
         metrics = {
@@ -201,6 +230,8 @@ class TransferTrainer(Trainer):
             "accuracy": batch_accuracy(losses.output, labels),
             "mean_lambda": mean_lambda.mean().item(),
         }
+        if losses.distillation is not None:
+            metrics["distillation_loss"] = losses.distillation.item()
         self.lookahead.step(losses)
         if self.meta_optimizer is not None:
             self.meta_optimizer.zero_grad()
@@ -209,6 +240,24 @@ class TransferTrainer(Trainer):
         self._means["trace"].add(torch.cat([weights.pairs[pair].detach() for pair in self.pairs], dim=1))
         self._means["channels"].add(torch.cat([weights.channels[pair].detach() for pair in self.pairs], dim=1))
         return metrics
+
+    @torch.no_grad()
+    def _teacher_logits(self, images: Images) -> Any:
+        """The teacher's logits (batch, classes); None without a teacher."""
+        if self.teacher is None:
+            return None
+        self.teacher.eval()
+        with autocast(self.device, self.precision):
+            return self.teacher(images.to(dtype_of(self.teacher, images)))
+
+    def _check_teacher(self, images: Images) -> None:
+        """Raise ValueError unless the teacher answers with as many logits as the target."""
+        with error_context("teacher"):
+            logits = self._teacher_logits(images)
+        expected = f"logits of the target's {self.outputs} classes"
+        same = isinstance(logits, Tensor) and tuple(logits.shape) == (len(images), self.outputs)
+        got = Words(str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__)
+        require(same, "teacher", expected, got)
 
     def meta_gradient(self, images: Images, labels: Labels) -> list[Tensor]:
         """The gradient of the outer objective after a lookahead from the current weights, for one batch.

@@ -1,0 +1,102 @@
+"""More images to match on: strong views of the labelled images, and images without labels.
+
+Matching and distillation need no labels, so every step can use further images beside its labelled batch. With few
+labels, this is worth more than the choice of pairs: the source's answers on new images are what there is to learn.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.batches import Batches, batches_of
+from mtanytime.data.files import unlabelled_folder
+from mtanytime.data.images import ImageSet
+from mtanytime.data.transforms import Augment
+from mtanytime.randomness import generator_for
+
+Unlabelled = ImageSet | DataLoader | str | PathLike[str]
+Images = Float[Tensor, "_ channel height width"]
+_VIEWS, _UNLABELLED = -5, -6  # purposes of derived seeds
+
+
+class ExtraImages:
+    """The images that join each step's labelled batch; what step s gets depends on (seed, s) alone.
+
+    Args:
+        batches: the labelled training batches.
+        views: strong views of labelled images per step; None for none. Images are drawn from the training set with
+            replacement, or from the step's own batch if the training data is a `DataLoader`.
+        view_augment: makes a view, `view_augment(images, generator)`.
+        unlabelled: images whose labels are not read: an image set, a DataLoader of (images, anything), or a folder.
+        per_step: unlabelled images per step; a DataLoader keeps its own batch size.
+        image_shape: channels, height and width of the labelled images.
+        seed: of all draws.
+
+    Raises:
+        ValueError: unlabelled images of another shape, or none.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        views: int | None,
+        view_augment: Augment,
+        unlabelled: Unlabelled | None,
+        per_step: int | None,
+        image_shape: tuple[int, int, int],
+        seed: int,
+    ) -> None:
+        self.batches, self.views, self.view_augment, self.seed = batches, views, view_augment, seed
+        self.unlabelled: Batches | None = None
+        if unlabelled is not None:
+            data = _as_set(unlabelled, image_shape)
+            count = per_step or batches.batch_size
+            self.unlabelled = batches_of(data, count, seed=seed, augment=batches.augment, remainder="drop")
+            self._iterator, self._next_step = iter(()), -1
+            shape = tuple(next(self.unlabelled.epoch(0))[0].shape[1:])
+            require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
+
+    def __bool__(self) -> bool:
+        return self.views is not None or self.unlabelled is not None
+
+    def draw(self, step: int, images: Images) -> Images:
+        """The extra images of a step, on the device and in the type of its labelled images."""
+        parts = []
+        if self.views is not None:
+            parts.append(self._draw_views(step, images))
+        if self.unlabelled is not None:
+            parts.append(self._draw_unlabelled(step).to(images.device, images.dtype))
+        return torch.cat(parts)
+
+    def _draw_views(self, step: int, images: Images) -> Images:
+        generator, data = generator_for(self.seed, _VIEWS, step), self.batches.data
+        pool = data.images if isinstance(data, ImageSet) else images
+        index = torch.randint(len(pool), (self.views,), generator=generator).to(pool.device)
+        chosen = pool[index].to(images.device)
+        chosen = chosen.to(images.dtype) / 255 if chosen.dtype == torch.uint8 else chosen
+        return self.view_augment(chosen, generator)
+
+    def _draw_unlabelled(self, step: int) -> Images:
+        epoch, position = divmod(step, len(self.unlabelled))
+        if step != self._next_step or position == 0:
+            self._iterator = self.unlabelled.epoch(epoch, start=position)
+        self._next_step = step + 1
+        return next(self._iterator)[0]
+
+
+def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> ImageSet | DataLoader:
+    if isinstance(unlabelled, ImageSet | DataLoader):
+        if not len(unlabelled):
+            raise mismatch("unlabelled", "a set with images", Words("an empty one"))
+        return unlabelled
+    if isinstance(unlabelled, str | PathLike):
+        height, width = image_shape[1:]
+        square = f"square labelled images where unlabelled ones come from {Path(unlabelled)}"
+        require(height == width, "data", square, Words(f"{height} × {width}"))
+        return unlabelled_folder(unlabelled, height)
+    raise mismatch("unlabelled", "an ImageSet, a DataLoader or a folder", unlabelled)

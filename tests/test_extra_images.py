@@ -1,0 +1,200 @@
+"""Images without labels beside each batch: matched and distilled, never in the task's loss; the same when resumed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mtanytime.data.batches import Batches
+from mtanytime.data.images import ImageSet
+from mtanytime.data.views import StrongViews
+from mtanytime.transfer.distillation import distillation_loss
+from mtanytime.transfer.extra_images import ExtraImages
+from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer.trainer import TransferTrainer
+
+SOURCE, TEACHER = tiny.made(5, seed=2).eval(), tiny.made(6, seed=7).eval()
+LABELLED, UNLABELLED = tiny.images(12), tiny.images(20, seed=9)
+
+
+def transfer(folder: Path | None = None, **options: Any) -> TransferTrainer:
+    """Three epochs of two batches of six images."""
+    settings = {"epochs": 3, "batch_size": 6, "lr": 0.05, "meta_lr": 0.01, "device": "cpu", "progress": False}
+    target = options.pop("target", None) or tiny.made(4, seed=1)
+    return TransferTrainer(options.pop("source", SOURCE), target, LABELLED, folder=folder, **settings | options)
+
+
+def first_batch(trainer: TransferTrainer) -> tuple[Tensor, Tensor]:
+    """The first labelled batch."""
+    trainer.model.train()
+    return next(trainer.batches.epoch(0))
+
+
+def test_labels_belong_to_the_first_images() -> None:
+    """The task's loss is that of the labelled part of one joint pass; the matching loss is a mean over all images."""
+    trainer = transfer()
+    images, labels = first_batch(trainer)
+    joint = torch.cat([images, UNLABELLED.images[:4] / 255])
+    features = trainer.source_features(joint)
+    teacher_logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    losses = trainer.lookahead.losses(joint, labels, features, trainer.meta(features), teacher_logits)
+    trainer_again = transfer()
+    output, maps = trainer_again.student.target.train()(joint)
+    torch.testing.assert_close(losses.task, F.cross_entropy(output[:6], labels))
+    matching = trainer_again.student.matching(features, maps, trainer_again.meta(features))
+    torch.testing.assert_close(losses.matching, 0.5 * matching.mean())
+    torch.testing.assert_close(losses.distillation, distillation_loss(output, teacher_logits).mean())
+    torch.testing.assert_close(losses.total, losses.task + losses.matching + losses.distillation)
+    assert len(losses.output) == 6
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_meta_gradient_with_extra_images(stages: int) -> None:
+    """Step by step in reverse, it is that of plain autograd through one long graph, in float64."""
+    trainer = transfer(target=tiny.made(4, seed=1).double(), source=tiny.made(5, seed=2).double().eval(), stages=stages)
+    images, labels = first_batch(trainer)
+    joint = torch.cat([images, UNLABELLED.images[:4] / 255]).double()
+    features = trainer.source_features(joint)
+    gradients = []
+    for mode in ("keep", "unroll"):
+        lookahead = replace(trainer.lookahead, mode=mode)
+        phi = list(trainer.meta.parameters())
+        gradients.append(lookahead.meta_gradient(joint, labels, features, trainer.meta(features), phi).gradients)
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0])
+
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "views": {"views": 4},
+    "unlabelled": {"unlabelled": UNLABELLED, "unlabelled_per_step": 7},
+    "loader": {"unlabelled": DataLoader(TensorDataset(UNLABELLED.images / 255, UNLABELLED.labels), 8, shuffle=True)},
+    "teacher": {"teacher": TEACHER},
+    "all, learned": {"views": 3, "unlabelled": UNLABELLED, "teacher": TEACHER, "teacher_weight": 0.5},
+    "all, fixed": {"views": 3, "unlabelled": UNLABELLED, "teacher": TEACHER, "what": False, "where": "off"},
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_resumed_anywhere(name: str, tmp_path: Path) -> None:
+    """A run stopped within an epoch ends as an uninterrupted one does, bit for bit."""
+    whole = transfer(**EXTRAS[name])
+    expected = whole.train()
+    begun = transfer(tmp_path, **EXTRAS[name])
+    for report in begun:
+        if report.step == 3:
+            break
+    resumed = transfer(tmp_path, **EXTRAS[name])
+    log = resumed.train().log
+    assert log.drop(columns="seconds").equals(expected.log.drop(columns="seconds"))
+    for ours, theirs in zip(resumed.student.state_dict().values(), whole.student.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert ("distillation_loss" in log) == ("teacher" in EXTRAS[name])
+
+
+def test_extras_change_the_run(tmp_path: Path) -> None:
+    """A folder trained with other extra images, or another teacher, is another run."""
+    transfer(tmp_path, views=4, unlabelled=UNLABELLED, teacher=TEACHER).train()
+    changed = [
+        {"views": 5, "unlabelled": UNLABELLED, "teacher": TEACHER},
+        {"views": 4, "unlabelled": tiny.images(20, seed=8), "teacher": TEACHER},
+        {"views": 4, "unlabelled": UNLABELLED, "teacher": tiny.made(6, seed=8)},
+        {"views": 4, "unlabelled": UNLABELLED, "teacher": TEACHER, "view_augment": StrongViews(mixup=False)},
+        {},
+    ]
+    for options in changed:
+        with pytest.raises(ValueError, match="another run"):
+            transfer(tmp_path, **options)
+
+
+def test_what_a_step_gets() -> None:
+    """Views are of labelled images; unlabelled images come in whole epochs; steps may be asked for in any order."""
+    batches = Batches(LABELLED, 6, seed=0)
+
+    def plain(images: Tensor, generator: torch.Generator) -> Tensor:
+        return images
+
+    extra = ExtraImages(batches, 5, plain, UNLABELLED, 4, (3, 8, 8), seed=3)
+    labelled = torch.rand(6, 3, 8, 8)
+    drawn = [extra.draw(step, labelled) for step in range(10)]
+    assert drawn[0].shape == (9, 3, 8, 8)
+    known = {tuple(image.flatten().tolist()) for image in LABELLED.images / 255}
+    assert all(tuple(view.flatten().tolist()) in known for view in drawn[0][:5])
+    seen = torch.cat([part[5:] for part in drawn[:5]])
+    assert len({tuple(image.flatten().tolist()) for image in seen}) == 20
+    for step in (7, 2, 3, 9, 0):
+        assert torch.equal(extra.draw(step, labelled), drawn[step])
+
+
+def test_a_probe_teaches() -> None:
+    """The source's logistic regression as the teacher; nothing of it is trained."""
+    probe = fit_probe(SOURCE, LABELLED, folds=2)
+    before = {name: value.clone() for name, value in probe.state_dict().items()}
+    loss = transfer(teacher=probe, views=4, epochs=15).train().log["distillation_loss"]
+    assert loss.iloc[-6:].mean() < loss.iloc[:6].mean()
+    assert all(torch.equal(value, before[name]) for name, value in probe.state_dict().items())
+
+
+def test_a_folder_of_unlabelled_images(tmp_path: Path) -> None:
+    """Read at the labelled images' size, whatever folders they are in."""
+    (tmp_path / "deep").mkdir()
+    for i in range(7):
+        Image.new("RGB", (20, 30), (30 * i, 0, 0)).save(tmp_path / ("deep" if i % 2 else ".") / f"{i}.png")
+    trainer = transfer(unlabelled=tmp_path, unlabelled_per_step=7)
+    drawn = trainer.extra_images.draw(0, torch.rand(6, 3, 8, 8))
+    assert sorted((drawn[:, 0, 4, 4] * 255).round().tolist()) == [30 * i for i in range(7)]
+
+
+class TwoOutputs(nn.Module):
+    """A network whose output is a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = tiny.made(4, seed=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits twice."""
+        logits = self.network(images)
+        return logits, logits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": 0}, "views: expected a whole number >= 1, got 0"),
+        ({"unlabelled_per_step": 0}, "unlabelled_per_step: expected a whole number >= 1, got 0"),
+        ({"teacher_weight": 0.0}, "teacher_weight: expected a number > 0, got 0.0"),
+        ({"unlabelled": tiny.images(9, size=12)}, r"unlabelled: expected images of shape .*, got \(3, 12, 12\)"),
+        ({"unlabelled": LABELLED.subset([])}, "unlabelled: expected a set with images, got an empty one"),
+        (
+            {"teacher": tiny.made(4, classes=5)},
+            r"teacher: expected logits of the target's 3 classes, got \(4, 5\)",
+        ),
+        ({"teacher": TwoOutputs()}, "teacher: expected logits of the target's 3 classes, got tuple"),
+    ],
+)
+def test_bad_extras(options: dict[str, Any], message: str) -> None:
+    """Refused before training."""
+    with pytest.raises(ValueError, match=message):
+        transfer(**options)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    """The path is named."""
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: expected a folder with images, got none"):
+        transfer(unlabelled=tmp_path)
+
+
+def test_labels_of_unlabelled_images_are_not_read() -> None:
+    """Other labels, and classes that the target does not know, change nothing."""
+    relabelled = ImageSet(UNLABELLED.images, UNLABELLED.labels * 0 + 4, tuple("abcde"))
+    logs = [transfer(unlabelled=data, what=False, where="off").train().log for data in (UNLABELLED, relabelled)]
+    assert logs[0].drop(columns="seconds").equals(logs[1].drop(columns="seconds"))
