@@ -46,7 +46,11 @@ def _refusal(outputs: Any, inputs: Any) -> RuntimeError | None:
         slopes = [grad for grad in grads if grad is not None and grad.requires_grad]
         if slopes:
             # backward, not grad: grad skips nodes off the way to the leaves, and `once_differentiable` raises in one.
-            sum(slope.square().sum() for slope in slopes).backward(retain_graph=True)
+            norm = sum(slope.square().sum() for slope in slopes)
+            norm.backward(retain_graph=True)
+            again = torch.autograd.grad(norm, leaves, retain_graph=True, allow_unused=True)
+            if norm.isfinite() and not all(value.isfinite().all() for value in again if value is not None):
+                return RuntimeError("its second derivative is not finite")
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -61,8 +65,9 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
     """Raise RuntimeError if the model's gradient can't be differentiated again; the error names the innermost module.
 
     The meta-gradient of L2T-ww differentiates through gradient steps, so the backward of every layer needs a
-    derivative. Fused attention and some custom functions have none. The model runs on `images` in train mode, as in
-    training, so batch norm needs two or more. Its buffers, mode and gradients and torch's random state stay the same.
+    derivative. Some custom functions have none, or one that is not finite; `second_order` gives one to those of torch
+    that it knows. The model runs on `images` in train mode, as in training, so batch norm needs two or more. Its
+    buffers, mode and gradients and torch's random state stay the same.
     """
     network = unwrapped(model)
     calls: dict[str, tuple[Any, Any]] = {}
@@ -73,7 +78,8 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
     with trial_run(model, images.device, training=True) as buffers, torch.enable_grad():
         # Detached copies of the parameters collect the gradients, so that the model's own stay the same.
         weights = {k: v.detach().requires_grad_(v.requires_grad) for k, v in model.named_parameters()}
-        with hooked(network, [path for path, _ in network.named_modules()], record):
+        layers = [path for path, _ in network.named_modules()]
+        with second_order(fast=False), hooked(network, layers, record):
             output = functional_call(model, {**weights, **buffers}, images.detach().clone())
         reason = _refusal(output, list(weights.values()))
         if reason is None:
@@ -86,8 +92,6 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
                 break
     what = f"{culprit!r} ({type(network.get_submodule(culprit)).__name__})" if culprit else "its own forward pass"
     remedy = "replace it by a layer with a second derivative, or freeze it and all layers before it"
-    if "attention" in str(reason):
-        remedy = "run the training under `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`"
     reason = str(reason).strip().rstrip(".")
     raise RuntimeError(f"{type(network).__name__} can't be differentiated twice because of {what}: {reason}; {remedy}")
 

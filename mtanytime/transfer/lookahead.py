@@ -14,7 +14,7 @@ Deviation from the authors' code: the lookahead leaves the batch-norm statistics
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from numbers import Integral
@@ -279,7 +279,7 @@ class Lookahead:
         steps whose parameters depend on φ, and of these only in the exact gradient.
         """
         if self.mode == "unroll" or not self.fast_layers:
-            return nullcontext()
+            return second_order(fast=False)
         return second_order(for_parameters=not first and not self.first_order)
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -35,6 +35,8 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from mtanytime.transfer.smooth import REPLACEMENTS
+
 _for_parameters: ContextVar[bool] = ContextVar("for_parameters", default=True)
 Maps = Float[Tensor, "batch channel *space"]
 Channels = Float[Tensor, " channel"]
@@ -43,22 +45,24 @@ Kernels = Float[Tensor, "output input height width"]
 
 
 @contextmanager
-def second_order(for_parameters: bool = True) -> Iterator[None]:
+def second_order(for_parameters: bool = True, *, fast: bool = True) -> Iterator[None]:
     """Context in which 2-d convolutions, and batch norms in train mode, get the fast second derivative.
 
     They have no third derivative. Layers in mixed precision, batch norms without γ and β, convolutions with a named
-    padding, and calls that torch refuses remain torch's own.
+    padding, and calls that torch refuses remain torch's own. Functions that torch cannot differentiate twice get a
+    second derivative, too (see `smooth`).
 
     Args:
         for_parameters: if False, a layer's maps and parameters get no second derivative, only its incoming gradient
             does. Enough where the result does not depend on them through this layer, and faster.
+        fast: if False, convolutions and batch norms remain torch's own.
 
     Raises:
         RuntimeError: in a backward pass that needs a third derivative.
     """
     before = _for_parameters.set(for_parameters)
     try:
-        with _Replaced():
+        with _Replaced(fast):
             yield
     finally:
         _for_parameters.reset(before)
@@ -81,16 +85,20 @@ def refuse_a_third_derivative() -> None:
 
 
 class _Replaced(TorchFunctionMode):
-    """Calls our batch norm and convolution in place of torch's."""
+    """Calls our batch norm and convolution in place of torch's, if `fast`, and the functions of `smooth`."""
+
+    def __init__(self, fast: bool) -> None:
+        super().__init__()
+        self.fast = fast
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.batch_norm:
+        if self.fast and func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
-        if func is F.conv2d:
+        if self.fast and func is F.conv2d:
             return self._conv2d(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
 
     def _batch_norm(
         self,
