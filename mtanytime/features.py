@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import SequenceMatcher
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.functional import functional_call, trial_run
+from mtanytime.layouts import Layout, record_layouts, to_map
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -58,13 +59,22 @@ def _full_paths(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
     return full_paths
 
 
-def _not_a_map(output: Any, batch: int) -> str | None:
-    """None for an image map, (batch, channel, height, width) of floats, else the output's type, shape or dtype."""
+def _description(output: Any, batch: int) -> str | None:
+    """None for floats of one image each, (batch, …) of three or four dimensions, else the type, shape or dtype."""
     if not isinstance(output, Tensor):
         return f"a {type(output).__name__}"
-    if output.ndim != 4 or len(output) != batch:
+    if output.ndim not in (3, 4) or len(output) != batch:
         return str(tuple(output.shape))
     return None if output.is_floating_point() else str(output.dtype)
+
+
+def _input_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Height and width of the images that reach the network inside a `Normalized`."""
+    size = tuple(images.shape[2:])
+    while isinstance(model, Normalized):
+        size = size if model.size is None else (model.size, model.size)
+        model = model.network
+    return size
 
 
 def _counts_changes(output: Tensor) -> bool:
@@ -76,25 +86,28 @@ class Tapped(nn.Module):
     """A network that also returns the feature maps of some of its layers, made by `tap`.
 
     `output, features = tapped(images)`: the network's own output, and a dict layer -> (batch, channel, height, width).
-    The maps stay in the autograd graph. Hooks exist only during a call. The network is the submodule `model`, so that
-    `parameters()`, `state_dict()` and `torch.func.functional_call` see it.
+    Outputs with the channels last and tokens are viewed as such maps (see `layouts`); which layers have them is found
+    out on the first call in each mode. The maps stay in the autograd graph. Hooks exist only during a call. The network
+    is the submodule `model`, so that `parameters()`, `state_dict()` and `torch.func.functional_call` see it.
 
     If a later layer overwrites a map (`ReLU(inplace=True)` after a tapped batch norm), the map is returned as its layer
     computed it. Such maps must be copied: the first call in each mode copies all maps and reads from torch's version
     counters which of them were overwritten; later calls copy only those.
 
     Raises:
-        ValueError: a layer whose output is not an image map.
+        ValueError: a layer whose output is not an image map, or tokens without a grid.
         RuntimeError: a layer that runs twice or not at all, or a map that is overwritten but was not on the first call
             (call again: from then on it is copied).
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self.grid = getattr(unwrapped(model), "token_grid", None) if grid is None else grid
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self._layer_at = _full_paths(model, self.layers)
         self._overwritten: dict[tuple[bool, ...], set[str]] = {}  # by the training flags of all modules
+        self._layouts: dict[tuple[bool, ...], dict[str, Layout | None]] = {}  # as well
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"]
@@ -103,6 +116,8 @@ class Tapped(nn.Module):
         name = type(unwrapped(self.model)).__name__
         modes = tuple(module.training for module in self.model.modules())
         copied = self._overwritten.get(modes)  # None: not known yet, so copy all
+        layouts = self._layouts.setdefault(modes, {})
+        size = _input_size(self.model, images)
         originals: dict[str, tuple[Tensor, int]] = {}
         features: dict[str, Tensor] = {}
 
@@ -110,15 +125,23 @@ class Tapped(nn.Module):
             layer = self._layer_at[path]
             if layer in features:
                 raise RuntimeError(f"layer {layer!r} of {name} runs more than once in a forward pass")
-            if (description := _not_a_map(output, len(images))) is not None:
-                expected = f"an image map (batch {len(images)}, channel, height, width) of floats"
-                raise mismatch(f"layer {layer!r}", expected, Words(description))
+            description = _description(output, len(images))
+            if description is None and recorder is not None and layer not in layouts:
+                layouts[layer] = recorder.layout(output)
+            layout = layouts.get(layer)
+            if description is not None or layout is None or output.ndim != (3 if layout == "tokens" else 4):
+                expected = f"an image map (batch {len(images)}, channel, height, width) of floats, or tokens"
+                raise mismatch(f"layer {layer!r}", expected, Words(description or str(tuple(output.shape))))
             if _counts_changes(output):
                 originals[layer] = output, output._version
             safe = layer in originals and copied is not None and layer not in copied
-            features[layer] = output if safe else output.clone()
+            kept = output if safe else output.clone()
+            features[layer] = to_map(kept, layout, size, grid=self.grid, name=f"layer {layer!r}")
 
-        with hooked(self.model, self._layer_at, keep):
+        with ExitStack() as stack:
+            known = all(layouts.get(layer) is not None for layer in self.layers)
+            recorder = None if known else stack.enter_context(record_layouts(self.model))
+            stack.enter_context(hooked(self.model, self._layer_at, keep))
             output = self.model(images)
         for layer in self.layers:
             if layer not in features:
@@ -134,15 +157,18 @@ class Tapped(nn.Module):
         return output, {layer: features[layer] for layer in self.layers}
 
 
-def tap(model: nn.Module, layers: Sequence[str]) -> Tapped:
+def tap(model: nn.Module, layers: Sequence[str], *, grid: tuple[int, int] | None = None) -> Tapped:
     """Wrap a model so that a call also returns the feature maps of `layers`, module paths such as "layer1.0.conv1".
+
+    Tokens become maps of `grid` (rows, columns); by default that of the network's attribute `token_grid`, if it has
+    one, else the largest grid shaped like the images. Class and register tokens come first and are left out.
 
     The paths are those of `model.named_modules()`. Where the model is a `Normalized`, they may also start from the
     network inside it: "layer1" for "network.layer1"; if both are layers, "layer1" is the inner network's. The returned
     features have the paths as given. See `Tapped`. Raises ValueError for an unknown layer (naming similar ones), a
     layer that is listed twice and an empty list.
     """
-    return Tapped(model, layers)
+    return Tapped(model, layers, grid)
 
 
 def image_layers(
@@ -154,15 +180,23 @@ def image_layers(
     `Normalized` start from the network inside it. The model is left unchanged.
     """
     network = unwrapped(model)
+    size, grid = _input_size(model, images), getattr(network, "token_grid", None)
     runs: Counter[str] = Counter()
     shapes: dict[str, tuple[int, int, int]] = {}
 
     def keep(layer: str, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         runs[layer] += 1
-        if _not_a_map(output, len(images)) is None:
-            shapes[layer] = tuple(output.shape[1:])
+        layout = recorder.layout(output) if _description(output, len(images)) is None else None
+        if layout is not None:
+            with suppress(ValueError):  # tokens without a grid
+                shapes[layer] = tuple(to_map(output, layout, size, grid=grid).shape[1:])
 
     layers = [path for path, _ in network.named_modules() if path]
-    with torch.no_grad(), trial_run(model, images.device, training=False) as buffers, hooked(network, layers, keep):
+    with (
+        torch.no_grad(),
+        trial_run(model, images.device, training=False) as buffers,
+        record_layouts(network) as recorder,
+        hooked(network, layers, keep),
+    ):
         functional_call(model, buffers, images.clone())
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}

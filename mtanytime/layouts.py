@@ -30,6 +30,7 @@ _FIRST = (
     nn.PixelShuffle,
     nn.Upsample,
 )
+_WINDOWS = ("WindowPartition", "WindowDepartition")  # torchvision's, in MaxViT
 
 
 class LayoutRecorder:
@@ -37,10 +38,11 @@ class LayoutRecorder:
 
     def __init__(self) -> None:
         self._axis = 1
+        self._in_windows = False  # MaxViT's windows of pixels are no map
 
     def layout(self, output: Any) -> Layout | None:
         """The layout of a layer's output that was just computed; None for what is neither a map nor tokens."""
-        if not isinstance(output, Tensor) or not output.is_floating_point():
+        if not isinstance(output, Tensor) or not output.is_floating_point() or self._in_windows:
             return None
         if output.ndim == 4:
             return "channels first" if self._axis == 1 else "channels last"
@@ -53,11 +55,14 @@ class LayoutRecorder:
             self._axis = 1
         elif isinstance(module, nn.Linear | nn.MultiheadAttention):
             self._axis = -1
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:  # else it tells nothing
             channels = module.normalized_shape[-1]
             # torchvision's LayerNorm2d permutes, normalizes and permutes back.
             first = "2d" in type(module).__name__.lower() or output.shape[-1] != channels
             self._axis = 1 if first else -1
+        elif type(module).__name__ in _WINDOWS:
+            self._in_windows = type(module).__name__ == "WindowPartition"
+            self._axis = 1
         elif type(module).__name__ == "Permute" and hasattr(module, "dims"):
             axis = 1 if self._axis == 1 else output.ndim - 1
             self._axis = 1 if list(module.dims).index(axis) == 1 else -1
@@ -70,7 +75,7 @@ def record_layouts(network: nn.Module) -> Iterator[LayoutRecorder]:
     with ExitStack() as handles:
         for module in network.modules():
             informative = (*_FIRST, nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
-            if isinstance(module, informative) or type(module).__name__ == "Permute":
+            if isinstance(module, informative) or type(module).__name__ in ("Permute", *_WINDOWS):
                 handles.callback(module.register_forward_hook(recorder._update).remove)
         yield recorder
 

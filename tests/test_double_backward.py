@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torchvision.models.swin_transformer import SwinTransformerBlockV2
 
 from mtanytime import backbones
 from mtanytime.transfer.double_backward import check_double_backward
@@ -54,7 +55,7 @@ class Square(nn.Module):
             [2],
             [4, 4],
             num_classes=3,
-            block=torchvision.models.swin_transformer.SwinTransformerBlockV2,
+            block=SwinTransformerBlockV2,
         ),
     ],
     ids=["attention", "hard-sigmoid", "norms of zero vectors"],
@@ -66,7 +67,7 @@ def test_what_torch_cannot_differentiate_twice_passes(make: Callable[[], nn.Modu
 
 
 def test_second_derivative_that_is_not_finite() -> None:
-    """A norm's gradient at zero is zero, but its second derivative NaN: where it is kept, it is refused before training."""
+    """A norm's second derivative at zero is NaN: where it remains, it is refused before training."""
 
     class Distance(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -145,10 +145,12 @@ def test_other_families(make: Callable[[], nn.Module]) -> None:
 
 
 def test_no_image_map_is_refused() -> None:
-    """A transformer's tokens have no height and width, and a tuple or integers can't be matched; each is named."""
+    """Logits, sequences of a 1-d convolution, a tuple and integers can't be matched; each is named."""
     x = pictures(2, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"layer_0': expected an image map .*, got \(2, 17, 32\)$"):
-        tap(vision_transformer(), ["encoder.layers.encoder_layer_0"])(x)
+    with pytest.raises(ValueError, match=r"layer 'heads': expected an image map .*, got \(2, 1000\)$"):
+        tap(vision_transformer(), ["heads"])(x)
+    with pytest.raises(ValueError, match=r"layer '1': expected an image map .*, got \(2, 4, 1024\)$"):
+        tap(nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 1)), ["1"])(x)
     for value, found in (
         (lambda x: (x, x), "a tuple"),
         (lambda x: x.int(), "torch.int32"),
@@ -281,11 +283,60 @@ def test_image_layers_lists_what_can_be_tapped() -> None:
     assert layers["layer2"] == (128, 4, 4)
     assert layers["avgpool"] == (512, 1, 1)
     assert not {"fc", "layer1.0.relu", ""} & set(layers)
-    assert image_layers(vision_transformer(), x) == {"conv_proj": (32, 4, 4)}
+    offered = image_layers(vision_transformer(), x)
+    assert offered["conv_proj"] == offered["encoder.layers.encoder_layer_1"] == (32, 4, 4)
+    assert offered["encoder.layers.encoder_layer_1.mlp.0"] == (64, 4, 4)
     model = Net()
     offered = image_layers(model, x)
     _, features = tap(model, list(offered))(x)
     assert {layer: tuple(value.shape[1:]) for layer, value in features.items()} == offered
+
+
+def test_tokens_are_the_maps_of_their_patches() -> None:
+    """A vision transformer's tokens, without the class token, lie on the grid of its patches, in both modes."""
+    model = vision_transformer()
+    x = pictures(2, 3, 32, 32)
+    layer = "encoder.layers.encoder_layer_0"
+    tokens = model.encoder.layers[0](
+        model.encoder.pos_embedding + torch.cat([model.class_token.expand(2, -1, -1), model._process_input(x)], dim=1)
+    )
+    tapped = tap(model, [layer, "conv_proj"])
+    for training in (False, True, False):
+        maps = tapped.train(training)(x)[1][layer]
+        torch.testing.assert_close(maps[:, :, 1, 2], tokens[:, 1 + 4 + 2])
+        assert maps.shape == (2, 32, 4, 4)
+    assert tap(model, [layer], grid=(2, 8))(x)[1][layer].shape == (2, 32, 2, 8)
+    model.token_grid = (8, 2)
+    assert tap(model, [layer])(x)[1][layer].shape == (2, *image_layers(model, x)[layer]) == (2, 32, 8, 2)
+    model.token_grid = (5, 5)
+    with pytest.raises(ValueError, match=f"layer '{layer}': expected at least 5 × 5 tokens, got 17"):
+        tap(model, [layer])(x)
+
+
+def test_channels_last_are_permuted_and_channels_first_stay_the_same_tensor() -> None:
+    """A Swin's maps, (batch, height, width, channel), come as any other map; a CNN's are the very same tensors."""
+    swin = torchvision.models.SwinTransformer([4, 4], 12, [1, 1], [2, 2], [4, 4], num_classes=3).eval()
+    x = pictures(2, 3, 32, 32)
+    maps = tap(swin, ["features.1"])(x)[1]["features.1"]
+    assert torch.equal(maps, swin.features[1](swin.features[0](x)).permute(0, 3, 1, 2))
+    assert image_layers(swin, x)["features.2"] == (24, 4, 4)
+
+
+def test_layouts_are_found_once_per_mode() -> None:
+    """The hot path has only the hooks of the tapped layers: the recorder's run on the first call in a mode."""
+    model = Net()
+    counts = []
+    model.conv.register_forward_hook(lambda module, _args, _output: counts.append(len(module._forward_hooks)))
+    tapped = tap(model, ["norm"])
+    for _ in range(3):
+        tapped(pictures(2, 3, 8, 8))
+    assert counts == [2, 1, 1]
+
+
+def test_norm_over_the_whole_map() -> None:
+    """A LayerNorm over (channel, height, width) says nothing about the layout of what follows it."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.LayerNorm((5, 8, 8)), nn.ReLU())
+    assert image_layers(model, pictures(2, 3, 8, 8))["2"] == (5, 8, 8)
 
 
 def test_image_layers_leaves_the_model_untouched() -> None:

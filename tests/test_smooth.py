@@ -1,4 +1,4 @@
-"""Functions with a second derivative of our own have torch's values, and derivatives that finite differences confirm."""
+"""Functions with a second derivative of our own: torch's values, and derivatives as finite differences give them."""
 
 from collections.abc import Callable
 
