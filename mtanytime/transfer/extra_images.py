@@ -51,6 +51,7 @@ class ExtraImages:
         image_shape: tuple[int, int, int],
         seed: int,
     ) -> None:
+        require(views is None or views >= 1, "views", "a whole number >= 1", views)
         self.batches, self.views, self.view_augment, self.seed = batches, views, view_augment, seed
         self.unlabelled: Batches | None = None
         if unlabelled is not None:

@@ -1,0 +1,194 @@
+"""The alternatives to matching features with learned weights, in the same trainer, log and tables.
+
+Each method is a loss term in a file of its own; `BaselineTrainer` adds one or more of them to the task's loss.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.transforms import Augment
+from mtanytime.data.views import StrongViews
+from mtanytime.devices import autocast
+from mtanytime.measure.evaluation import batch_accuracy
+from mtanytime.randomness import derive_seed, seeded
+from mtanytime.training.identity import describe_data, fingerprint, name_of
+from mtanytime.training.run_folder import Row
+from mtanytime.training.settings import with_keywords_of
+from mtanytime.training.trainer import Trainer
+from mtanytime.training.trial import smallest_batch
+from mtanytime.transfer.attention import AttentionTransfer
+from mtanytime.transfer.distillation import LearningWithoutForgetting, distillation_loss
+from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
+from mtanytime.transfer.layers import Layers, dtype_of, freeze_source, tap_layers, try_layers
+from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.reviewkd import ReviewKD
+from mtanytime.transfer.semckd import SemCKD
+
+_TERMS = -7  # purpose of a derived seed
+
+
+class View(NamedTuple):
+    """What a network gives for a batch: its output and the maps of its tapped layers."""
+
+    output: Any
+    maps: Mapping[str, Float[Tensor, "batch _ _ _"]]
+
+
+TERMS = ("lwf", "at", "semckd", "reviewkd", "teacher")
+
+
+@with_keywords_of(Trainer)
+class BaselineTrainer(Trainer):
+    """Train a target network on a task with loss terms that transfer from a frozen source network.
+
+    The loss is the task's on the labelled images plus, on all images of a step, Σ weight · term.
+
+    Args:
+        source: the trained network; never trained.
+        target: the network to train, or a function that makes it (see `Trainer`).
+        data, test: the target task (see `Trainer`).
+        terms: weights by name. "lwf": the source's own answers through a head of its own (`LearningWithoutForgetting`),
+            "at": attention transfer of `pairs`, "semckd", "reviewkd": see their files; "teacher": the answers of
+            `teacher`, a network with the target's classes.
+        source_layers, target_layers: layers to read; default: the networks' own `feature_layers`.
+        pairs: for "at", default: the last source layers with the last target layers, one to one.
+        teacher: for "teacher", for example what `probe.fit_probe` gives.
+        views, view_augment, unlabelled, unlabelled_per_step: further images, see `ExtraImages`.
+        settings: the keyword arguments of `Trainer`.
+
+    Raises:
+        ValueError: as `Trainer`; also an unknown term, a weight that is not above 0, or a term that lacks its teacher.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        target: nn.Module | Callable[[], nn.Module],
+        data: Task | ImageSet | DataLoader,
+        test: ImageSet | DataLoader | None = None,
+        *,
+        terms: Mapping[str, float],
+        source_layers: Layers | None = None,
+        target_layers: Layers | None = None,
+        pairs: Sequence[Pair] | None = None,
+        teacher: nn.Module | None = None,
+        views: int | None = None,
+        view_augment: Augment = StrongViews(),  # noqa: B008
+        unlabelled: Unlabelled | None = None,
+        unlabelled_per_step: int | None = None,
+        **settings: Any,
+    ) -> None:
+        require(len(terms) > 0 and set(terms) <= set(TERMS), "terms", f"some of {TERMS}", list(terms))
+        for name, weight in terms.items():
+            require(0 < weight < math.inf, f"terms[{name!r}]", "a weight > 0", weight)
+        needed = "teacher" in terms
+        require(needed == (teacher is not None), "teacher", "a network with the term 'teacher', else None", teacher)
+        self.term_weights, self.source, self.teacher, self._pairs = dict(terms), source, teacher, pairs
+        self._layers = source_layers, target_layers
+        self._extra = views, view_augment, unlabelled, unlabelled_per_step
+        super().__init__(target, data, test, **settings)
+
+    def _build(self) -> None:
+        self._try_model()
+        images, _ = self._probe_batch()
+        sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers, None)
+        self.tapped_source = sources[""]
+        self.notes += freeze_source("source", self.source, self.device)
+        if self.teacher is not None:
+            self.notes += freeze_source("teacher", self.teacher, self.device)
+        shape = tuple(images.shape[1:])
+        self.extra_images = ExtraImages(self.batches, *self._extra, shape, self.seed)
+        source_maps = try_layers("source", self.tapped_source, images, training=False)
+        target_maps = try_layers("target", self.target, images, training=True)
+        with seeded(derive_seed(self.seed, _TERMS), self.device):
+            self.terms = nn.ModuleDict(self._make_terms(source_maps, target_maps, images)).to(images)
+        self.modules["terms"] = self.terms
+        trained = [p for p in [*self.model.parameters(), *self.terms.parameters()] if p.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, **self.settings.sgd)
+
+    def _make_terms(
+        self, source_maps: Mapping[str, Tensor], target_maps: Mapping[str, Tensor], images: Tensor
+    ) -> dict[str, nn.Module]:
+        source_channels = {layer: maps.shape[1] for layer, maps in source_maps.items()}
+        target_channels = {layer: maps.shape[1] for layer, maps in target_maps.items()}
+        last = list(target_channels)[-1]
+        count = min(len(source_channels), len(target_channels))
+        pairs = self._pairs or list(zip(list(source_channels)[-count:], list(target_channels)[-count:], strict=True))
+
+        def lwf() -> nn.Module:
+            classes = self._answers(self.source, images).shape[1]
+            return LearningWithoutForgetting(target_channels[last], classes, last)
+
+        makers = {
+            "lwf": lwf,
+            "at": partial(AttentionTransfer, pairs),
+            "semckd": lambda: SemCKD(source_channels, target_channels, self._images_per_step()),
+            "reviewkd": partial(ReviewKD, source_channels, target_channels),
+        }
+        return {name: makers[name]() for name in self.term_weights if name in makers}
+
+    def _images_per_step(self) -> int:
+        """The images of every step; ValueError where steps differ."""
+        size = self.batches.batch_size
+        equal = "batches of one size with the term 'semckd'"
+        require(smallest_batch(self.batches) == size, "remainder", equal, self.settings.remainder, 'choose "drop"')
+        unlabelled = self.extra_images.unlabelled
+        return size + (self.extra_images.views or 0) + (0 if unlabelled is None else unlabelled.batch_size)
+
+    def _config(self) -> Row:
+        views, view_augment, _, per_step = self._extra
+        row: Row = {"terms": self.term_weights, "source": fingerprint(self.source.state_dict())}
+        row |= {"source_layers": self.tapped_source.layers, "target_layers": self.target.layers, "pairs": self._pairs}
+        row |= {"views": views, "view_augment": name_of(view_augment), "unlabelled_per_step": per_step}
+        unlabelled = self.extra_images.unlabelled
+        row["unlabelled"] = None if unlabelled is None else describe_data(unlabelled.data)
+        row["teacher"] = None if self.teacher is None else fingerprint(self.teacher.state_dict())
+        return row
+
+    @torch.no_grad()
+    def _answers(self, network: nn.Module, images: Tensor) -> Tensor:
+        network.eval()
+        with autocast(self.device, self.precision):
+            output = network(images.to(dtype_of(network, images)))
+        if not (isinstance(output, Tensor) and output.ndim == 2):
+            raise mismatch("source", "a network whose output is logits", Words(type(output).__name__))
+        return output
+
+    def train_on_batch(
+        self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]
+    ) -> dict[str, float]:
+        """Do one SGD step on the task's loss plus the weighted terms and return the metrics."""
+        everything = torch.cat([images, self.extra_images.draw(self.step, images)]) if self.extra_images else images
+        self.tapped_source.eval()
+        self.terms.train()
+        with autocast(self.device, self.precision):
+            with torch.no_grad():
+                source = View(*self.tapped_source(everything.to(dtype_of(self.tapped_source, everything))))
+            target = View(*self.target(everything))
+            output = target.output[: len(labels)]
+            task = self.loss(output, labels)
+            losses = {name: self._term(name, everything, source, target).mean() for name in self.term_weights}
+            total = task + sum(weight * losses[name] for name, weight in self.term_weights.items())
+        metrics = {"loss": self._finite(total, "loss"), "task_loss": task.item()}
+        metrics |= {f"{name}_loss": loss.item() for name, loss in losses.items()}
+        metrics["accuracy"] = batch_accuracy(output, labels)
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        return metrics
+
+    def _term(self, name: str, images: Tensor, source: View, target: View) -> Float[Tensor, " batch"]:
+        if name == "teacher":
+            return distillation_loss(target.output, self._answers(self.teacher, images))
+        if name == "lwf":
+            return self.terms[name](target.maps, source.output)
+        return self.terms[name](source.maps, target.maps)

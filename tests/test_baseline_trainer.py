@@ -1,0 +1,82 @@
+"""The rivals in the same trainer: their terms are added with their weights, they learn, resume and refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from mtanytime.transfer.baselines import TERMS, BaselineTrainer
+from mtanytime.transfer.distillation import distillation_loss
+
+SOURCE, TEACHER = tiny.made(5, classes=7, seed=2).eval(), tiny.made(6, seed=7).eval()
+LABELLED, UNLABELLED = tiny.images(12), tiny.images(20, seed=9)
+with torch.no_grad():
+    TEACHER.classifier.weight.mul_(20)  # so that it is sure of its answers
+
+
+def baseline(folder: Path | None = None, **options: Any) -> BaselineTrainer:
+    """Three epochs of two batches of six images."""
+    settings = {"epochs": 3, "batch_size": 6, "lr": 0.02, "device": "cpu", "progress": False}
+    if "teacher" in options["terms"]:
+        settings["teacher"] = TEACHER
+    return BaselineTrainer(SOURCE, tiny.made(4, seed=1), LABELLED, folder=folder, **settings | options)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_each_term_is_added_with_its_weight(name: str) -> None:
+    """The first step's loss is the task's plus weight times term; the term falls when it alone counts."""
+    metrics = next(iter(baseline(terms={name: 3.0}))).metrics
+    assert metrics["loss"] == pytest.approx(metrics["task_loss"] + 3 * metrics[f"{name}_loss"], rel=1e-5)
+    log = baseline(terms={name: 30.0 if name == "at" else 3.0}, epochs=15).train().log
+    assert log[f"{name}_loss"].iloc[-6:].mean() < log[f"{name}_loss"].iloc[:6].mean()
+
+
+def test_terms_read_all_images_and_the_task_those_with_labels() -> None:
+    """By hand, from the same initial weights."""
+    run = baseline(terms={"teacher": 2.0}, views=3, unlabelled=UNLABELLED, unlabelled_per_step=4)
+    images, labels = next(run.batches.epoch(0))
+    everything = torch.cat([images, run.extra_images.draw(0, images)])
+    assert len(everything) == 13
+    model = tiny.made(4, seed=1).train()
+    output = model(everything)
+    metrics = next(iter(run)).metrics
+    assert metrics["task_loss"] == pytest.approx(F.cross_entropy(output[:6], labels).item(), rel=1e-5)
+    expected = distillation_loss(output, TEACHER(everything)).mean().item()
+    assert metrics["teacher_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("terms", [{"lwf": 1.0, "at": 10.0}, {"semckd": 1.0}, {"reviewkd": 1.0, "teacher": 1.0}])
+def test_resumed_anywhere(terms: dict[str, float], tmp_path: Path) -> None:
+    """Bit for bit, the terms' own weights included; other terms are another run."""
+    extras = {"views": 2, "unlabelled": UNLABELLED}
+    whole = baseline(terms=terms, **extras)
+    expected = whole.train().log.drop(columns="seconds")
+    for report in baseline(tmp_path, terms=terms, **extras):
+        if report.step == 3:
+            break
+    resumed = baseline(tmp_path, terms=terms, **extras)
+    assert resumed.train().log.drop(columns="seconds").equals(expected)
+    for ours, theirs in zip(resumed.terms.state_dict().values(), whole.terms.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="another run"):
+        baseline(tmp_path, terms={name: 2 * weight for name, weight in terms.items()}, **extras)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": {}}, r"terms: expected some of .*, got \[\]"),
+        ({"terms": {"other": 1.0}}, "terms: expected some of"),
+        ({"terms": {"at": 0.0}}, r"terms\['at'\]: expected a weight > 0, got 0.0"),
+        ({"terms": {"at": 1.0}, "teacher": TEACHER}, "teacher: expected a network with the term 'teacher', else None"),
+        ({"terms": {"semckd": 1.0}, "batch_size": 5}, 'remainder: expected batches of one size .*; choose "drop"'),
+        ({"terms": {"at": 1.0}, "views": 0}, "views: expected a whole number >= 1, got 0"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    """Refused before training."""
+    with pytest.raises(ValueError, match=message):
+        baseline(**options)
