@@ -17,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import mismatch, require
-from mtanytime.experiments import anytime, transfer
+from mtanytime.experiments import anytime, baselines, transfer
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
-RECIPES: dict[str, Recipe] = transfer.RECIPES | anytime.RECIPES
+RECIPES: dict[str, Recipe] = transfer.RECIPES | baselines.RECIPES | anytime.RECIPES
 
 
 def recipe(name: str) -> Recipe:
@@ -99,7 +99,7 @@ def plan(
             if part == "source" and seed != seeds[0]:
                 continue  # all seeds share it
             if part not in costs:
-                costs[part] = _step_cost(trainer)
+                costs[part] = _step_cost(trainer) if trainer.steps else (0, 0.0)  # a fitted probe has no steps
             macs, seconds = costs[part]
             yield {
                 "part": part,

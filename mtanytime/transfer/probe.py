@@ -69,6 +69,7 @@ def fit_probe(
     data: ImageSet,
     *,
     layers: Sequence[str] | None = None,
+    with_output: bool = True,
     strengths: Sequence[float] = STRENGTHS,
     folds: int = 5,
     seed: int = 0,
@@ -84,6 +85,7 @@ def fit_probe(
         source: a trained network; it is not changed but for being put in eval mode.
         data: labelled images, at least `folds` per class.
         layers: module paths; default: the network's own `feature_layers`.
+        with_output: let the source's own output be among the features.
         strengths: values of scikit-learn's C to compare.
         folds: of the cross-validation, balanced by class.
         seed: of the split into folds.
@@ -120,7 +122,9 @@ def fit_probe(
     pooled = {layer: torch.cat([part[layer] for part in maps]) for layer in tapped.layers}
     labels = data.labels.cpu().numpy()
 
-    candidates = dict.fromkeys([(tapped.layers[-1],), tapped.layers, (*tapped.layers, OUTPUT)])
+    candidates = list(dict.fromkeys([(tapped.layers[-1],), tapped.layers]))
+    if with_output:
+        candidates.append((*tapped.layers, OUTPUT))
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
     rows, best = [], (-1.0, (), 0.0)
     for candidate in candidates:

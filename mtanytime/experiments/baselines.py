@@ -1,0 +1,235 @@
+"""Recipes that compare transfer with what one could do instead: CIFAR-10 with few labels, one training loop for all."""
+
+import math
+import time
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, vgg9
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import ImageSet, Task
+from mtanytime.experiments.recipe import (
+    Parts,
+    Recipe,
+    Settings,
+    check_files,
+    check_names,
+    check_scored_on,
+    load_cifar10,
+    run_folder,
+)
+from mtanytime.measure.evaluation import evaluate
+from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer.baselines import BaselineTrainer
+from mtanytime.transfer.l2sp import L2SP
+from mtanytime.transfer.probe import LinearProbe, fit_probe
+
+VALIDATION_PER_CLASS = 1000  # training images to score on in place of the test set; in no unlabelled pool
+PAIRS = {  # the last source stage with the target layer of its size; each stage with the layer of its size
+    "single": [("layer3", "features.13")],
+    "one": [("layer1", "features.2"), ("layer2", "features.6"), ("layer3", "features.13")],
+    "all": None,
+}
+# What each method adds to a target's training on the task. "_views" and "_unlabelled" join half a batch of strong views
+# or of unlabelled images to half a batch of labelled ones; "recommended" also distills the answers of the probe.
+MATCHING: dict[str, str] = {
+    "matching_single": "single",
+    "matching_one": "one",
+    "matching_all": "all",
+    "matching_all_views": "all",
+    "matching_all_unlabelled": "all",
+    "recommended": "all",
+    "recommended_unlabelled": "all",
+}
+TERMS: dict[str, tuple[str, ...]] = {
+    "lwf": ("lwf",),
+    "at": ("at",),
+    "lwf_at": ("lwf", "at"),
+    "semckd": ("semckd",),
+    "reviewkd": ("reviewkd",),
+    "probe_distilled": ("teacher",),
+}
+ON_SOURCE = ("probe", "fine_tuning", "fine_tuning_probe", "l2sp")  # which keep the source's own architecture
+METHODS = ("scratch", *TERMS, *MATCHING, *ON_SOURCE)
+
+
+class PenalizedLoss:
+    """Cross-entropy plus L2-SP of the network that is trained."""
+
+    def __init__(self, network: nn.Module, penalty: L2SP) -> None:
+        self._network, self._penalty = network, penalty
+        self.alpha, self.beta = penalty.alpha, penalty.beta  # identify the run
+
+    def __call__(self, output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        return F.cross_entropy(output, labels) + self._penalty(self._network)
+
+
+class ProbeRun:
+    """The fitted probe in the place of a trainer: nothing is left to train, and `result` evaluates it."""
+
+    def __init__(self, probe: LinearProbe, task: Task, seconds: float) -> None:
+        self.model, self._task, self.seconds = probe, task, seconds
+        self.step = self.steps = self.epochs = 0
+
+    def train(self) -> TrainingResult:
+        """The accuracy on the test set."""
+        accuracy = evaluate(self.model, self._task.test)
+        return TrainingResult(accuracy, accuracy, 0, self.seconds, {})
+
+
+def cifar10_baselines(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
+    """Train a VGG-9 on CIFAR-10 with few labels by each of the methods, in one training loop; and the source itself."""
+    check_names("methods", settings["methods"], METHODS)
+    check_scored_on(settings)
+    check_files(settings, "source", "images")
+    source = _source(settings["source"])
+    task, pool = _task(settings["images"], settings["per_class"], settings["scored_on"], seed)
+    shared = {name: settings[name] for name in ("steps", "lr", "weight_decay", "precision", "checkpoint_seconds")}
+    shared |= {"schedule": "warm-up cosine", "remainder": "drop", "augment": crop_flip(), "seed": seed}
+    shared["progress"] = progress
+    for method in settings["methods"]:
+        options = shared | {"folder": run_folder(folder, f"{method}-seed{seed}"), "batch_size": settings["batch_size"]}
+        yield method, _trainer(method, settings, source, task, pool, options)
+
+
+def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:
+    """One row: method, network, seed, steps, accuracy (after the last step), train_seconds; nan if it diverged."""
+    network = "source" if part in ON_SOURCE else _network_name(trainer.model)
+    accuracy = math.nan if result is None else result.last_accuracy
+    row = {"method": part, "network": network, "seed": seed, "steps": trainer.steps, "accuracy": accuracy}
+    return [row | {"train_seconds": round(trainer.seconds, 1)}]
+
+
+def _trainer(
+    method: str, settings: Settings, source: nn.Module, task: Task, pool: ImageSet, options: dict[str, Any]
+) -> Any:
+    make = lambda: Normalized(vgg9(10, width=settings["width"]), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
+    if method == "scratch":
+        return Trainer(make, task, **options)
+    if method == "probe":
+        probe, seconds = _probe(source, task.train)
+        return ProbeRun(probe, task, seconds)
+    if method in ON_SOURCE:
+        return _on_source(method, settings, source, task, options)
+    half = settings["batch_size"] // 2
+    if "views" in method or method == "recommended":
+        options |= {"views": half, "batch_size": half}
+    if "unlabelled" in method:
+        options |= {"unlabelled": pool, "unlabelled_per_step": half, "batch_size": half}
+    if method.startswith("recommended") or method == "probe_distilled":
+        options["teacher"] = _probe(source, task.train)[0]
+    if method in TERMS:
+        weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
+        return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
+    pairs = PAIRS[MATCHING[method]]
+    return TransferTrainer(source, make, task, pairs=pairs, what=False, where="off", beta=settings["beta"], **options)
+
+
+def _on_source(method: str, settings: Settings, source: Normalized, task: Task, options: dict[str, Any]) -> Trainer:
+    """Fine-tune a copy of the source with a head for the task's classes, new or from the probe of its last layer."""
+    options |= {"lr": settings["lr_fine_tuning"]}
+
+    def make() -> nn.Module:
+        network = deepcopy(source).requires_grad_()
+        head = nn.Linear(network.network.fc.in_features, len(task.classes))
+        if method == "fine_tuning_probe":
+            probe = fit_probe(source, task.train, layers=[source.feature_layers[-1]], with_output=False)
+            head.load_state_dict(probe.linear.state_dict())
+        network.network.fc = head
+        return network
+
+    if method != "l2sp":
+        return Trainer(make, task, **options)
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(options["seed"])
+        network = make()
+    options["weight_decay"] = 0.0
+    penalty = L2SP(dict(source.named_parameters()), settings["l2sp_alpha"], settings["l2sp_beta"])
+    return Trainer(network, task, loss=PenalizedLoss(network, penalty), **options)
+
+
+# A recipe's trainers are built twice, first to validate them: the source, the task and its probe are the same objects.
+@cache
+def _source(path: str) -> Normalized:
+    return load_l2t_resnet32(path)
+
+
+@cache
+def _probe(source: nn.Module, data: ImageSet) -> tuple[LinearProbe, float]:
+    """The probe and the seconds that fitting it took."""
+    started = time.perf_counter()
+    return fit_probe(deepcopy(source), data), time.perf_counter() - started
+
+
+@cache
+def _task(images: str, per_class: int, scored_on: str, seed: int) -> tuple[Task, ImageSet]:
+    """The labelled images with the images to score on, and the other training images, whose labels are not read."""
+    cifar = load_cifar10(images)
+    held = cifar.train.few(VALIDATION_PER_CLASS, seed=10_000)  # the same for every seed of labels
+    rest = _without(cifar.train, held)
+    few = rest.few(per_class, seed)
+    return Task(few, cifar.test if scored_on == "test" else held), _without(rest, few)
+
+
+def _without(data: ImageSet, taken: ImageSet) -> ImageSet:
+    """The images of a set that are not in a subset of it."""
+    known = {image.numpy().tobytes() for image in taken.images}
+    return data.subset([i for i, image in enumerate(data.images) if image.numpy().tobytes() not in known])
+
+
+def _network_name(model: nn.Module) -> str:
+    width = model.network.features[0].out_channels
+    return {32: "vgg9-half", 64: "vgg9"}.get(width, f"vgg9-{width}")
+
+
+BASELINES: Settings = {
+    "methods": ("probe", "scratch", "fine_tuning", "matching_all", "matching_all_views", "recommended"),
+    "scored_on": "test",
+    "images": "data",
+    "source": "data/tinyimagenet_resnet32.pth.tar",
+    "per_class": 50,
+    "width": 32,
+    "steps": 4000,
+    "batch_size": 64,
+    "lr": 0.05,
+    "lr_fine_tuning": 0.02,
+    "weight_decay": 5e-4,
+    "beta": 0.5,
+    "weight_lwf": 1.0,
+    "weight_at": 1000.0,
+    "weight_semckd": 1.0,
+    "weight_reviewkd": 1.0,
+    "weight_teacher": 1.0,
+    "l2sp_alpha": 0.1,
+    "l2sp_beta": 0.01,
+    "precision": "bfloat16",
+    "checkpoint_seconds": 60.0,
+}
+
+RECIPES = {
+    "cifar10-baselines": Recipe(
+        reproduces="transfer beside what one could do instead: CIFAR-10, 50 labels per class, VGG-9 of half the width",
+        duration="about 20 minutes per method and seed on one core with bfloat16; longer where the processor lacks it",
+        expected="not measured yet",
+        settings=BASELINES,
+        trainers=cifar10_baselines,
+        rows=rows,
+    ),
+    "cifar10-long": Recipe(
+        reproduces="the same at full width: 4,000 steps of 32 labelled images and 32 views or unlabelled ones",
+        duration="70 to 80 minutes per method and seed on one core with bfloat16",
+        expected="not measured yet",
+        settings=BASELINES | {"width": 64, "methods": ("probe", "recommended", "recommended_unlabelled")},
+        trainers=cifar10_baselines,
+        rows=rows,
+    ),
+}

@@ -1,0 +1,64 @@
+"""The recipe of rivals: every method runs in the same loop, on the same labelled images, none of them scored on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, resnet
+from mtanytime.data.images import Task
+from mtanytime.experiments import baselines
+from mtanytime.experiments.runner import plan, run
+
+SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "width": "4", "precision": "float32", "images": "."}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A tiny set of ten classes and an untrained source."""
+    cifar = Task(tiny.images(200, classes=10, size=32), tiny.images(20, classes=10, size=32, seed=1))
+    torch.manual_seed(0)
+    source = Normalized(resnet(8, 20), IMAGENET_MEAN, IMAGENET_STD).eval()
+    monkeypatch.setattr(baselines, "load_cifar10", lambda place: cifar)
+    monkeypatch.setattr(baselines, "load_l2t_resnet32", lambda path: source)
+    monkeypatch.setattr(baselines, "VALIDATION_PER_CLASS", 4)
+    monkeypatch.setitem(SMALL, "source", str(tmp_path))
+    for cached in (baselines._source, baselines._probe, baselines._task):
+        cached.cache_clear()
+    yield
+    for cached in (baselines._source, baselines._probe, baselines._task):
+        cached.cache_clear()
+
+
+def test_every_method(tmp_path: Path) -> None:
+    """Each trains its two steps, or is fitted, and has a row; a second call reads the results."""
+    changes = SMALL | {"methods": ",".join(baselines.METHODS)}
+    table = run("cifar10-baselines", tmp_path / "out", changes=changes, progress=False).table
+    assert table["method"].tolist() == list(baselines.METHODS)
+    assert set(table.loc[table["network"] == "source", "method"]) == set(baselines.ON_SOURCE)
+    assert table["accuracy"].between(0, 1).all()
+    assert set(table["steps"]) == {0, 2}
+    again = run("cifar10-baselines", tmp_path / "out", changes=changes, progress=False).table
+    assert again.drop(columns="train_seconds").equals(table.drop(columns="train_seconds"))
+
+
+def test_no_image_is_scored_on_and_learned_from() -> None:
+    """Labelled, unlabelled and held-back training images are three sets; the held-back ones are the same for all."""
+    tasks = [baselines._task(".", 6, "validation", seed) for seed in (0, 1)]
+    for task, pool in tasks:
+        sets = [{image.numpy().tobytes() for image in part.images} for part in (task.train, task.test, pool)]
+        assert sum(map(len, sets)) == len(set.union(*sets)) == 200
+        assert [len(part) for part in (task.train, task.test, pool)] == [60, 40, 100]
+    assert torch.equal(tasks[0][0].test.images, tasks[1][0].test.images)
+    assert not torch.equal(tasks[0][0].train.images, tasks[1][0].train.images)
+
+
+def test_plan(tmp_path: Path) -> None:
+    """A dry run tells what each method costs; a fitted probe costs no steps."""
+    changes = SMALL | {"methods": "probe,scratch,recommended"}
+    rows = list(plan("cifar10-baselines", tmp_path, changes=changes))
+    assert [row["steps"] for row in rows] == [0, 2, 2]
+    assert rows[0]["macs"] == 0
+    assert rows[2]["macs"] > rows[1]["macs"] > 0
