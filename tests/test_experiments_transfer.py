@@ -34,10 +34,11 @@ def test_methods(validation: float | None) -> None:
     plain, another = trainers["l2t"], trainers["l2t_another"]
     assert isinstance(plain, TransferTrainer)
     assert isinstance(another, TransferTrainer)
-    assert isinstance(another.outer, FreshBatch)
-    assert plain.outer is None
-    assert torch.equal(another.outer.data.images, another.batches.data.images)
-    assert (plain.meta_lr, another.meta_lr) == (0.2, settings["meta_lr_l2t_another"])
+    assert isinstance(another.transfer_settings.outer, FreshBatch)
+    assert plain.transfer_settings.outer is None
+    assert torch.equal(another.transfer_settings.outer.data.images, another.batches.data.images)
+    rates = [trainer.transfer_settings.meta_lr for trainer in (plain, another)]
+    assert rates == [0.2, settings["meta_lr_l2t_another"]]
     assert another.beta == plain.beta
     weights = another.meta(another.source_features(task.train.images[:4].float() / 255))
     assert all(torch.equal(value, torch.ones(4, 1)) for value in weights.pairs.values())
