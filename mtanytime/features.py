@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from difflib import SequenceMatcher
 from functools import partial
 from typing import Any
@@ -17,10 +18,45 @@ from mtanytime.functional import functional_call, trial_run
 from mtanytime.layouts import Layout, record_layouts, to_map
 
 
+def _inside(model: nn.Module) -> nn.Module | None:
+    """The network inside DataParallel, DistributedDataParallel or the result of `torch.compile`, else None."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return model.module
+    return getattr(model, "_orig_mod", None)  # that of torch.compile
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside a `Normalized`, or the model itself; layer paths start from it."""
-    while isinstance(model, Normalized):
-        model = model.network
+    """The network inside a `Normalized` and wrappers (see `bare`), or the model itself; layer paths start from it."""
+    while (inner := model.network if isinstance(model, Normalized) else _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def bare(model: nn.Module, argument: str = "model") -> nn.Module:
+    """The model without wrappers that hide its modules: DataParallel, DistributedDataParallel and `torch.compile`.
+
+    A `Normalized` stays; one that holds such a wrapper is copied, with the same network in it.
+
+    Raises:
+        ValueError: a torch.jit network, whose layers cannot be read, or a wrapper deeper inside.
+    """
+    while (inner := _inside(model)) is not None:
+        model = inner
+    if isinstance(model, Normalized):
+        network = bare(model.network, argument)
+        if network is not model.network:
+            model = copy(model)
+            model._modules = {**model._modules, "network": network}
+        return model
+    if isinstance(model, torch.jit.ScriptModule):
+        got = Words(f"a torch.jit one ({type(model).__name__})")
+        raise mismatch(
+            argument, "a network of Python modules", got, "pass the network that it was scripted or traced from"
+        )
+    for path, module in model.named_modules():
+        if _inside(module) is not None:
+            got = Words(f"{type(module).__name__} at {path!r}")
+            raise mismatch(argument, "a network without wrapped parts", got, "put the network inside it in its place")
     return model
 
 
@@ -50,6 +86,9 @@ def _full_paths(model: nn.Module, layers: Sequence[str]) -> dict[str, str]:
     full_paths: dict[str, str] = {}
     for layer in layers:
         path = prefix + layer if layer in inner else layer
+        if path not in outer:  # perhaps a path of the wrapped network
+            path = ".".join(part for part in layer.split(".") if part not in ("module", "_orig_mod"))
+            path = prefix + path if path in inner else path
         if path not in outer:
             near = sorted(inner, key=lambda path: -SequenceMatcher(None, path, layer).ratio())
             known = ", ".join(near[:8]) + ", ..." * (len(near) > 8)
@@ -102,7 +141,7 @@ class Tapped(nn.Module):
 
     def __init__(self, model: nn.Module, layers: Sequence[str], grid: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model = model = bare(model)
         self.grid = getattr(unwrapped(model), "token_grid", None) if grid is None else grid
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self._layer_at = _full_paths(model, self.layers)
@@ -110,9 +149,12 @@ class Tapped(nn.Module):
         self._layouts: dict[tuple[bool, ...], dict[str, Layout | None]] = {}  # as well
 
     def forward(
-        self, images: Float[Tensor, "batch channel height width"]
+        self, images: Float[Tensor, "batch channel height width"], complete: bool = True
     ) -> tuple[Any, dict[str, Float[Tensor, "batch _ _ _"]]]:
-        """Return the network's own output, whatever it is, and the tapped maps by layer, in the order of `layers`."""
+        """Return the network's own output, whatever it is, and the tapped maps by layer, in the order of `layers`.
+
+        If not `complete`, layers that do not run are left out (blocks skipped at random, as in stochastic depth).
+        """
         name = type(unwrapped(self.model)).__name__
         modes = tuple(module.training for module in self.model.modules())
         copied = self._overwritten.get(modes)  # None: not known yet, so copy all
@@ -144,7 +186,7 @@ class Tapped(nn.Module):
             stack.enter_context(hooked(self.model, self._layer_at, keep))
             output = self.model(images)
         for layer in self.layers:
-            if layer not in features:
+            if complete and layer not in features:
                 raise RuntimeError(f"layer {layer!r} of {name} does not run in the forward pass")
         overwritten = {layer for layer, (original, version) in originals.items() if original._version != version}
         late = set() if copied is None else overwritten - copied
@@ -154,7 +196,7 @@ class Tapped(nn.Module):
             raise RuntimeError(
                 f"layer {min(late)!r} of {name} was overwritten in place, unlike on the first call; call again"
             )
-        return output, {layer: features[layer] for layer in self.layers}
+        return output, {layer: features[layer] for layer in self.layers if layer in features}
 
 
 def tap(model: nn.Module, layers: Sequence[str], *, grid: tuple[int, int] | None = None) -> Tapped:
@@ -163,10 +205,10 @@ def tap(model: nn.Module, layers: Sequence[str], *, grid: tuple[int, int] | None
     Tokens become maps of `grid` (rows, columns); by default that of the network's attribute `token_grid`, if it has
     one, else the largest grid shaped like the images. Class and register tokens come first and are left out.
 
-    The paths are those of `model.named_modules()`. Where the model is a `Normalized`, they may also start from the
-    network inside it: "layer1" for "network.layer1"; if both are layers, "layer1" is the inner network's. The returned
-    features have the paths as given. See `Tapped`. Raises ValueError for an unknown layer (naming similar ones), a
-    layer that is listed twice and an empty list.
+    The paths are those of `model.named_modules()`; wrappers are taken off (see `bare`). Where the model is a
+    `Normalized`, they may also start from the network inside it: "layer1" for "network.layer1"; if both are layers,
+    "layer1" is the inner network's. The returned features have the paths as given. See `Tapped`. Raises ValueError for
+    an unknown layer (naming similar ones), a layer that is listed twice and an empty list.
     """
     return Tapped(model, layers, grid)
 
@@ -179,6 +221,7 @@ def image_layers(
     These are the layers that run exactly once in eval mode on `images` and output an image map. The paths of a
     `Normalized` start from the network inside it. The model is left unchanged.
     """
+    model = bare(model)
     network = unwrapped(model)
     size, grid = _input_size(model, images), getattr(network, "token_grid", None)
     runs: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.features import Tapped, tap, unwrapped
+from mtanytime.features import Tapped, bare, tap, unwrapped
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.transfer.meta_networks import Pair
 
@@ -44,13 +44,13 @@ def error_context(context: str) -> Iterator[None]:
 
 
 def name_sources(source: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The source networks by name; a single one gets the name ""."""
+    """The source networks by name; a single one gets the name "". Wrappers are taken off (see `bare`)."""
     networks = dict(source) if isinstance(source, Mapping) else {"": source}
     valid = networks and all(isinstance(network, nn.Module) for network in networks.values())
     require(bool(valid), "source", "a network, or one or more networks by name", source)
     if isinstance(source, Mapping):
         require(all(name and "/" not in name for name in networks), "source", "names without '/'", list(networks))
-    return networks
+    return {name: bare(network, source_name(name)) for name, network in networks.items()}
 
 
 def check_pair_form(pairs: Sequence[Pair] | None) -> None:
@@ -172,14 +172,21 @@ def freeze_source(name: str, network: nn.Module, device: torch.device) -> list[s
 def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel height width"], training: bool) -> Maps:
     """The maps of a tapped network for a few images, without a trace on it; ValueError with the network's name.
 
-    In train mode, the maps keep their graph.
+    In train mode, the maps keep their graph, and a network that skips layers at random runs until each has run, up to
+    50 times.
     """
+    maps: Maps = {}
     with (
         torch.set_grad_enabled(training),
         trial_run(tapped, images.device, training) as buffers,
         error_context(f"{name}, given images of shape {tuple(images.shape[1:])}"),
     ):
-        return functional_call(tapped, buffers, images.to(dtype_of(tapped, images)))[1]
+        images = images.to(dtype_of(tapped, images))
+        for _ in range(49 if training else 0):
+            maps |= functional_call(tapped, buffers, images, False)[1]
+            if len(maps) == len(tapped.layers):
+                return {layer: maps[layer] for layer in tapped.layers}
+        return functional_call(tapped, buffers, images)[1]
 
 
 def check_trainable(target: nn.Module, maps: Maps) -> None:

@@ -9,6 +9,9 @@ Each batch is one step of a training loop, with θ the student's parameters and 
 From the new θ the lookahead takes `inner_steps` SGD steps on the matching loss alone and one on the task's loss. The
 outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is.
 
+A tapped layer that is skipped at random (stochastic depth) is not matched in the forward passes that skip it, nor in
+the lookahead of a batch whose real step skips it.
+
 Deviation from the authors' code: the lookahead leaves the batch-norm statistics as they were.
 """
 
@@ -64,7 +67,7 @@ class Student(nn.Module):
         """The target's output and, given `FeatureMatching.align`'s maps and the weights λ·w, L_wfm of each image."""
         if aligned is None:
             return self.target.model(images), None
-        output, features = self.target(images)
+        output, features = self.target(images, complete=False)
         return output, self.matching.aligned_loss(features, aligned, weights)
 
 
@@ -160,7 +163,7 @@ class Lookahead:
         leaves that term out.
         """
         with self._autocast():
-            output, features = self.student.target(images)
+            output, features = self.student.target(images, complete=False)
             batch = self._prepare(images, labels, source_features, features, weights)
             labelled = _first(output, len(images), len(labels))
             task = self.loss(labelled, labels)
@@ -214,7 +217,7 @@ class Lookahead:
         target = self.student.target
         with trial_run(target, images.device, training=True) as buffers:
             with torch.no_grad():
-                features = functional_call(target, buffers, images)[1]
+                features = functional_call(target, buffers, images, False)[1]
             batch = self._prepare(images, labels, source_features, features, weights)
             meta = self._look_ahead(batch)
         return MetaGradient(

@@ -83,10 +83,11 @@ class FeatureMatching(nn.Module):
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         target_sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Float[Tensor, "batch channels height width"]]:
-        """The source maps by target layer: resized to its (height, width) and stacked over its pairs."""
+        """The source maps by target layer with a size: resized to its (height, width) and stacked over its pairs."""
         return {
             target: torch.cat([_resize(source_features[s], target_sizes[target]) for s in sources], dim=1)
             for target, sources in self.sources.items()
+            if target in target_sizes
         }
 
     def forward(
@@ -107,7 +108,7 @@ class FeatureMatching(nn.Module):
                 stacklevel=4,  # the caller of the module
             )
             return self.aligned_loss(source_features, target_features, weights)
-        sizes = {layer: tuple(target_features[layer].shape[2:]) for layer in self.sources}
+        sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_features.items()}
         return self.aligned_loss(target_features, self.align(source_features, sizes), weights.by_target())
 
     def aligned_loss(
@@ -116,9 +117,14 @@ class FeatureMatching(nn.Module):
         aligned: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: Mapping[str, Float[Tensor, "batch _"]],
     ) -> Float[Tensor, " batch"]:
-        """L_wfm of each image, from `align`'s source maps and the weights λ·w of `PairWeights.by_target`."""
+        """L_wfm of each image, from `align`'s source maps and the weights λ·w of `PairWeights.by_target`.
+
+        A target layer without features or aligned maps contributes nothing: it was skipped at random.
+        """
         total = 0.0
         for target, regressor in zip(self.sources, self.regressors, strict=True):
+            if target not in target_features or target not in aligned:
+                continue
             maps, weight = target_features[target], regressor.weight
             detached = not aligned[target].requires_grad
             require(detached, "source_features", "detached maps", Words(f"maps for {target!r} that require grad"))
@@ -130,6 +136,9 @@ class FeatureMatching(nn.Module):
                     aligned[target].to(weight.dtype).flatten(2),
                     weights[target].to(weight.dtype),
                 )
+        if isinstance(total, float):  # nothing to match; a zero that requires grad, as any loss
+            first = next(iter(weights.values()))
+            return 0 * self.regressors[0].bias.sum() + first.new_zeros(len(first))
         return total
 
 
