@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtanytime.randomness import get_rng_state, set_rng_state
+
 
 def tensor_names(module: nn.Module) -> dict[str, str]:
     """Map each path to a parameter or buffer to its name in `named_parameters` or `named_buffers`.
@@ -53,11 +55,11 @@ def trial_run(module: nn.Module, device: torch.device, training: bool) -> Iterat
     writes to batch-norm statistics and similar.
     """
     modes = [(part, part.training) for part in module.modules()]
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)  # the CPU's is always restored
-    with torch.random.fork_rng(devices, device_type=kind):
-        try:
-            module.train(training)
-            yield {name: buffer.clone() for name, buffer in module.named_buffers()}
-        finally:
-            for part, mode in modes:
-                part.training = mode
+    state = get_rng_state(device)  # not by torch's fork_rng, which fails on mps
+    try:
+        module.train(training)
+        yield {name: buffer.clone() for name, buffer in module.named_buffers()}
+    finally:
+        set_rng_state(state, device)
+        for part, mode in modes:
+            part.training = mode

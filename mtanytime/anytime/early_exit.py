@@ -12,8 +12,8 @@ from mtanytime.checks import require
 
 
 def confidence(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
-    """Return the largest softmax probability, in float64."""
-    return logits.double().softmax(dim=-1).amax(dim=-1)
+    """Return the largest softmax probability, in float64 on the CPU, since not every device has that type."""
+    return logits.cpu().double().softmax(dim=-1).amax(dim=-1)
 
 
 def choose_thresholds(

@@ -148,7 +148,7 @@ class AnytimePredictor:
         remaining = torch.arange(len(images), device=logits.device)  # indices of the images that have not left
         for k in range(1, exits + 1):
             answers[remaining], taken[remaining] = logits, k
-            keep = confidence(logits) < thresholds[k - 1]
+            keep = (confidence(logits) < thresholds[k - 1]).to(logits.device)
             remaining = remaining[keep]
             if k == exits or not len(remaining):
                 break

@@ -51,7 +51,7 @@ def fraction_correct(
         for images, labels in batches_of(data, batch_size, seed=0, shuffle=False).epoch(0):
             total = total + correct(model(images.to(device, dtype)), labels.to(device))
             images_seen += len(labels)
-    return total.double() / images_seen
+    return total.cpu().double() / images_seen  # on the CPU: not every device has float64
 
 
 def batch_accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> float:
@@ -145,7 +145,7 @@ def calibration(
     """
     require(bins >= 1, "bins", "a number >= 1", bins)
     correct = _correct(outputs, labels).double()
-    confidence = outputs.double().softmax(dim=2).amax(dim=2)
+    confidence = outputs.cpu().double().softmax(dim=2).amax(dim=2)
     interval = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1])
     excess = torch.zeros(len(outputs), bins, dtype=torch.float64).scatter_add_(1, interval, confidence - correct)
     ece = excess.abs().sum(dim=1) / len(labels)
@@ -172,7 +172,7 @@ def flips(outputs: Float[Tensor, "exits images classes"], labels: Int[Tensor, " 
 
 
 def _correct(outputs: Tensor, labels: Tensor) -> Bool[Tensor, "exits images"]:
-    """Return whether each exit's answer to each image is correct, after checking logits and labels."""
+    """Return whether each exit's answer to each image is correct, on the CPU, after checking logits and labels."""
     shapes = Words(f"shapes {tuple(outputs.shape)} and {tuple(labels.shape)}")
     matching = outputs.ndim == 3 and labels.shape == outputs.shape[1:2] and outputs.numel() > 0
     require(matching, "outputs and labels", "shapes (exits, images, classes) and (images,)", shapes)
@@ -183,4 +183,4 @@ def _correct(outputs: Tensor, labels: Tensor) -> Bool[Tensor, "exits images"]:
     if len(broken):
         k, image = broken[0].tolist()
         require(False, "outputs", "finite logits", Words(f"other ones at exit {k + 1} for image {image}"))
-    return outputs.argmax(dim=2) == labels
+    return (outputs.argmax(dim=2) == labels.to(outputs.device)).cpu()

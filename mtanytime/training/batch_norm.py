@@ -5,35 +5,94 @@ in evaluation mode. With a small momentum (torchvision's MobileNetV3: 0.01) they
 the weights have changed, so a network that trains well can answer at chance in evaluation mode.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
+
+from mtanytime.data.batches import Batches
+from mtanytime.data.images import ImageSet
+from mtanytime.devices import Precision, autocast
+from mtanytime.randomness import generator_for, seeded
+
+Images = Float[Tensor, "batch channel height width"]
 
 USUAL_MOMENTUM = 0.1  # torch's default: statistics of the last ten steps or so
+MOST_IMAGES = 4096  # enough for a mean and a variance per channel
 
 
 def lagging_batch_norms(model: nn.Module) -> list[str]:
-    """Paths of the batch norms whose running statistics average over many more steps than torch's default."""
+    """Paths of the batch norms whose running statistics average over many more steps than torch's default.
+
+    A momentum of 0 does not count: it keeps given statistics on purpose.
+    """
     return [
         path
         for path, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.track_running_stats
         and module.momentum is not None
-        and module.momentum < USUAL_MOMENTUM
+        and 0 < module.momentum < USUAL_MOMENTUM
     ]
 
 
 def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch.device | None = None) -> None:
-    """Replace all running statistics by those of the present weights, averaged over batches of images.
+    """Replace lagging running statistics by those of the present weights, averaged over batches of images.
 
-    Modes and momenta are restored. Dropout and other random layers act as in training, so call it under a seed.
+    All else stays: modes, momenta, other buffers, and the statistics of batch norms that the network keeps in
+    evaluation mode by a `train` of its own. Dropout and other random layers act as in training, so call it under a
+    seed.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    settings = [(module, module.training, getattr(module, "momentum", None)) for module in model.modules()]
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    paths = lagging_batch_norms(model)
     try:
+        model.train()
+        settled = [path for path in paths if model.get_submodule(path).training]
         update_bn(images, model, device)
+        for path in settled:
+            for name in ("running_mean", "running_var"):
+                kept.pop(f"{path}.{name}" if path else name, None)
     finally:
-        for module, mode in modes:
+        for name, value in model.named_buffers():
+            if name in kept:
+                value.copy_(kept[name])
+        for module, mode, momentum in settings:
             module.training = mode
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = momentum
+
+
+def settle_for_evaluation(
+    model: nn.Module, data: ImageSet | DataLoader, batch_size: int | None, seed: int, precision: Precision
+) -> None:
+    """Settle a network that has lagging batch norms on up to 4096 training images; others stay as they are.
+
+    The images are chosen under the seed. Those of an `ImageSet` are not augmented, as in evaluation, and come in
+    batches of nearly the same size, at most `batch_size`. A `DataLoader` keeps its own batches.
+    """
+    if lagging_batch_norms(model):
+        like = next(model.parameters())
+        with seeded(seed, like.device), autocast(like.device, precision):
+            batches = _settling_batches(data, batch_size, seed)
+            settle_batch_norms(model, (images.to(like.device, like.dtype) for images in batches))
+
+
+def _settling_batches(data: ImageSet | DataLoader, batch_size: int | None, seed: int) -> Iterator[Images]:
+    if isinstance(data, ImageSet):
+        chosen = torch.randperm(len(data), generator=generator_for(seed))[:MOST_IMAGES]
+        for index in chosen.tensor_split(math.ceil(len(chosen) / batch_size)):
+            yield data.images[index.to(data.images.device)].float().div_(255)
+        return
+    first, seen = None, 0
+    for images, _ in Batches(data, None, seed).epoch(0):
+        first = first or len(images)
+        if 2 * len(images) >= first:  # every batch counts the same, so a much smaller last one is left out
+            yield images
+            seen += len(images)
+        if seen >= MOST_IMAGES:
+            return

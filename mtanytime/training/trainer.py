@@ -29,6 +29,7 @@ from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast, best_device
 from mtanytime.measure.evaluation import batch_accuracy, evaluate
 from mtanytime.randomness import derive_seed, seeded
+from mtanytime.training.batch_norm import settle_for_evaluation
 from mtanytime.training.checkpoint import check_finite, copied_state, get_states, set_states, weights_of
 from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import delay_interrupt
@@ -40,7 +41,7 @@ from mtanytime.training.settings import TrainerSettings, check_keywords, with_ke
 from mtanytime.training.trial import Images, Labels, check_labels, training_probe, try_network
 
 # First parts of derived seeds. Those of epochs and batches begin with an epoch, 0 or more.
-_INITIAL, _STEP = -1, -2
+_INITIAL, _STEP, _SETTLE = -1, -2, -5
 
 
 @dataclass(frozen=True)
@@ -275,9 +276,13 @@ class Trainer:
         with seeded(derive_seed(self.seed, _STEP, self.step), self.device):
             metrics = self.train_on_batch(images, labels.to(self.device))
         self.step += 1
+        ends = self.step % len(self.batches) == 0 or self.step == self.steps
+        if self.step == self.steps or (ends and self.validation is not None):  # the network is evaluated
+            seed = derive_seed(self.seed, _SETTLE, self.step)
+            settle_for_evaluation(self.model, self.batches.data, self.batches.batch_size, seed, self.precision)
         if self.validation is not None:
             metrics["val_accuracy"] = math.nan
-            if self.step % len(self.batches) == 0 or self.step == self.steps:
+            if ends:
                 metrics["val_accuracy"] = value = self._summary(self._evaluate(self.validation))
                 if self._best is None or value > self._best["val_accuracy"]:
                     self._best = {"epoch": epoch + 1, "val_accuracy": value, "model": copied_state(self.model)}
