@@ -61,6 +61,7 @@ def test_bad_settings_of_the_wrong_type(begin: Begin) -> None:
             {"schedule": "linear"},
             "ValueError: schedule: expected a function or one of ['cosine', 'steps', 'constant', 'warm-up cosine'],",
         ),
+        ({"optimizer": "adam"}, "ValueError: optimizer: expected a function that makes the optimizer, got str; pass a"),
         ({"epochs": 2.5}, "ValueError: epochs: expected a whole number >= 1, got 2.5"),
         ({"data": [1, 2]}, "ValueError: data: expected an ImageSet or a DataLoader, got [1, 2]"),
         ({"test": "cifar"}, "ValueError: test: expected an ImageSet or a DataLoader, got 'cifar'"),
@@ -106,7 +107,11 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
         ),
         (
             {"model": nn.Conv2d(3, 3, 3)},
-            "^loss: expected a function .* got cross_entropy, which fails: ",
+            r"^model: expected an output that holds logits .*, got a tensor \(3, 3, 6, 6\); say where they are",
+        ),
+        (
+            {"loss": lambda output, labels: F.cross_entropy(output[None], labels)},
+            "^loss: expected a function .*, which fails: ",
         ),
         (
             {"loss": partial(F.cross_entropy, reduction="none")},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
 from mtanytime.measure.costs import exit_costs
 from mtanytime.measure.evaluation import batch_accuracy, fraction_correct
+from mtanytime.measure.logits import Pick, find_exits
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
 
@@ -86,7 +88,8 @@ class AnytimeTrainer(Trainer):
         model: a network whose output is the list of its exits' logits, thin to wide, or a function that makes it.
         data: see `Trainer`.
         test: see `Trainer`.
-        loss: `loss(outputs, labels)`, a scalar, such as `JointLoss()` or a `taxonomy.CoarseToFineLoss`.
+        loss: `loss(output, labels)` of the network's whole output, a scalar, such as `JointLoss()` or a
+            `taxonomy.CoarseToFineLoss`.
         settings: the other arguments of `Trainer`.
 
     Raises:
@@ -124,9 +127,9 @@ class AnytimeTrainer(Trainer):
     def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Do one training step on one batch, on the joint loss, and return its metrics."""
         with autocast(self.device, self.precision):
-            outputs = self.model(images)
-            loss = self.loss(outputs, labels)
-        accuracies = [batch_accuracy(logits, labels) for logits in outputs]
+            output = self.model(images)
+            loss = self.loss(output, labels)
+        accuracies = [batch_accuracy(logits, labels) for logits in find_exits(output, pick=self.settings.logits)]
         metrics = {"loss": self._finite(loss, "loss"), "accuracy": sum(accuracies) / len(accuracies)}
         self.optimizer.zero_grad()
         loss.backward()
@@ -134,6 +137,9 @@ class AnytimeTrainer(Trainer):
         return metrics | {f"accuracy_{k}": accuracy for k, accuracy in enumerate(accuracies, 1)}
 
     def _logits(self, output: Any) -> Tensor:
+        pick = self.settings.logits
+        with suppress(ValueError):  # the error below fits better
+            output = find_exits(output, pick=pick) if pick or not isinstance(output, Tensor) else output
         matrices = isinstance(output, list | tuple) and all(isinstance(o, Tensor) and o.ndim == 2 for o in output)
         if not matrices or len({logits.shape for logits in output}) != 1:
             shown = [tuple(logits.shape) for logits in output] if matrices else type(output).__name__
@@ -143,7 +149,7 @@ class AnytimeTrainer(Trainer):
         return output[-1]
 
     def _evaluate(self, data: ImageSet | DataLoader) -> list[float]:
-        return evaluate_exits(self.model, data, precision=self.precision)
+        return evaluate_exits(self.model, data, precision=self.precision, logits=self.settings.logits)
 
     def _summary(self, accuracy: list[float]) -> float:
         return sum(accuracy) / len(accuracy)
@@ -155,7 +161,14 @@ def evaluate_exits(
     *,
     batch_size: int = 256,
     precision: Precision = "float32",
+    logits: Pick | None = None,
 ) -> list[float]:
-    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are as before afterwards."""
-    correct = lambda outputs, labels: (torch.stack(list(outputs)).argmax(dim=2) == labels).sum(dim=1)  # noqa: E731
+    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are as before afterwards.
+
+    `logits` picks the list of the exits' logits from the model's output; default: see `measure.logits.find_exits`.
+    """
+
+    def correct(output: Any, labels: Tensor) -> Tensor:
+        return (torch.stack(find_exits(output, pick=logits)).argmax(dim=2) == labels).sum(dim=1)
+
     return fraction_correct(model, data, correct, batch_size, precision).tolist()

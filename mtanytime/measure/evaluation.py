@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mtanytime.checks import Words, require
-from mtanytime.data.batches import batches_of
+from mtanytime.data.batches import batches_of, class_names
 from mtanytime.data.images import ImageSet
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import trial_run
 from mtanytime.measure.costs import device_and_dtype, exit_costs, exit_table, latencies
+from mtanytime.measure.logits import Pick, find_exits, find_logits
 from mtanytime.randomness import seeded
 
 
@@ -26,9 +27,17 @@ def evaluate(
     *,
     batch_size: int = 256,
     precision: Precision = "float32",
+    logits: Pick | None = None,
 ) -> float:
-    """Return a model's top-1 accuracy in [0, 1], in eval mode; modes and torch's random state are restored."""
-    correct = lambda logits, labels: (logits.argmax(dim=1) == labels).sum()  # noqa: E731
+    """Return a model's top-1 accuracy in [0, 1], in eval mode; modes and torch's random state are restored.
+
+    `logits` picks the logits from the model's output; default: see `logits.find_logits`.
+    """
+    classes = class_count(data)
+
+    def correct(output: Any, labels: Tensor) -> Tensor:
+        return (find_logits(output, classes, logits).argmax(dim=1) == labels).sum()
+
     return fraction_correct(model, data, correct, batch_size, precision).item()
 
 
@@ -67,10 +76,12 @@ def predictions(
     batch_size: int = 256,
     precision: Precision = "float32",
     progress: bool = True,
+    logits: Pick | None = None,
 ) -> tuple[Float[Tensor, "exits images classes"], Int[Tensor, " images"]]:
     """Return the logits of all exits in eval mode and the labels, on the CPU.
 
-    A network whose output is one tensor has one exit. Modes and torch's random state are restored. Logits are float32
+    A network whose output is one tensor has one exit. `logits` picks the logits, or the list of the exits' logits, from
+    another output; default: see `logits.find_exits`. Modes and torch's random state are restored. Logits are float32
     or wider, whatever precision they were computed in.
 
     Raises:
@@ -78,19 +89,25 @@ def predictions(
     """
     device, dtype = device_and_dtype(network)
     batches = batches_of(data, batch_size, seed=0, shuffle=False)
-    outputs, labels = [], []
+    outputs, labels, classes = [], [], class_count(data)
     with trial_run(network, device, training=False), seeded(0, device), autocast(device, precision):
         for images, batch_labels in tqdm(
             batches.epoch(0), "predicting", len(batches), unit="batch", file=sys.stdout, disable=not progress
         ):
             output = network(images.to(device, dtype))
-            exits = [output] if isinstance(output, Tensor) else list(output)
-            shapes = [tuple(logits.shape) for logits in exits]
+            exits = [output] if isinstance(output, Tensor) and logits is None else find_exits(output, classes, logits)
+            shapes = [tuple(part.shape) for part in exits]
             require(len(set(shapes)) == 1, "network", "logits of the same shape from all exits", shapes)
-            logits = torch.stack(exits)
-            outputs.append(logits.to("cpu", torch.promote_types(logits.dtype, torch.float32)))
+            stacked = torch.stack(exits)
+            outputs.append(stacked.to("cpu", torch.promote_types(stacked.dtype, torch.float32)))
             labels.append(batch_labels.cpu())
     return torch.cat(outputs, dim=1), torch.cat(labels)
+
+
+def class_count(data: ImageSet | DataLoader) -> int | None:
+    """Return the number of a set's classes, None where it does not name them."""
+    names = class_names(data)
+    return None if names is None else len(names)
 
 
 def curve(

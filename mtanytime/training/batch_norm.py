@@ -67,18 +67,16 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
                 module.momentum = momentum
 
 
-def settle_for_evaluation(
-    model: nn.Module, data: ImageSet | DataLoader, batch_size: int | None, seed: int, precision: Precision
-) -> None:
+def settle_for_evaluation(model: nn.Module, training: Batches, seed: int, precision: Precision) -> None:
     """Settle a network that has lagging batch norms on up to 4096 training images; others stay as they are.
 
     The images are chosen under the seed. Those of an `ImageSet` are not augmented, as in evaluation, and come in
-    batches of nearly the same size, at most `batch_size`. A `DataLoader` keeps its own batches.
+    batches of nearly the same size, at most that of the training batches. A `DataLoader` keeps its own batches.
     """
     if lagging_batch_norms(model):
         like = next(model.parameters())
         with seeded(seed, like.device), autocast(like.device, precision):
-            batches = _settling_batches(data, batch_size, seed)
+            batches = _settling_batches(training.data, training.batch_size, seed)
             settle_batch_norms(model, (images.to(like.device, like.dtype) for images in batches))
 
 

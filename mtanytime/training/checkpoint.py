@@ -1,9 +1,11 @@
 """What a checkpoint holds of a run's networks and optimisers: collect, check and restore their states."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,8 +30,14 @@ def set_states(states: State, modules: Mapping[str, nn.Module], optimizers: Mapp
         optimizer.load_state_dict(states["optimizers"][name])
         for parameter, state in optimizer.state.items():
             for key, value in state.items():  # torch itself does not compare these shapes
-                if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                if isinstance(value, Tensor) and value.ndim and not _fits(value, parameter):
                     raise mismatch(key, f"shape {tuple(parameter.shape)}", tuple(value.shape))
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    """Whether an optimiser's value has the parameter's shape, or 1 for some of its sizes, as in Adafactor."""
+    sizes = zip(value.shape, parameter.shape, strict=False)
+    return value.ndim == parameter.ndim and all(size in (1, whole) for size, whole in sizes)
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:
@@ -53,3 +61,11 @@ def check_finite(modules: Mapping[str, nn.Module], context: str) -> None:
     for name, module in modules.items():
         if not all(parameter.isfinite().all() for parameter in module.parameters()):
             raise FloatingPointError(f"weights of the {name} are not finite {context}")
+
+
+def finite_value(loss: Float[Tensor, ""], name: str, context: str) -> float:
+    """The loss as a number; FloatingPointError, with the context, if it is not finite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{name} is {value} {context}")
+    return value

@@ -9,7 +9,8 @@ from numbers import Integral
 from typing import Any, TypeVar, get_args
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import Remainder
@@ -31,7 +32,10 @@ class TrainerSettings:
         batch_size: images per batch. A `DataLoader` keeps its own batch size.
         remainder: "keep" an epoch's last, smaller batch, or "drop" it, so that all batches have one size. Not for a
             `DataLoader`, which has its own `drop_last`.
-        lr: learning rate of `torch.optim.SGD` at the start of the schedule.
+        lr: learning rate at the start of the schedule; 0.1 for SGD, and the optimizer's own if `optimizer` is given.
+        optimizer: a function of the list of parameters that returns any torch optimizer, such as
+            `functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05)`; default: `torch.optim.SGD` with the
+            next three settings. The schedule multiplies the learning rate of each of its parameter groups.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
         nesterov: use Nesterov momentum.
@@ -39,6 +43,8 @@ class TrainerSettings:
             epochs), "constant", or a function of the fraction of epochs done. Per step: "warm-up cosine", which rises
             over the first twentieth of the run and then falls as a cosine.
         loss: `loss(model(images), labels)`, a scalar tensor.
+        logits: a function from the network's output to the logits (batch, classes), which accuracies are computed from;
+            default: see `measure.logits.find_logits`.
         augment: transform of each training batch, such as `data.crop_flip()`.
         seed: of the order of the images, augmentation, dropout and initial weights.
         precision: "float32", or "bfloat16" for autocast; the weights stay in float32.
@@ -51,12 +57,14 @@ class TrainerSettings:
     steps: int | None = field(default=None, metadata=NEW)
     batch_size: int = 128
     remainder: Remainder = field(default="keep", metadata=NEW)
-    lr: float = 0.1
+    lr: float | None = None
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = field(default=None, metadata=NEW)
     momentum: float = 0.9
     weight_decay: float = 1e-4
     nesterov: bool = False
     schedule: Schedule = "cosine"
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    logits: Callable[[Any], Any] | None = field(default=None, metadata=NEW)
     augment: Augment | None = None
     seed: int = 0
     precision: Precision = "float32"
@@ -72,7 +80,11 @@ class TrainerSettings:
             require(not needed or (isinstance(value, Integral) and value >= 1), name, "a whole number >= 1", value)
         remainders = get_args(Remainder)
         require(self.remainder in remainders, "remainder", f"one of {remainders}", self.remainder)
-        require(0 < self.lr < math.inf, "lr", "a number > 0", self.lr)
+        if self.optimizer is None:
+            object.__setattr__(self, "lr", 0.1 if self.lr is None else self.lr)
+        else:
+            self._check_optimizer()
+        require(self.lr is None or 0 < self.lr < math.inf, "lr", "a number > 0", self.lr)
         require(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
         require(0 <= self.weight_decay < math.inf, "weight_decay", "a number >= 0", self.weight_decay)
         require(self.momentum > 0 or not self.nesterov, "momentum", "a number > 0 with nesterov", self.momentum)
@@ -81,6 +93,16 @@ class TrainerSettings:
         precisions = get_args(Precision)
         require(self.precision in precisions, "precision", f"one of {precisions}", self.precision)
         object.__setattr__(self, "augment", as_augment(self.augment))
+
+    def _check_optimizer(self) -> None:
+        remedy = "pass a function: optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+        got = Words(type(self.optimizer).__name__)
+        require(callable(self.optimizer), "optimizer", "a function that makes the optimizer", got, remedy)
+        for own in fields(self):
+            if own.name in ("momentum", "weight_decay", "nesterov"):
+                value = getattr(self, own.name)
+                remedy = "give it to the optimizer"
+                require(value == own.default, own.name, "no value beside an optimizer of your own", value, remedy)
 
     @property
     def sgd(self) -> dict[str, Any]:

@@ -23,25 +23,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.checks import Words, mismatch
 from mtanytime.data.batches import batches_of
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast, best_device
-from mtanytime.measure.evaluation import batch_accuracy, evaluate
+from mtanytime.measure.evaluation import batch_accuracy, class_count, evaluate
+from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.batch_norm import settle_for_evaluation
-from mtanytime.training.checkpoint import check_finite, copied_state, get_states, set_states, weights_of
+from mtanytime.training.checkpoint import check_finite, copied_state, finite_value, get_states, set_states, weights_of
 from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import delay_interrupt
+from mtanytime.training.network import make_network
+from mtanytime.training.optimizers import group_rates, make_optimizer, set_rates
 from mtanytime.training.progress import with_progress
 from mtanytime.training.run_folder import Row, RunFolder
-from mtanytime.training.schedule import learning_rates
 from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, with_keywords_of
 from mtanytime.training.trial import Images, Labels, check_labels, training_probe, try_network
 
 # First parts of derived seeds. Those of epochs and batches begin with an epoch, 0 or more.
-_INITIAL, _STEP, _SETTLE = -1, -2, -5
+_STEP, _SETTLE = -2, -5
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class TrainingResult:
 
 @with_keywords_of(TrainerSettings)
 class Trainer:
-    """Train one network on one task with SGD, step by step.
+    """Train one network on one task, step by step.
 
     `for report in trainer` runs the steps and yields a `StepReport` after each; leave the loop and iterate again to
     continue. `train()` is that loop with a progress bar. An interrupt takes effect at the end of the step (a second
@@ -135,14 +137,15 @@ class Trainer:
         self.batches = batches_of(train, settings.batch_size, **options)
         self.epochs = settings.epochs or math.ceil(settings.steps / len(self.batches))
         self.steps = settings.steps or self.epochs * len(self.batches)
-        self.rates = learning_rates(settings.lr, settings.schedule, self.steps, len(self.batches))  # one per step
-        self.model = _make_network(model, self.seed, self.device)
+        self.model = make_network(model, self.batches, self.seed, self.device)
         self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
         self.modules: dict[str, nn.Module] = {"model": self.model}  # these and the optimisers are in each checkpoint
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.tables: dict[str, list[Row]] = {"log": []}
         self._build()
         self.optimizers["optimizer"] = self.optimizer
+        self._group_rates = group_rates(self.optimizer, settings.schedule, self.steps, len(self.batches))
+        self.rates = self._group_rates[0]  # one per step
 
         self.step, self.seconds = 0, 0.0
         self._best: dict[str, Any] | None = None  # epoch, val_accuracy and weights of the best validation epoch
@@ -159,7 +162,7 @@ class Trainer:
     def _build(self) -> None:
         """Try the network on the data and make the optimiser."""
         self._try_model()
-        self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], **self.settings.sgd)
+        self.optimizer = make_optimizer(self.settings, self.model)
 
     def _config(self) -> Row:
         """Further settings that identify the run."""
@@ -174,7 +177,7 @@ class Trainer:
         with autocast(self.device, self.precision):
             output = self.model(images)
             loss = self.loss(output, labels)
-        metrics = {"loss": self._finite(loss, "loss"), "accuracy": batch_accuracy(output, labels)}
+        metrics = {"loss": self._finite(loss, "loss"), "accuracy": batch_accuracy(self._logits(output), labels)}
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -187,13 +190,13 @@ class Trainer:
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `_extra_state` returned."""
 
-    def _logits(self, output: Any) -> Tensor | None:
+    def _logits(self, output: Any) -> Tensor:
         """The logits in the network's output, which labels are checked against; ValueError for a wrong output."""
-        return output if isinstance(output, Tensor) and output.ndim == 2 else None
+        return find_logits(output, class_count(self.batches.data), self.settings.logits)
 
     def _evaluate(self, data: ImageSet | DataLoader) -> Any:
         """Accuracy on a set, as `TrainingResult.accuracy` holds it; `_summary` makes it one number."""
-        return evaluate(self.model, data, precision=self.precision)
+        return evaluate(self.model, data, precision=self.precision, logits=self.settings.logits)
 
     def _summary(self, accuracy: Any) -> float:
         """The number by which the best validation epoch is chosen."""
@@ -269,8 +272,7 @@ class Trainer:
             check_labels("training", labels, self.outputs)
         self._mid_step = True
         lr = self.rates[self.step]
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self.optimizer, [rates[self.step] for rates in self._group_rates])
         self.model.train()
         images = images.to(self.device, next(self.model.parameters()).dtype)
         with seeded(derive_seed(self.seed, _STEP, self.step), self.device):
@@ -278,8 +280,7 @@ class Trainer:
         self.step += 1
         ends = self.step % len(self.batches) == 0 or self.step == self.steps
         if self.step == self.steps or (ends and self.validation is not None):  # the network is evaluated
-            seed = derive_seed(self.seed, _SETTLE, self.step)
-            settle_for_evaluation(self.model, self.batches.data, self.batches.batch_size, seed, self.precision)
+            settle_for_evaluation(self.model, self.batches, derive_seed(self.seed, _SETTLE, self.step), self.precision)
         if self.validation is not None:
             metrics["val_accuracy"] = math.nan
             if ends:
@@ -303,10 +304,7 @@ class Trainer:
 
     def _finite(self, loss: Float[Tensor, ""], name: str, context: str = "") -> float:
         """The loss as a number; FloatingPointError if it is not finite."""
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value} at step {self.step + 1} ({self._error_context()}{context})")
-        return value
+        return finite_value(loss, name, f"at step {self.step + 1} ({self._error_context()}{context})")
 
     def _error_context(self) -> str:
         lr = f"learning rate {self.optimizer.param_groups[0]['lr']:.4g}"
@@ -381,12 +379,3 @@ class Trainer:
             raise mismatch(path, "a checkpoint of this run", Words(f"one that does not fit it: {error}")) from error
         self.tables = {name: self.folder.read(name, self.step) for name in self.tables}
         self._mid_step, self._saved_step = False, self.step
-
-
-def _make_network(model: nn.Module | Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
-    """The network on the device, made under the run's seed if a function makes it. ValueError if nothing is trained."""
-    with seeded(derive_seed(seed, _INITIAL), device):
-        network = (model if isinstance(model, nn.Module) else model()).to(device)
-    trainable = any(parameter.requires_grad for parameter in network.parameters())
-    require(trainable, "model", "a network with parameters that require grad", type(network).__name__)
-    return network

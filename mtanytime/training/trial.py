@@ -68,9 +68,9 @@ def try_network(
     loss: Callable[[Any, Tensor], Tensor],
     batches: Batches,
     others: Mapping[str, ImageSet | DataLoader | None],
-    logits_of: Callable[[Any], Tensor | None],
+    logits_of: Callable[[Any], Tensor],
     precision: Precision,
-) -> int | None:
+) -> int:
     """Run a network forward on a few training images in train mode, with the loss, and of other sets in eval mode.
 
     Args:
@@ -78,11 +78,11 @@ def try_network(
         loss: the training loss, `loss(output, labels)`.
         batches: batches of the training set.
         others: further sets by name; None for a set that there is not.
-        logits_of: the logits in the network's output, which labels are checked against, or None.
+        logits_of: the logits in the network's output, which labels are checked against.
         precision: that of the forward pass.
 
     Returns:
-        The number of the network's outputs (classes), None where its output holds no logits.
+        The number of the network's outputs (classes).
 
     Raises:
         ValueError: the network does not take the images, it has no output for a label, or the loss does not take its
@@ -120,10 +120,9 @@ def _forward(model: nn.Module, name: str, images: Tensor, precision: Precision, 
             raise mismatch("model", expected, got, remedy) from error
 
 
-def _check_output(logits: Tensor | None, name: str, labels: Tensor) -> int | None:
-    outputs = None if logits is None else logits.shape[1]
-    check_labels(name, labels, outputs)
-    return outputs
+def _check_output(logits: Tensor, name: str, labels: Tensor) -> int:
+    check_labels(name, labels, logits.shape[1])
+    return logits.shape[1]
 
 
 def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tensor) -> None:

@@ -111,7 +111,7 @@ class Lookahead:
     Args:
         student: the target network and its regressors.
         optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps, from
-            the momentum that is there.
+            the momentum that is there. Where nothing is looked ahead, any optimizer.
         loss: the task's loss, `loss(target(images), labels)` -> scalar.
         beta: β > 0, the weight of the matching loss.
         inner_steps: T ≥ 1, the matching steps of the lookahead.
@@ -130,7 +130,7 @@ class Lookahead:
     """
 
     student: Student
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
     _: KW_ONLY
     beta: float = 0.5

@@ -17,10 +17,12 @@ from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import generator_for
 from mtanytime.training.identity import describe_data, fingerprint, record
+from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.training.trial import check_labels
+from mtanytime.transfer.bilevel import SGDState
 from mtanytime.transfer.double_backward import allows_fast_layers
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
@@ -154,10 +156,13 @@ class TransferTrainer(Trainer):
         ).to(self.device, dtype)
         self.student = Student(target, matching)
         self.modules |= {"matching": matching, "meta": self.meta}
-        trained = [p for p in self.student.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(trained, **self.settings.sgd)
+        self.optimizer = make_optimizer(self.settings, self.student)
         self.meta_optimizer, fast_layers = None, True
         if learned := list(self.meta.parameters()):
+            differentiable, kind = type(self.optimizer) is torch.optim.SGD, Words(type(self.optimizer).__name__)
+            remedy = 'leave optimizer out, or learn nothing: what=False, where="off"'
+            require(differentiable, "optimizer", "torch.optim.SGD, whose steps the lookahead repeats", kind, remedy)
+            SGDState.read(self.student, self.optimizer)  # raises for settings that the lookahead does not cover
             self.meta_optimizer = torch.optim.Adam(learned, settings.meta_lr, weight_decay=settings.meta_weight_decay)
             self.optimizers["meta_optimizer"] = self.meta_optimizer
             fast_layers = allows_fast_layers(self.model, images)
@@ -227,7 +232,7 @@ class TransferTrainer(Trainer):
             "loss": self._finite(losses.total, "loss", f", mean λ by pair {by_pair}"),
             "task_loss": losses.task.item(),
             "matching_loss": losses.matching.item(),
-            "accuracy": batch_accuracy(losses.output, labels),
+            "accuracy": batch_accuracy(self._logits(losses.output), labels),
             "mean_lambda": mean_lambda.mean().item(),
         }
         if losses.distillation is not None:

@@ -1,0 +1,120 @@
+"""Runs with any torch optimizer: they learn as torch's own loop does, resume with the same bits, and are refused where
+they cannot work."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_runs import coloured, network, state_of, trainer, transfer
+
+from mtanytime.data.batches import Batches
+from mtanytime.training.identity import run_record
+
+ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.05)
+KINDS = {
+    "AdamW": ADAMW,
+    "RMSprop": partial(torch.optim.RMSprop, lr=0.003, momentum=0.5),
+    "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+    "Adafactor": partial(torch.optim.Adafactor, lr=0.01),
+}
+
+
+def test_a_run_with_adamw_is_torchs_own_loop() -> None:
+    """The same losses and weights as a loop by hand with a cosine schedule from the optimizer's own learning rate."""
+    data, epochs = coloured(), 2
+    options = {"data": data, "validation": None, "augment": None, "epochs": epochs, "lr": None}
+    run = trainer(model=network().double(), optimizer=ADAMW, **options)
+    log = run.train().log
+    model = network().double()
+    optimizer = ADAMW(list(model.parameters()))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    losses, rates = [], []
+    for epoch in range(epochs):
+        for images, labels in Batches(data, 5, seed=0).epoch(epoch):
+            loss = F.cross_entropy(model(images.double()), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    assert log["loss"].tolist() == pytest.approx(losses, rel=1e-9)
+    assert log["lr"].tolist() == pytest.approx(rates)
+    torch.testing.assert_close(run.model.state_dict(), model.state_dict(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_runs_have_the_same_bits(tmp_path: Path, kind: str) -> None:
+    """The optimizer's state is in the checkpoint."""
+    options = {"optimizer": KINDS[kind], "lr": None, "epochs": 2}
+    whole = trainer(**options)
+    whole.train()
+    for report in trainer(tmp_path / "run", **options):
+        if report.step == 5:
+            break
+    resumed = trainer(tmp_path / "run", **options)
+    assert resumed.step == 5
+    resumed.train()
+    assert state_of(resumed) == state_of(whole)
+
+
+def test_parameter_groups_keep_their_proportions() -> None:
+    """The schedule multiplies each group's own learning rate; `lr` replaces a single one."""
+
+    def two(parameters: list[Any]) -> torch.optim.Optimizer:
+        groups = [{"params": parameters[:2], "lr": 0.2}, {"params": parameters[2:], "lr": 0.02}]
+        return torch.optim.SGD(groups, lr=1.0)
+
+    run = trainer(optimizer=two, lr=None, schedule=lambda progress: 1 - progress, epochs=2)
+    for _ in run:
+        pass
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.1, 0.01])
+    assert trainer(optimizer=ADAMW, lr=0.3).rates[0] == 0.3
+    with pytest.raises(ValueError, match=r"^lr: expected no lr beside an optimizer with .* \[0.02, 0.2\], got 0.3$"):
+        trainer(optimizer=two, lr=0.3)
+
+
+def test_the_optimizer_identifies_a_run(tmp_path: Path) -> None:
+    """Only where it is given: runs with the default go on; another optimizer is another run."""
+    assert "optimizer" not in run_record(trainer())
+    trainer(tmp_path / "run", optimizer=ADAMW, lr=None, epochs=1).train()
+    with pytest.raises(ValueError, match="another run"):
+        trainer(tmp_path / "run", optimizer=partial(torch.optim.AdamW, lr=0.02), lr=None, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"optimizer": lambda parameters: None}, "^optimizer: expected a function .* returns a torch optimizer, got N"),
+        ({"optimizer": partial(torch.optim.AdamW, beta=1)}, "^optimizer: .* got one that fails: .*'beta'"),
+        ({"optimizer": torch.optim.LBFGS}, "^optimizer: expected one whose step needs no closure, got 'LBFGS'$"),
+        (
+            {"optimizer": lambda p: torch.optim.SGD(p[1:], 0.1)},
+            "^optimizer: .* got SGD without 1 of 10;",
+        ),
+        ({"optimizer": ADAMW, "momentum": 0.5}, "^momentum: expected no value beside an optimizer .*, got 0.5; give"),
+        ({"optimizer": ADAMW, "lr": -1.0}, "^lr: expected a number > 0, got -1.0$"),
+    ],
+    ids=lambda value: None,
+)
+def test_refused(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    """Before training, with nothing written."""
+    with pytest.raises(ValueError, match=match):
+        trainer(tmp_path / "run", **{"lr": None, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lookahead_needs_sgd() -> None:
+    """It repeats SGD's steps. SGD of one's own works; where nothing is looked ahead, any optimizer does."""
+    with pytest.raises(ValueError, match=r"^optimizer: expected torch.optim.SGD, .* got AdamW; leave optimizer out"):
+        transfer(optimizer=ADAMW, lr=None)
+    with pytest.raises(ValueError, match=r"^optimizer: expected SGD without dampening"):
+        transfer(optimizer=partial(torch.optim.SGD, momentum=0.9, dampening=0.1))
+    default, own = transfer(epochs=1), transfer(epochs=1, optimizer=partial(torch.optim.SGD, **transfer().settings.sgd))
+    default.train()
+    own.train()
+    assert state_of(own) == state_of(default)
+    assert transfer(epochs=1, optimizer=ADAMW, lr=None, what=False, where="off").train().accuracy is not None
