@@ -17,6 +17,13 @@ def lazy() -> nn.Sequential:
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
 
 
+def ready() -> nn.Sequential:
+    """The same network, whose ordinary layers have their weights already."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return lazy()
+
+
 def test_lazy_layers_start_from_the_seed() -> None:
     """Same seed, same weights, whatever torch's random state is; another seed, others. Statistics are fresh ones."""
     with torch.random.fork_rng():
@@ -34,14 +41,14 @@ def test_lazy_layers_start_from_the_seed() -> None:
 
 def test_lazy_layers_are_trained_and_resumed(tmp_path: Path) -> None:
     """Their parameters are in the optimizer, and a resumed run has the same bits; ready-made networks work, too."""
-    whole = trainer(model=lazy(), epochs=2)
+    whole = trainer(model=ready(), epochs=2)
     before = whole.model[7].weight.clone()
     whole.train()
     assert not torch.equal(before, whole.model[7].weight)
-    for report in trainer(tmp_path / "run", model=lazy(), epochs=2):
+    for report in trainer(tmp_path / "run", model=ready(), epochs=2):
         if report.step == 3:
             break
-    resumed = trainer(tmp_path / "run", model=lazy(), epochs=2)
+    resumed = trainer(tmp_path / "run", model=ready(), epochs=2)
     resumed.train()
     assert state_of(resumed) == state_of(whole)
 
