@@ -1,12 +1,12 @@
 """Folding: make batch norms part of the convolutions before them, for inference."""
 
-from copy import deepcopy
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mtanytime.anytime.made_weights import plain_copy
 from mtanytime.anytime.triangular import TriangularConv
 
 
@@ -16,9 +16,10 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
 
     It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found where the
     two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`. A norm
-    that is followed by the convolution, as at the start of a pre-activation block, stays.
+    that is followed by the convolution, as at the start of a pre-activation block, stays. Weights that hooks or
+    parametrizations make are plain parameters in the copy.
     """
-    folded = deepcopy(network).eval()
+    folded = plain_copy(network).eval()
     for module in list(folded.modules()):
         pairs = list(getattr(module, "convolutions_with_norms", ()))
         if isinstance(module, nn.Sequential):

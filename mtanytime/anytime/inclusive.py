@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import (
     Block,
@@ -76,6 +77,7 @@ class InclusiveResNeXt(AnytimeNetwork):
         """Return the E logits, thin to wide, from a pass each. Raises ValueError for images without three channels."""
         check_images(images, self.stem, len(self.stages), "InclusiveResNeXt")
         stem = self.stem(images)
+        refresh_weights(*(part for stage in self.stages for block in stage for part in block.children()))
         return [self._logits(stem, k) for k in range(1, self.exits + 1)]
 
     def _logits(self, maps: Tensor, k: int) -> Tensor:
@@ -90,6 +92,8 @@ class InclusiveResNeXt(AnytimeNetwork):
     def extract(self, k: int) -> ResNeXt:
         """Copy sub-network k as an ordinary ResNeXt of k·branches/E branches, with its own weights."""
         self._check_exit(k)
+        if has_made_weights(self):
+            return plain_copy(self).extract(k)
         stages = [[block.thin(k) for block in stage] for stage in self.stages]
         width = self.stages[0][0].bn1[0].num_features
         trunk = Trunk(deepcopy(self.stem), stages, deepcopy(self.norms[k - 1]), (width,))

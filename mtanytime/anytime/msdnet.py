@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtanytime.anytime.made_weights import has_made_weights, plain_copy
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.backbones import check_image_shape
 from mtanytime.checks import require
@@ -120,6 +121,8 @@ class MSDNet(AnytimeNetwork):
         paper's lazy evaluation. Published operation counts often include them. Raises ValueError if there is no exit k.
         """
         self._check_exit(k)
+        if has_made_weights(self):
+            return plain_copy(self).extract(k)
         layers = [layer for block in self.blocks[:k] for layer in block]
         needed = [layer[-(len(layers) - i) :] for i, layer in enumerate(layers)]
         return deepcopy(nn.Sequential(self.stem, *needed, self.heads[k - 1])).train(self.training)

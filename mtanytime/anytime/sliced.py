@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import (
     Block,
@@ -99,6 +100,8 @@ class SlicedResNeXt(AnytimeNetwork):
     def extract(self, k: int) -> ResNeXt:
         """Copy sub-network k, the first k slices and their head, as a network with its own weights."""
         self._check_exit(k)
+        if has_made_weights(self):
+            return plain_copy(self).extract(k)
         width, branches = sum(self.slice_widths[:k]), sum(self.slice_branches[:k])
         factors = [1 << stage for stage in range(len(self.trunk.stages))]
         stages = [
@@ -138,6 +141,8 @@ class SlicedResNeXt(AnytimeNetwork):
     @torch.no_grad()
     def _slice_features(self, images: Tensor, inputs: list[tuple[Tensor, Tensor]], j: int) -> Tensor:
         """Compute the features of slice j from the earlier slices in `inputs`, and add slice j to `inputs`."""
+        if j == 0:
+            refresh_weights(*self.trunk.modules())
         maps, number = self._slice_of_stem(images, j), 0
         for i, stage in enumerate(self.trunk.stages):
             if i:

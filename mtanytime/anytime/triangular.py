@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtanytime.anytime.made_weights import refresh_weights
+
 
 class TriangularConv(nn.Module):
     """A 1×1 convolution whose output slice j reads the input slices ≤ j: block lower triangular.
@@ -32,6 +34,7 @@ class TriangularConv(nn.Module):
 
     def forward(self, maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch outputs height width"]:
         """Convolve the maps of all slices, which are concatenated along the channels."""
+        refresh_weights(self.weights)  # a list of parameters is not called, so its hooks would not run
         weights = list(self.weights)
         maps = maps.contiguous()  # channels last would be slow
         if torch.is_autocast_enabled(maps.device.type):
