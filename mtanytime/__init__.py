@@ -39,7 +39,7 @@ from mtanytime.anytime import AnytimePredictor, AnytimeTrainer, SlicedResNeXt  #
 from mtanytime.backbones import Normalized, load_l2t_resnet32, resnet, vgg9  # noqa: E402
 from mtanytime.features import image_layers, tap  # noqa: E402
 from mtanytime.measure import evaluate  # noqa: E402
-from mtanytime.training import Trainer  # noqa: E402
+from mtanytime.training import Trainer, load_run  # noqa: E402
 from mtanytime.transfer import TransferTrainer  # noqa: E402
 
 install_old_paths()
@@ -59,6 +59,7 @@ __all__ = [
     "features",
     "image_layers",
     "load_l2t_resnet32",
+    "load_run",
     "measure",
     "resnet",
     "tap",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtanytime.checks import require
+from mtanytime.console import replace_unprintable
 from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer
 from mtanytime.experiments.recipe import as_text
 from mtanytime.experiments.runner import RECIPES, check_new_csv, plan, run, write_results
@@ -19,6 +20,7 @@ from mtanytime.experiments.transfer import METHODS
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error or a diverged run, 130 for an interrupted run."""
+    replace_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m mtanytime", description="Learn what and where to transfer; predict at any time."
     )

@@ -1,18 +1,23 @@
 """What identifies a run: other settings, functions, networks or data make another run."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tiny_runs
 import torch
 import torch.nn.functional as F
 from tiny_runs import coloured, loader, network
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
+from mtanytime.anytime import JointLoss
 from mtanytime.data.batches import crop_flip
-from mtanytime.training.identity import fingerprint, name_of
+from mtanytime.training.identity import fingerprint, name_of, same_structure, structure_of
 from mtanytime.training.run_folder import RunFolder
 from mtanytime.training.trainer import Trainer
 
@@ -75,3 +80,159 @@ def test_fingerprint_tells_tensors_apart() -> None:
     ]
     assert len(set(prints)) == len(prints)
     assert fingerprint({"a": base.reshape(2, 3).t()}) == fingerprint({"a": base.reshape(2, 3).t().contiguous()})
+
+
+# What a loss holds.
+
+
+class Weighted(nn.Module):
+    """A user's loss with a buffer, a list and a loss of its own inside."""
+
+    def __init__(self, weight: list[float], scales: list[float], smoothing: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight))
+        self.scales, self.inner = scales, nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+
+class Plain:
+    """A user's loss that is no module: with a private tensor, an array and a method."""
+
+    def __init__(self, value: float) -> None:
+        self._weight, self.table = torch.full((2,), value), np.full(3, value)
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Whatever."""
+        return output.sum()
+
+
+WEIGHTS = torch.ones(3)
+
+
+def reads_a_global(output: Tensor, labels: Tensor) -> Tensor:
+    """A notebook's loss, with its weights in another cell."""
+    return F.cross_entropy(output, labels, weight=WEIGHTS)
+
+
+def weighted_default(weight: float) -> Callable[..., Any]:
+    """A lambda with its weights as a default."""
+    weights = torch.full((3,), weight)
+    return lambda output, labels, weight=weights: F.cross_entropy(output, labels, weight=weight)
+
+
+PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "class weights": (
+        lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1, 1])),
+        lambda: nn.CrossEntropyLoss(weight=torch.tensor([9.0, 1, 1])),
+    ),
+    "none and some": (nn.CrossEntropyLoss, lambda: nn.CrossEntropyLoss(weight=torch.ones(3))),
+    "buffer": (lambda: Weighted([1.0], [1.0], 0.1), lambda: Weighted([2.0], [1.0], 0.1)),
+    "list": (lambda: Weighted([1.0], [1.0], 0.1), lambda: Weighted([1.0], [2.0], 0.1)),
+    "loss inside": (lambda: Weighted([1.0], [1.0], 0.1), lambda: Weighted([1.0], [1.0], 0.2)),
+    "tensor in a partial": (  # a tensor of 2,000 values is printed with dots
+        lambda: partial(F.cross_entropy, weight=torch.arange(2000.0)),
+        lambda: partial(F.cross_entropy, weight=torch.arange(2000.0).index_fill(0, torch.tensor([1000]), 5.0)),
+    ),
+    "partial of a module": (
+        lambda: partial(nn.CrossEntropyLoss(weight=torch.ones(3))),
+        lambda: partial(nn.CrossEntropyLoss(weight=torch.zeros(3))),
+    ),
+    "method": (lambda: Plain(1.0).loss, lambda: Plain(2.0).loss),
+    "private tensor": (lambda: Plain(1.0), lambda: Plain(2.0)),
+    "default of a lambda": (lambda: weighted_default(1.0), lambda: weighted_default(2.0)),
+    "joint loss": (JointLoss, lambda: JointLoss(loss=nn.CrossEntropyLoss(label_smoothing=0.1))),
+    "transform": (lambda: v2.RandomErasing(value=[1.0]), lambda: v2.RandomErasing(value=[2.0])),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_what_functions_hold_identifies_them(kind: str) -> None:
+    """Two values that compute differently have different names; the same one has the same name when made again."""
+    one, other = PAIRS[kind]
+    assert name_of(one()) == name_of(one())
+    assert name_of(one()) != name_of(other())
+    assert " at 0x" not in f"{name_of(one())}"
+
+
+def test_global_variables_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in a global variable, as notebooks have them, belong to the loss that reads them."""
+    before = name_of(reads_a_global)
+    monkeypatch.setitem(globals(), "WEIGHTS", torch.full((3,), 2.0))
+    assert name_of(reads_a_global) != before
+
+
+def weighted_run(folder: Path, weight: float) -> Trainer:
+    """A run with class weights."""
+    loss = nn.CrossEntropyLoss(weight=torch.full((3,), weight))
+    return tiny_runs.trainer(folder, loss=loss, epochs=1, validation=None)
+
+
+def as_before(folder: Path) -> None:
+    """Give a run the record and checkpoint of today's predecessor, which left out a loss's tensors."""
+    config = json.loads((folder / "config.json").read_text())
+    config["loss"] = config["loss"].rpartition(" ")[0]
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del checkpoint["network"]
+    torch.save(checkpoint, folder / "checkpoint.pt")
+
+
+def test_a_record_without_the_losss_tensors_is_recognized(tmp_path: Path) -> None:
+    """A run from before its loss's tensors were recorded goes on, and is recorded with them from then on."""
+    next(iter(weighted_run(tmp_path, 1.0)))
+    with pytest.raises(ValueError, match=r"another run \(loss: "):
+        weighted_run(tmp_path, 2.0)
+    as_before(tmp_path)
+    weighted_run(tmp_path, 1.0).train()
+    with pytest.raises(ValueError, match=r"another run \(loss: "):
+        weighted_run(tmp_path, 2.0)
+    weighted_run(tmp_path, 1.0)
+
+
+class Printed(nn.Module):
+    """A network whose printed form can change, as with a new version of a library."""
+
+    form = "v1"
+
+    def __init__(self, slope: float = 0.1) -> None:
+        super().__init__()
+        self.body, self.slope = network(), slope
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits."""
+        return self.slope * self.body(images)
+
+    def extra_repr(self) -> str:
+        """The changing part."""
+        return self.form
+
+
+def test_a_changed_printed_form_is_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is printed differently goes on bit for bit; one with another setting does not."""
+
+    def run(name: str, **options: Any) -> Trainer:
+        return tiny_runs.trainer(tmp_path / name, model=Printed(**options), epochs=2, validation=None)
+
+    expected = run("whole")
+    expected.train()
+    for report in run("parts"):
+        if report.step == 3:
+            break
+    monkeypatch.setattr(Printed, "form", "v1, new_default=False")
+    resumed = run("parts")
+    assert resumed.step == 3
+    resumed.train()
+    assert tiny_runs.state_of(resumed) == tiny_runs.state_of(expected)
+    monkeypatch.setattr(Printed, "form", "v1, slope=0.2")
+    with pytest.raises(ValueError, match=r"another run \(model: .*printed form changed, write its new description"):
+        run("parts", slope=0.2)
+
+
+def test_a_new_setting_of_a_module_is_the_same_structure() -> None:
+    """A torch that adds an attribute to its layers leaves the structure the same; another value, class or path not."""
+    plain, newer, other, more = network(), network(), network(dropout=0.1), network()
+    newer[2].new_default = False
+    more.append(nn.Identity())
+    assert same_structure(structure_of(plain), structure_of(newer))
+    assert same_structure(structure_of(newer), structure_of(plain))
+    for changed in (other, more):
+        assert not same_structure(structure_of(plain), structure_of(changed))

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mtanytime.backbones import Normalized
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.training import run_folder
+from mtanytime.training.stored_run import load_run
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import Lookahead, TransferTrainer
 
@@ -253,3 +255,14 @@ def save_beyond_the_limit(folder: Path, pipe: Connection) -> None:
             held.save({"weights": torch.zeros(100_000)})
         except OSError as error:
             pipe.send(str(error))
+
+
+def store_logits(folder: Path, file: Path) -> None:
+    """Load a run of a normalized `network` and store the logits of its best and last weights for the test images."""
+    torch.set_num_threads(1)
+    images, logits = task().test.images / 255, {}
+    for weights in ("best", "last"):
+        model = Normalized(network(seed=9), (0.0,) * 3, (1.0,) * 3, size=16)
+        with torch.no_grad():
+            logits[weights] = load_run(folder, model, weights=weights).network(images)
+    torch.save(logits, file)

@@ -117,7 +117,7 @@ class AnytimeTrainer(Trainer):
         """
         result = super().result()
         network = unwrapped(self.model)
-        written = self.folder is None or (self.folder.path / "curve.csv").exists()
+        written = self.folder is None or self.folder.read_only or (self.folder.path / "curve.csv").exists()
         if not written and result.accuracy is not None and hasattr(network, "extract"):
             costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])
             names = {"model": type(network).__name__, "seed": self.seed}

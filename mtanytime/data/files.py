@@ -12,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 from tqdm import tqdm
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.console import printable
 from mtanytime.data.images import ImageSet
 from mtanytime.data.pixels import WHITE, Color, read_pixels
 
@@ -71,7 +72,7 @@ def _read(
 
     with ThreadPool(workers) as pool:
         done = pool.imap(read, range(len(paths)))
-        for _ in tqdm(done, title, len(paths), file=sys.stdout, delay=SECONDS_BEFORE_BAR):
+        for _ in tqdm(done, printable(title), len(paths), file=sys.stdout, delay=SECONDS_BEFORE_BAR):
             pass
     return images
 

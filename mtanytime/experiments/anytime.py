@@ -150,5 +150,6 @@ RECIPES = {
         settings=CIFAR10,
         trainers=cifar10,
         rows=rows,
+        network=_build_normalised,
     ),
 }

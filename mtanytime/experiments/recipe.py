@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from torch import nn
 
 from mtanytime.checks import mismatch, require
 from mtanytime.data.images import Task
@@ -47,6 +48,8 @@ class Recipe:
             trainer is built after the earlier ones have been trained. With folder None, nothing is written.
         rows: `rows(part, seed, trainer, result)` returns the rows that a trained network adds to the table of results;
             `result` is None for a run that diverged, whose accuracies are nan.
+        network: `network(part, settings, classes)` builds the part's network, for that number of classes; None where it
+            needs the source.
     """
 
     reproduces: str
@@ -55,6 +58,7 @@ class Recipe:
     settings: Settings
     trainers: Callable[[Settings, int, Path | None, bool], Parts]
     rows: Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
+    network: Callable[[str, Settings, int], nn.Module] | None = None
 
 
 def changed(settings: Settings, changes: Mapping[str, Setting]) -> dict[str, Setting]:

@@ -17,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import mismatch, require
+from mtanytime.console import say
 from mtanytime.experiments import anytime, baselines, transfer
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
+from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
@@ -64,22 +66,41 @@ def run(
     rows, maps = [], []
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, progress):
+            trainer.origin = {"recipe": name, "part": part, "settings": settings}
             beta = getattr(trainer, "beta", 0.0)
             label = f"{part}, seed {seed}" + f", β {beta:g}" * (beta > 0)
             if progress:
-                print(label)
+                say(label)
             try:
                 result = trainer.train()
             except FloatingPointError as error:
                 result = None
                 if not chosen.rows(part, seed, trainer, None):  # without a source there is nothing to transfer
                     raise
-                print(f"{label} diverged: {error}")
+                say(f"{label} diverged: {error}")
             rows += chosen.rows(part, seed, trainer, result)
             if result is not None and isinstance(trainer, TransferTrainer) and trainer.meta_optimizer is not None:
                 keys, trace = {"method": part, "seed": seed, "beta": beta}, result.trace
                 maps.append(trace[trace["step"] == trace["step"].max()].assign(**keys)[[*keys, *trace.columns]])
     return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
+
+
+def load_part(folder: Path, **options: Any) -> StoredRun:
+    """Load a trained network of a recipe from its run folder, such as OUT/l2t-seed0; `options` are those of `load_run`.
+
+    Raises ValueError as `load_run`, and for a run that no recipe made, or a recipe of version 0.1.
+    """
+    checkpoint, _ = read_run(folder)
+    about = checkpoint.get("network", {})
+    remedy = "load it with mtanytime.load_run(folder, model)"
+    require(bool(about.get("origin")), "folder", "the run folder of a recipe's network", str(folder), remedy)
+    origin = about["origin"]
+    build = recipe(origin["recipe"]).network
+    require(
+        build is not None, "folder", "the run folder of a recipe that builds its networks alone", str(folder), remedy
+    )
+    network = build(origin["part"], origin["settings"], len(about["classes"]))
+    return load_run(folder, network, **options)
 
 
 def plan(

@@ -57,7 +57,7 @@ def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool)
         "checkpoint_seconds": settings["checkpoint_seconds"],
     }
     source = Trainer(
-        lambda: resnet(settings["source_depth"], num_classes=37),
+        lambda: _built_in_network("source", settings, 37),
         _letters(settings["letters_per_class"]),
         epochs=settings["source_epochs"],
         batch_size=64,
@@ -65,7 +65,7 @@ def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool)
         **options,  # without the recipe's seed: all seeds share one source
     )
     yield "source", source
-    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
+    make = lambda: _built_in_network("target", settings, 10)  # noqa: E731
     yield from _targets(settings, seed, folder, source.model, make, _digits(count, seed, held_back), **options)
 
 
@@ -79,10 +79,20 @@ def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bo
     source = load_l2t_resnet32(settings["source"])
     cifar = load_cifar10(settings["images"])
     task = Task(cifar.train.few(settings["per_class"], seed), cifar.test)
-    make = lambda: Normalized(vgg9(10), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
+    make = lambda: _cifar10_network("target", settings, 10)  # noqa: E731
     options = {"augment": crop_flip(), "validation": 0.1, "progress": progress}
     options |= {name: settings[name] for name in ("precision", "checkpoint_seconds")}
     yield from _targets(settings, seed, folder, source, make, task, **options)
+
+
+def _built_in_network(part: str, settings: Settings, classes: int) -> nn.Module:
+    if part == "source":
+        return resnet(settings["source_depth"], classes)
+    return vgg9(classes, width=settings["target_width"])
+
+
+def _cifar10_network(part: str, settings: Settings, classes: int) -> nn.Module:
+    return Normalized(vgg9(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) -> list[dict[str, Any]]:
@@ -213,6 +223,7 @@ RECIPES = {
         settings=SMOKE,
         trainers=built_in,
         rows=rows,
+        network=_built_in_network,
     ),
     "built-in": Recipe(
         reproduces="the paper's question on a substitute: printed letters to handwritten digits, ten labels per class",
@@ -221,6 +232,7 @@ RECIPES = {
         settings=BUILT_IN,
         trainers=built_in,
         rows=rows,
+        network=_built_in_network,
     ),
     "cifar10-few": Recipe(
         reproduces="L2T-ww with few labels: CIFAR-10, 50 per class, TinyImageNet ResNet-32 to VGG-9, 200 epochs",
@@ -229,5 +241,6 @@ RECIPES = {
         settings=CIFAR10_FEW,
         trainers=cifar10_few,
         rows=rows,
+        network=_cifar10_network,
     ),
 }

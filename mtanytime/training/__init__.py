@@ -5,6 +5,7 @@ from mtanytime.training.identity import describe_data, describe_model, fingerpri
 from mtanytime.training.run_folder import Row, RunFolder
 from mtanytime.training.schedule import SCHEDULES, STEP_BY_STEP, Schedule
 from mtanytime.training.settings import TrainerSettings
+from mtanytime.training.stored_run import StoredRun, load_run
 from mtanytime.training.trainer import StepReport, Trainer, TrainingResult
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "RunFolder",
     "Schedule",
     "StepReport",
+    "StoredRun",
     "Trainer",
     "TrainerSettings",
     "TrainingResult",
     "describe_data",
     "describe_model",
     "fingerprint",
+    "load_run",
     "name_of",
 ]
 

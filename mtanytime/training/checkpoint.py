@@ -1,17 +1,57 @@
-"""What a checkpoint holds of a run's networks and optimisers: collect, check and restore their states."""
+"""A run's checkpoint: write and read the file; collect, check and restore the states of networks and optimisers."""
 
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mtanytime.checks import mismatch
+from mtanytime.checks import Words, mismatch
 
 State = dict[str, Any]
+
+_FORMAT = "mtanytime-1"
+
+
+def write_checkpoint(checkpoint: State, file: IO[bytes]) -> None:
+    """Write a checkpoint to an open file; torch.save adds a checksum (CRC-32) to each of its parts."""
+    torch.save({"format": _FORMAT, **checkpoint}, file)
+
+
+def read_checkpoint(path: Path) -> State:
+    """Read a checkpoint on the CPU, without executing code from it.
+
+    ValueError for a foreign file and for a damaged one, whether truncated or with changed bits: torch does not compare
+    the checksums that it writes, so they are compared here.
+    """
+    expected = "a checkpoint that this library wrote"
+    try:
+        checkpoint = _verified(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        remedy = "restore it from a copy, or remove it to start the run again"
+        raise mismatch(str(path), expected, Words(f"a truncated or foreign file ({reason})"), remedy) from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
+        raise mismatch(str(path), expected, Words("a foreign file"))
+    return checkpoint
+
+
+def _verified(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        members, size = archive.infolist(), path.stat().st_size
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+            raise ValueError("its parts are compressed")  # torch.save compresses nothing; these may expand without end
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of its part {damaged} is wrong: bits were changed")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def get_states(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> State:

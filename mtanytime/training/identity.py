@@ -2,21 +2,21 @@
 
 import hashlib
 import inspect
+import json
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from numbers import Number
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.data.batches import Batches
 from mtanytime.data.images import ImageSet
-from mtanytime.training.run_folder import Row
+from mtanytime.training.contents import closure_of, contents_hash, fingerprint, parts_of
+
+Row = dict[str, Any]
 
 
 def record(settings: Any) -> Row:
@@ -47,47 +47,74 @@ def run_record(trainer: Any) -> Row:
     }
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of tensors by name: of their names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        if value.numel():
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+class Described(str):
+    """A description in today's form; `older` is what earlier versions recorded for the same thing."""
+
+    older: str
 
 
 def name_of(value: object) -> object:
-    """The name of a function or object with the plain settings that it holds; strings and numbers stay as they are."""
+    """The name of a function or object with the settings that it holds; strings and numbers stay as they are.
+
+    Plain settings and tensors are shown. What else the value holds (see `parts_of`) is described by a hash, in a
+    `Described` text.
+    """
     if value is None or isinstance(value, str | Number):
         return value
+    older, shown = _name_and_settings(value)
+    hidden = {k: v for k, v in parts_of(value).items() if k not in shown}
+    if not hidden:
+        return older
+    described = Described(f"{older.partition(' ')[0] if isinstance(value, partial) else older} {contents_hash(hidden)}")
+    described.older = older
+    return described
+
+
+def _name_and_settings(value: Any) -> tuple[str, set[str]]:
+    """The name with plain settings and tensors, as version 0.1 recorded it, and the names of the parts it shows."""
     if isinstance(value, partial):
-        return f"{name_of(value.func)} {value.args} {value.keywords}"
-    plain_function = inspect.isfunction(function := inspect.unwrap(value))
-    held = _closure(function) if plain_function else getattr(value, "__dict__", {})
+        plain = all(map(_is_plain, (*value.args, *value.keywords.values())))
+        shown = {"args", "keywords"} if plain else set()
+        name = name_of(value.func)
+        shown |= set() if isinstance(name, Described) else {"func"}
+        return f"{getattr(name, 'older', name)} {value.args} {value.keywords}", shown
+    function = inspect.unwrap(value)
+    held = closure_of(function) if inspect.isfunction(function) else getattr(value, "__dict__", {})
     held = {k: fingerprint({k: v}) if isinstance(v, Tensor) else v for k, v in sorted(held.items())}
     plain = {k: v for k, v in held.items() if k[0] != "_" and _is_plain(v)}
-    return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else "")
+    return getattr(value, "__qualname__", type(value).__qualname__) + (f" {plain}" if plain else ""), set(plain)
 
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, bool | int | float | str) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
-def _closure(function: Callable[..., Any]) -> Row:
-    """The variables in a function's closure, without those that have no value yet."""
-    variables = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # an empty cell
-            variables[name] = cell.cell_contents
-    return variables
-
-
 def describe_model(model: nn.Module) -> str:
-    """The network's class and a hash of its structure, without its weights."""
+    """The network's class and a hash of its printed form and tensors, without their values."""
     tensors = [(name, tuple(value.shape), value.dtype) for name, value in model.state_dict().items()]
     structure = re.sub(r" at 0x\w+", "", repr(model))  # a module may show a function with its address
     return f"{type(model).__name__} {hashlib.sha256(f'{structure}{tensors}'.encode()).hexdigest()[:16]}"
+
+
+def structure_of(model: nn.Module) -> str:
+    """The network's modules as JSON: path -> [class, plain settings]. Unlike `describe_model`, no printed form."""
+    modules = {}
+    for path, module in model.named_modules():
+        settings = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and _is_plain(v)}
+        modules[path] = [type(module).__qualname__, settings]
+    return json.dumps(modules, sort_keys=True)
+
+
+def same_structure(one: str, other: str) -> bool:
+    """Whether two results of `structure_of` have the same modules, with equal values of the settings in both.
+
+    A setting that only one has may be one that a new version of a library added.
+    """
+    first, second = json.loads(one), json.loads(other)
+    return first.keys() == second.keys() and all(
+        kind == second[path][0] and all(second[path][1].get(k, v) == v for k, v in settings.items())
+        for path, (kind, settings) in first.items()
+    )
 
 
 def describe_data(data: ImageSet | DataLoader | None) -> str | None:

@@ -7,18 +7,20 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mtanytime.console import say
+
 _SHOWN = ("loss", "accuracy", "mean_lambda", "val_accuracy")
 
 
 def with_progress(trainer: Any) -> Iterator[Any]:
     """Iterate over a trainer's step reports, showing its notes, a progress bar and the latest metrics."""
     for note in trainer.notes:
-        print(note)
+        say(note)
     if trainer.step >= trainer.steps:
-        print("already finished")
+        say("already finished")
         return
     if trainer.step:
-        print(f"resuming at step {trainer.step} of {trainer.steps}")
+        say(f"resuming at step {trainer.step} of {trainer.steps}")
     shown: dict[str, str] = {}
     bar = tqdm(trainer, total=trainer.steps, initial=trainer.step, unit="step", mininterval=0.5, file=sys.stdout)
     for report in bar:

@@ -1,25 +1,30 @@
 """The folder of a training run: settings, tables, checkpoint, and a lock that keeps it to one process."""
 
 import csv
+import errno
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import filelock
 import pandas as pd
-import torch
 
 from mtanytime.checks import Words, mismatch
+from mtanytime.training.checkpoint import read_checkpoint, write_checkpoint
+from mtanytime.training.identity import Row, same_structure
 
-Row = dict[str, Any]
-
-_FORMAT = "mtanytime-1"
 _LEFT_OVERS = {".lock", "config.json.tmp"}  # files of a run that died before it wrote config.json
 _TEXT = ("source", "target")  # columns of layer names: a layer called "0" or "1.10" is not a number
+
+
+_BOM = b"\xef\xbb\xbf"  # the byte-order mark that Excel and Windows editors write before UTF-8
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # NFS without a lock daemon and others
+_LENGTH = ("epochs", "steps")  # settings that may grow from one session of a run to the next
 
 
 def _number(text: str) -> int | float:
@@ -34,23 +39,31 @@ class RunFolder:
 
     A checkpoint is written completely or not at all (temporary file, fsync, rename) and read without executing code
     from it. Rows are appended at every step; on resume, rows after the checkpoint's step are dropped. Before `held`,
-    nothing is written and the folder is not locked.
+    nothing is written and the folder is not locked. Where the file system has no locks, a warning says so once.
+
+    A folder is that of the run if its record is the same, or differs only in descriptions: a network whose modules are
+    the same and are printed differently, or a description in the form of an earlier version. It may also have been
+    made for fewer epochs or steps (`extends`).
 
     Args:
         path: the folder, which need not exist.
         config: the record of the run, which tells it from others.
+        structure: of the run's network, see `identity.structure_of`.
 
     Raises:
         ValueError: the path is a file, or the folder holds another run (the settings that differ are named) or files
             that are not a run's.
-        PermissionError: the folder is not writable.
+        PermissionError: the folder is not writable and holds no checkpoint.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Row) -> None:
+    def __init__(self, path: str | os.PathLike[str], config: Row, structure: str | None = None) -> None:
         self.path = Path(path)
         self.config = json.loads(json.dumps(config, default=lambda number: number.item()))  # as read back
-        self._lock = filelock.FileLock(self.path / ".lock", thread_local=False)
+        self._older = {k: v.older for k, v in config.items() if hasattr(v, "older")}
+        self._structure = structure
+        self._lock: filelock.BaseFileLock | None = filelock.FileLock(self.path / ".lock", thread_local=False)
         self._files: dict[str, IO[str]] = {}
+        self.extends = False  # whether the folder's record has fewer epochs or steps
         self._known = self._version()
         self._check()
 
@@ -58,8 +71,9 @@ class RunFolder:
         place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
         if not place.is_dir():
             raise mismatch("folder", f"a folder for the run at {self.path}", Words(f"{place}, which is a file"))
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionError(f"folder: {place} is not writable; choose another folder for the run at {self.path}")
+        self.read_only = not os.access(place, os.W_OK | os.X_OK)
+        if self.read_only and self._version() is None:
+            self.deny()
         if not self.path.exists():
             return
         expected, remedy = "an empty folder or the folder of this run", "choose another folder"
@@ -68,37 +82,86 @@ class RunFolder:
             if foreign := sorted({entry.name for entry in self.path.iterdir()} - _LEFT_OVERS):
                 raise mismatch("folder", expected, Words(f"{self.path}, which holds {foreign[0]!r}"), remedy)
             return
+        recorded = read_record(self.path)
+        names = [k for k in {**self.config, **recorded} if recorded.get(k) != self.config.get(k)]
+        others = [name for name in names if not self._takes(name, recorded)] if names else []
+        self.extends = any(name in _LENGTH for name in names)
+        if not others:
+            return
+        shown = "; ".join(f"{k}: there {recorded.get(k)!r}, here {self.config.get(k)!r}" for k in names[:4])
+        more = f"; {len(names) - 4} more" if len(names) > 4 else ""
+        if others == ["model"]:
+            remedy += f", or, if only the network's printed form changed, write its new description into {path}"
+        elif others == ["trace_every"] and self.extends:
+            remedy += f", or give trace_every={recorded['trace_every']}, as there"
+        came = Words(f"{self.path}, which already holds another run ({shown}{more})")
+        raise mismatch("folder", expected, came, remedy)
+
+    def _takes(self, name: str, recorded: Row) -> bool:
+        """Whether a setting that differs from the recorded one leaves the recorded run the same, or makes it longer."""
+        there, here = recorded.get(name), self.config.get(name)
+        if name in _LENGTH:
+            return isinstance(there, int) and isinstance(here, int) and there < here
+        if name != "model" and name not in self._older:
+            return False
         try:
-            config = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
-            raise mismatch(str(path), "the record of a run", Words(f"a file that is not one ({error})")) from error
-        if names := [k for k in {**self.config, **config} if config.get(k) != self.config.get(k)]:
-            shown = "; ".join(f"{k}: there {config.get(k)!r}, here {self.config.get(k)!r}" for k in names[:4])
-            more = f"; {len(names) - 4} more" if len(names) > 4 else ""
-            came = Words(f"{self.path}, which already holds another run ({shown}{more})")
-            raise mismatch("folder", expected, came, remedy)
+            checkpoint = self._read()
+        except ValueError:  # a damaged checkpoint says nothing about its run
+            return False
+        if checkpoint is None:
+            return False
+        if "network" not in checkpoint:  # of an earlier version
+            return there == self._older.get(name)
+        if name != "model" or self._structure is None:
+            return False
+        return same_structure(checkpoint["network"]["structure"], self._structure)
+
+    def deny(self) -> NoReturn:
+        """Raise PermissionError: the folder is not writable."""
+        place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        raise PermissionError(f"folder: {place} is not writable; choose another folder for the run at {self.path}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Create the folder if needed and lock it for a block; RuntimeError if another process is training there."""
+        if self.read_only:
+            self.deny()
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise RuntimeError(
-                f"another process or loop is training in {self.path}; wait for its end or choose another folder"
-            ) from error
+        self._acquire()
         try:
             self._check()  # another run may have started here meanwhile
-            if not (self.path / "config.json").exists():
+            if not (self.path / "config.json").exists() or read_record(self.path) != self.config:
                 self._write("config.json", lambda file: file.write(json.dumps(self.config, indent=1).encode()))
+                if self.extends:
+                    (self.path / "curve.csv").unlink(missing_ok=True)  # of the shorter run's end
+                    self.extends = False
             yield
         finally:
             for file in self._files.values():
                 with suppress(OSError):  # a full disk: the rows that are lost come after the last checkpoint
                     file.close()
             self._files.clear()
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _acquire(self) -> None:
+        """Lock the folder, where its file system has locks."""
+        if self._lock is None:
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RuntimeError(
+                f"another process or loop is training in {self.path}; wait for its end or choose another folder"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            self._lock = None
+            warnings.warn(
+                f"{self.path}: its file system has no locks ({error}), so see to it that only one process trains there",
+                stacklevel=2,
+            )
 
     @property
     def changed_elsewhere(self) -> bool:
@@ -106,20 +169,12 @@ class RunFolder:
         return self._version() != self._known
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, on the CPU, or None if there is none. ValueError for a truncated or foreign file."""
-        path = self.path / "checkpoint.pt"
+        """The last checkpoint, on the CPU, or None if there is none. ValueError for a damaged or foreign file."""
         self._known = self._version()
-        if self._known is None:
-            return None
-        expected = "a checkpoint that this library wrote"
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise mismatch(str(path), expected, Words(f"a truncated or foreign file ({reason})")) from error
-        if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
-            raise mismatch(str(path), expected, Words("a foreign file"))
-        return checkpoint
+        return self._read()
+
+    def _read(self) -> dict[str, Any] | None:
+        return None if self._version() is None else read_checkpoint(self.path / "checkpoint.pt")
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Write the tables' rows and then a checkpoint to the disk. On OSError the checkpoint before it is kept."""
@@ -127,7 +182,7 @@ class RunFolder:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            self._write("checkpoint.pt", lambda file: torch.save({"format": _FORMAT, **checkpoint}, file))
+            self._write("checkpoint.pt", lambda file: write_checkpoint(checkpoint, file))
         except (OSError, RuntimeError) as error:
             # torch.save hides a failed write behind a RuntimeError about positions in the file.
             cause = error if isinstance(error, OSError) else error.__context__
@@ -140,9 +195,21 @@ class RunFolder:
         self._known = self._version()
 
     def read(self, table: str, last_step: int) -> list[Row]:
-        """A table's rows up to `last_step`."""
-        rows = csv.DictReader(io.StringIO(self._rows(table, last_step).decode(), newline=""))
-        return [{name: cell if name in _TEXT else _number(cell) for name, cell in row.items()} for row in rows]
+        """A table's rows up to `last_step`. ValueError, with the line, for a table that cannot be read."""
+        path, line = self.path / f"{table}.csv", 1
+        try:
+            lines = csv.reader(io.StringIO(self._rows(table, last_step).removeprefix(_BOM).decode(), newline=""))
+            header, rows = next(lines, []), []
+            for cells in lines:
+                line = lines.line_num
+                row = zip(header, cells, strict=True)
+                rows.append({name: cell if name in _TEXT else _number(cell) for name, cell in row})
+        except (ValueError, csv.Error) as error:
+            if str(error).startswith(str(path)):
+                raise
+            reason = Words(f"one that cannot be read in line {line} ({error})")
+            raise mismatch(str(path), "a table as this library writes it", reason, "restore the file") from error
+        return rows
 
     def trim(self, table: str, last_step: int) -> None:
         """Drop the rows after `last_step`, and an incomplete last line, from a table's file."""
@@ -171,14 +238,14 @@ class RunFolder:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]
-        if lines and not lines[0].startswith(b"step,"):
-            columns = lines[0].decode(errors="replace").strip()
+        if lines and not lines[0].removeprefix(_BOM).startswith(b"step,"):
+            columns = lines[0].decode(errors="replace").strip()[:80]
             raise mismatch(str(path), "a table with 'step' as its first column", Words(columns))
         try:
             while len(lines) > 1 and int(lines[-1].split(b",")[0]) > last_step:
                 del lines[-1]
         except ValueError as error:
-            step = lines[-1].split(b",")[0].decode(errors="replace")
+            step = lines[-1].split(b",")[0].decode(errors="replace")[:80]
             raise mismatch(f"{path}, column step", "whole numbers", step) from error
         return b"".join(lines)
 
@@ -202,3 +269,12 @@ class RunFolder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def read_record(folder: Path) -> Row:
+    """The record of the run in a folder, its config.json. ValueError for a file that is not one."""
+    path = folder / "config.json"
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise mismatch(str(path), "the record of a run", Words(f"a file that is not one ({error})")) from error

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from mtanytime.checks import require
+from mtanytime.checks import Words, mismatch, require
 
 Schedule = Literal["cosine", "steps", "constant", "warm-up cosine"] | Callable[[float], float]
 
@@ -32,3 +32,28 @@ def learning_rates(lr: float, schedule: Schedule, steps: int, steps_per_epoch: i
     rates = [lr * factor(epoch / epochs) for epoch in range(epochs)]
     require(all(0 <= rate < math.inf for rate in rates), "schedule", "finite factors >= 0", rates)
     return [rates[step // steps_per_epoch] for step in range(steps)]
+
+
+def check_extension(trainer: Any) -> None:
+    """Check that a run may go on for more epochs or steps than it was started with.
+
+    ValueError where the longer run would have made other steps than those that are done: its schedule has other
+    learning rates for them, or the shorter run validated within an epoch.
+    """
+    made = [row["lr"] for row in trainer.tables["log"]]
+    length = "steps" if trainer.settings.epochs is None else "epochs"
+    remedy = (
+        'choose another folder, schedule="constant" from the start, or begin a new run with these weights: '
+        "model=mtanytime.load_run(folder, model).network"
+    )
+    if made != trainer.rates[: trainer.step]:
+        step = next(i for i, pair in enumerate(zip(made, trainer.rates, strict=False)) if pair[0] != pair[1])
+        schedule = trainer.settings.schedule
+        name = repr(schedule) if isinstance(schedule, str) else "of its own"
+        expected = f"the number of {length} in {trainer.folder.path}, since a run's schedule ({name}) depends on it"
+        came = f"{getattr(trainer, length)}, with learning rate {trainer.rates[step]:.4g} at step {step + 1}"
+        raise mismatch(length, expected, Words(f"{came} in place of {made[step]:.4g}"), remedy)
+    within = trainer.validation is not None and trainer.step % len(trainer.batches) > 0
+    if within and math.isfinite(trainer.tables["log"][-1]["val_accuracy"]):
+        came = Words(f"{trainer.steps}, after a validation at step {trainer.step}, within an epoch")
+        raise mismatch(length, f"the number of {length} in {trainer.folder.path}", came, remedy)

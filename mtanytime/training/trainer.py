@@ -38,8 +38,10 @@ from mtanytime.training.network import make_network
 from mtanytime.training.optimizers import group_rates, make_optimizer, set_rates
 from mtanytime.training.progress import with_progress
 from mtanytime.training.run_folder import Row, RunFolder
+from mtanytime.training.schedule import check_extension
 from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, with_keywords_of
+from mtanytime.training.stored_run import describe_network
 from mtanytime.training.trial import Images, Labels, check_labels, training_probe, try_network
 
 # First parts of derived seeds. Those of epochs and batches begin with an epoch, 0 or more.
@@ -152,10 +154,14 @@ class Trainer:
         self._last: dict[str, Tensor] | None = None  # the run's own weights while `load_best` shows others
         self._scores: dict[str, Any] | None = None  # the result's accuracies
         self._mid_step, self._saved_step, self._saved_at = False, -1, time.monotonic()
+        self.origin: dict[str, Any] = {}  # the recipe, part and settings that made the run; kept in checkpoints
         self.folder: RunFolder | None = None
         if folder is not None:
-            self.folder = RunFolder(folder, run_record(self) | self._config())
+            self._network = describe_network(self.model, self.batches.data, self._probe_batch()[0])
+            self.folder = RunFolder(folder, run_record(self) | self._config(), self._network["structure"])
             self._load()
+            if self.folder.read_only and self.step < self.steps:
+                self.folder.deny()
 
     # What a subclass may replace.
 
@@ -241,7 +247,7 @@ class Trainer:
         if self.step < self.steps or self._mid_step:
             raise RuntimeError(f"the run is at step {self.step} of {self.steps}; finish it first, with train()")
         if self._scores is None:
-            with nullcontext() if self.folder is None else self.folder.held():
+            with nullcontext() if self.folder is None or self.folder.read_only else self.folder.held():
                 last = None if self.test is None else self._evaluate(self.test)
                 best = last
                 if self._best is not None and last is not None:
@@ -355,9 +361,10 @@ class Trainer:
         self._mid_step = True
         check_finite(self.modules, f"after step {self.step} ({self._error_context()})")
         self._mid_step = False
-        if self.folder is not None:
+        if self.folder is not None and not self.folder.read_only:
             checkpoint = {"step": self.step, "seconds": self.seconds, "best": self._best, "scores": self._scores}
             checkpoint |= get_states(self.modules, self.optimizers)
+            checkpoint["network"] = self._network | {"origin": self.origin}
             self.folder.save(checkpoint | {"extra": self._extra_state()})
             self._saved_step = self.step
         self._saved_at = time.monotonic()
@@ -373,9 +380,12 @@ class Trainer:
             set_states(checkpoint, self.modules, self.optimizers)
             self._load_extra_state(checkpoint["extra"])
             self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
-            self._best, self._scores = checkpoint["best"], checkpoint["scores"]
+            self._best, self.origin = checkpoint["best"], checkpoint.get("network", {}).get("origin", {})
+            self._scores = checkpoint["scores"] if self.step >= self.steps else None  # a longer run has none yet
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             path = str(self.folder.path / "checkpoint.pt")
             raise mismatch(path, "a checkpoint of this run", Words(f"one that does not fit it: {error}")) from error
         self.tables = {name: self.folder.read(name, self.step) for name in self.tables}
+        if self.folder.extends:
+            check_extension(self)
         self._mid_step, self._saved_step = False, self.step
