@@ -163,8 +163,6 @@ class Trainer:
             if self.folder.read_only and self.step < self.steps:
                 self.folder.deny()
 
-    # What a subclass may replace.
-
     def _build(self) -> None:
         """Try the network on the data and make the optimiser."""
         self._try_model()
@@ -210,8 +208,6 @@ class Trainer:
 
     def _after_step(self) -> None:
         """Add rows to further tables; called after each step, when `step` counts it."""
-
-    # The run.
 
     def __iter__(self) -> Iterator[StepReport]:
         """Run the remaining steps and yield a report after each."""
@@ -306,8 +302,6 @@ class Trainer:
         if self.folder is not None:
             self.folder.append(table, rows)
 
-    # Checks.
-
     def _finite(self, loss: Float[Tensor, ""], name: str, context: str = "") -> float:
         """The loss as a number; FloatingPointError if it is not finite."""
         return finite_value(loss, name, f"at step {self.step + 1} ({self._error_context()}{context})")
@@ -324,8 +318,6 @@ class Trainer:
         """Run the network on a few images of each set, leaving it unchanged; ValueError if that fails."""
         others = {"validation": self.validation, "test": self.test}
         self.outputs = try_network(self.model, self.loss, self.batches, others, self._logits, self.precision)
-
-    # Checkpoints.
 
     def _restore(self) -> None:
         """Restore the run's own state after `load_best`, or after a step that was not finished."""
