@@ -15,7 +15,6 @@ from mtanytime.console import replace_unprintable
 from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer
 from mtanytime.experiments.recipe import as_text
 from mtanytime.experiments.runner import RECIPES, check_new_csv, plan, run, write_results
-from mtanytime.experiments.transfer import METHODS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,8 +44,8 @@ def _add_list(commands: Any) -> None:
 def _list(options: argparse.Namespace) -> int:
     for name, recipe in RECIPES.items():
         print(f"{name}\n  reproduces: {recipe.reproduces}\n  takes: {recipe.duration}\n  expect: {recipe.expected}")
-        if "methods" in recipe.settings:
-            print(f"  methods: {' '.join(METHODS)}")
+        if recipe.methods:
+            print(f"  methods: {' '.join(recipe.methods)}")
         print("  settings: " + " ".join(f"{key}={as_text(value)}" for key, value in recipe.settings.items()))
     return 0
 

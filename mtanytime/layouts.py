@@ -38,6 +38,7 @@ class LayoutRecorder:
 
     def __init__(self) -> None:
         self._axis = 1
+        self._channels: int | None = None  # how many the last informative module left on this axis
         self._in_windows = False  # MaxViT's windows of pixels are no map
 
     def layout(self, output: Any) -> Layout | None:
@@ -45,7 +46,10 @@ class LayoutRecorder:
         if not isinstance(output, Tensor) or not output.is_floating_point() or self._in_windows:
             return None
         if output.ndim == 4:
-            return "channels first" if self._axis == 1 else "channels last"
+            other = -1 if self._axis == 1 else 1
+            # A `permute` that is no module may have moved the channels since.
+            moved = self._channels is not None and output.shape[self._axis] != self._channels == output.shape[other]
+            return "channels first" if (other if moved else self._axis) == 1 else "channels last"
         return "tokens" if output.ndim == 3 and self._axis == -1 else None
 
     def _update(self, module: nn.Module, _args: Any, output: Any) -> None:
@@ -66,6 +70,7 @@ class LayoutRecorder:
         elif type(module).__name__ == "Permute" and hasattr(module, "dims"):
             axis = 1 if self._axis == 1 else output.ndim - 1
             self._axis = 1 if list(module.dims).index(axis) == 1 else -1
+        self._channels = output.shape[self._axis]
 
 
 @contextmanager

@@ -105,3 +105,19 @@ def test_tokens_without_a_grid() -> None:
         to_map(torch.zeros(1, 120, 5), "tokens", (224, 224), name="encoder")
     with pytest.raises(ValueError, match="encoder: expected at least 9 × 9 tokens, got 64"):
         to_map(torch.zeros(1, 64, 5), "tokens", (224, 224), grid=(9, 9), name="encoder")
+
+
+def test_a_permute_that_is_no_module() -> None:
+    """ConvNeXt as its authors and timm write it: the block ends with `x.permute(0, 3, 1, 2)` in its forward pass."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.linear = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12), nn.Linear(12, 12)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.linear(self.norm(self.conv(images).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+    found = outputs(nn.Sequential(Block()).eval())
+    assert found["0"] == ("channels first", (2, 12, 16, 16))
+    assert found["0.linear"][0] == "channels last"

@@ -3,6 +3,7 @@
 from mtanytime.data.batches import Batches, batches_of, class_names, crop_flip, map_batches
 from mtanytime.data.files import image_folder, unlabelled_folder
 from mtanytime.data.images import ImageSet, Task, Tree, describe_tensor, leaves, shuffled_by_class
+from mtanytime.data.pixels import read_pixels
 from mtanytime.data.public import (
     CIFAR10_TREE,
     CIFAR100_TREE,

@@ -149,6 +149,7 @@ def map_batches(loader: DataLoader, function: Callable[[Any], tuple[Tensor, Tens
     """
     mapped = copy(loader)
     mapped.collate_fn = _Mapped(loader.collate_fn, function)
+    mapped._iterator = None  # the persistent workers of a loader that was used already
     return mapped
 
 

@@ -38,6 +38,7 @@ def image_folder(
     Raises:
         ValueError: a folder without such sub-folders, a class without images, or a file that cannot be decoded.
     """
+    root = Path(root).expanduser()
     require(size >= 1, "size", "at least 1 pixel", size)
     require(workers is None or workers >= 1, "workers", "at least 1", workers)
     try:
@@ -55,6 +56,7 @@ def unlabelled_folder(
 
     For images without labels, such as `TransferTrainer(unlabelled=…)` takes; arguments and errors as `image_folder`.
     """
+    root = Path(root).expanduser()
     require(size >= 1, "size", "at least 1 pixel", size)
     paths = sorted(path for path in Path(root).rglob("*") if _is_image(path, Path(root)) and path.is_file())
     require(len(paths) > 0, str(root), "a folder with images", Words("none"))

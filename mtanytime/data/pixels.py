@@ -48,7 +48,7 @@ def read_pixels(
             if size is not None:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             pixels = np.array(image)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         remedy = "resize the file, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"

@@ -1,6 +1,7 @@
 """Use torchvision's transforms, v1 or v2, as batch augmentation."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,8 @@ class TransformAugment:
 
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         self.transform = transform
-        self.settings = " ".join(repr(transform).split())  # identifies a run, see training.identity.name_of
+        shown = " ".join(repr(transform).split())
+        self.settings = re.sub(r" at 0x\w+", "", shown)  # identifies a run, see training.identity.name_of
 
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"], generator: Generator

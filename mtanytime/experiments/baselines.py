@@ -223,6 +223,7 @@ RECIPES = {
         settings=BASELINES,
         trainers=cifar10_baselines,
         rows=rows,
+        methods=METHODS,
     ),
     "cifar10-long": Recipe(
         reproduces="the same at full width: 4,000 steps of 32 labelled images and 32 views or unlabelled ones",
@@ -231,5 +232,6 @@ RECIPES = {
         settings=BASELINES | {"width": 64, "methods": ("probe", "recommended", "recommended_unlabelled")},
         trainers=cifar10_baselines,
         rows=rows,
+        methods=METHODS,
     ),
 }

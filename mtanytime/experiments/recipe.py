@@ -48,6 +48,7 @@ class Recipe:
             trainer is built after the earlier ones have been trained. With folder None, nothing is written.
         rows: `rows(part, seed, trainer, result)` returns the rows that a trained network adds to the table of results;
             `result` is None for a run that diverged, whose accuracies are nan.
+        methods: the names that the setting `methods` may hold, if there is one.
         network: `network(part, settings, classes)` builds the part's network, for that number of classes; None where it
             needs the source.
     """
@@ -58,6 +59,7 @@ class Recipe:
     settings: Settings
     trainers: Callable[[Settings, int, Path | None, bool], Parts]
     rows: Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
+    methods: tuple[str, ...] = ()
     network: Callable[[str, Settings, int], nn.Module] | None = None
 
 

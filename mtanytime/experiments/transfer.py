@@ -223,6 +223,7 @@ RECIPES = {
         settings=SMOKE,
         trainers=built_in,
         rows=rows,
+        methods=tuple(METHODS),
         network=_built_in_network,
     ),
     "built-in": Recipe(
@@ -232,6 +233,7 @@ RECIPES = {
         settings=BUILT_IN,
         trainers=built_in,
         rows=rows,
+        methods=tuple(METHODS),
         network=_built_in_network,
     ),
     "cifar10-few": Recipe(
@@ -241,6 +243,7 @@ RECIPES = {
         settings=CIFAR10_FEW,
         trainers=cifar10_few,
         rows=rows,
+        methods=tuple(METHODS),
         network=_cifar10_network,
     ),
 }

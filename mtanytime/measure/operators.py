@@ -19,7 +19,6 @@ Sizes = Any  # of a tensor; the counter hands shapes to its formulas, not tensor
 # Operators of torch that multiply, have no formula and cannot be taken apart.
 _MULTIPLYING = {
     "aten::_cdist_forward",
-    "aten::_convert_weight_to_int4pack",
     "aten::_int_mm",
     "aten::_sparse_addmm",
     "aten::_sparse_mm",
@@ -27,19 +26,20 @@ _MULTIPLYING = {
     "aten::_weight_int4pack_mm",
     "aten::_weight_int8pack_mm",
     "aten::conv_tbc",
-    "aten::fft_c2c",
     "aten::_fft_c2c",
     "aten::_fft_r2c",
     "aten::_fft_c2r",
     "aten::linalg_lu_factor_ex",
-    "aten::linalg_solve_ex",
+    "aten::_linalg_solve_ex",
+    "aten::linalg_cholesky_ex",
+    "aten::linalg_inv_ex",
+    "aten::linalg_qr",
+    "aten::_linalg_eigh",
     "aten::_linalg_svd",
     "aten::mkldnn_linear",
     "aten::mkldnn_rnn_layer",
     "aten::miopen_rnn",
     "aten::_cudnn_rnn",
-    "aten::_thnn_fused_lstm_cell",
-    "aten::_thnn_fused_gru_cell",
 }
 # Operators outside torch's core that do no multiply-adds worth counting.
 _FREE = {

@@ -1,4 +1,4 @@
-"""The alternatives to matching features with learned weights, in the same trainer, log and tables.
+"""Alternatives to matching features with learned weights, in the same training loop, log and tables.
 
 Each method is a loss term in a file of its own; `BaselineTrainer` adds one or more of them to the task's loss.
 """
@@ -28,7 +28,7 @@ from mtanytime.training.trial import smallest_batch
 from mtanytime.transfer.attention import AttentionTransfer
 from mtanytime.transfer.distillation import LearningWithoutForgetting, distillation_loss
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
-from mtanytime.transfer.layers import Layers, dtype_of, freeze_source, tap_layers, try_layers
+from mtanytime.transfer.layers import Layers, check_apart, dtype_of, freeze_source, tap_layers, try_layers
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.reviewkd import ReviewKD
 from mtanytime.transfer.semckd import SemCKD
@@ -91,7 +91,8 @@ class BaselineTrainer(Trainer):
         for name, weight in terms.items():
             require(0 < weight < math.inf, f"terms[{name!r}]", "a weight > 0", weight)
         needed = "teacher" in terms
-        require(needed == (teacher is not None), "teacher", "a network with the term 'teacher', else None", teacher)
+        got = Words("none" if teacher is None else type(teacher).__name__)
+        require(needed == (teacher is not None), "teacher", "a network with the term 'teacher', else None", got)
         self.term_weights, self.source, self.teacher, self._pairs = dict(terms), source, teacher, pairs
         self._layers = source_layers, target_layers
         self._extra = views, view_augment, unlabelled, unlabelled_per_step
@@ -100,11 +101,14 @@ class BaselineTrainer(Trainer):
     def _build(self) -> None:
         self._try_model()
         images, _ = self._probe_batch()
+        check_apart({"": self.source} | ({"teacher": self.teacher} if self.teacher is not None else {}), self.model)
         sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers, None)
         self.tapped_source = sources[""]
         self.notes += freeze_source("source", self.source, self.device)
         if self.teacher is not None:
             self.notes += freeze_source("teacher", self.teacher, self.device)
+            logits, expected = self._answers("teacher", self.teacher, images), f"the target's {self.outputs} classes"
+            require(logits.shape[1] == self.outputs, "teacher", f"logits of {expected}", tuple(logits.shape))
         shape = tuple(images.shape[1:])
         self.extra_images = ExtraImages(self.batches, *self._extra, shape, self.seed)
         source_maps = try_layers("source", self.tapped_source, images, training=False)
@@ -125,7 +129,7 @@ class BaselineTrainer(Trainer):
         pairs = self._pairs or list(zip(list(source_channels)[-count:], list(target_channels)[-count:], strict=True))
 
         def lwf() -> nn.Module:
-            classes = self._answers(self.source, images).shape[1]
+            classes = self._answers("source", self.source, images).shape[1]
             return LearningWithoutForgetting(target_channels[last], classes, last)
 
         makers = {
@@ -155,12 +159,12 @@ class BaselineTrainer(Trainer):
         return row
 
     @torch.no_grad()
-    def _answers(self, network: nn.Module, images: Tensor) -> Tensor:
+    def _answers(self, name: str, network: nn.Module, images: Tensor) -> Tensor:
         network.eval()
         with autocast(self.device, self.precision):
             output = network(images.to(dtype_of(network, images)))
         if not (isinstance(output, Tensor) and output.ndim == 2):
-            raise mismatch("source", "a network whose output is logits", Words(type(output).__name__))
+            raise mismatch(name, "a network whose output is logits", Words(type(output).__name__))
         return output
 
     def train_on_batch(
@@ -176,8 +180,13 @@ class BaselineTrainer(Trainer):
             target = View(*self.target(everything))
             output = target.output[: len(labels)]
             task = self.loss(output, labels)
-            losses = {name: self._term(name, everything, source, target).mean() for name in self.term_weights}
-            total = task + sum(weight * losses[name] for name, weight in self.term_weights.items())
+        # Outside autocast, as the matching loss: bfloat16 has too few digits for differences of features.
+        source, target = (
+            View(view.output, {layer: maps.to(images.dtype) for layer, maps in view.maps.items()})
+            for view in (source, target)
+        )
+        losses = {name: self._term(name, everything, source, target).mean() for name in self.term_weights}
+        total = task + sum(weight * losses[name] for name, weight in self.term_weights.items())
         metrics = {"loss": self._finite(total, "loss"), "task_loss": task.item()}
         metrics |= {f"{name}_loss": loss.item() for name, loss in losses.items()}
         metrics["accuracy"] = batch_accuracy(output, labels)
@@ -188,7 +197,7 @@ class BaselineTrainer(Trainer):
 
     def _term(self, name: str, images: Tensor, source: View, target: View) -> Float[Tensor, " batch"]:
         if name == "teacher":
-            return distillation_loss(target.output, self._answers(self.teacher, images))
+            return distillation_loss(target.output, self._answers("teacher", self.teacher, images))
         if name == "lwf":
             return self.terms[name](target.maps, source.output)
         return self.terms[name](source.maps, target.maps)

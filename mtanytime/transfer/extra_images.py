@@ -16,8 +16,8 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import Batches, batches_of
 from mtanytime.data.files import unlabelled_folder
 from mtanytime.data.images import ImageSet
-from mtanytime.data.transforms import Augment
-from mtanytime.randomness import generator_for
+from mtanytime.data.transforms import Augment, as_augment
+from mtanytime.randomness import derive_seed, generator_for
 
 Unlabelled = ImageSet | DataLoader | str | PathLike[str]
 Images = Float[Tensor, "_ channel height width"]
@@ -25,14 +25,15 @@ _VIEWS, _UNLABELLED = -5, -6  # purposes of derived seeds
 
 
 class ExtraImages:
-    """The images that join each step's labelled batch; what step s gets depends on (seed, s) alone.
+    """The images that join each step's labelled batch; the images of step s depend on (seed, s) alone.
 
     Args:
         batches: the labelled training batches.
         views: strong views of labelled images per step; None for none. Images are drawn from the training set with
             replacement, or from the step's own batch if the training data is a `DataLoader`.
         view_augment: makes a view, `view_augment(images, generator)`.
-        unlabelled: images whose labels are not read: an image set, a DataLoader of (images, anything), or a folder.
+        unlabelled: images whose labels are not read: an image set, a DataLoader of (images,
+            labels), or a folder.
         per_step: unlabelled images per step; a DataLoader keeps its own batch size.
         image_shape: channels, height and width of the labelled images.
         seed: of all draws.
@@ -52,12 +53,14 @@ class ExtraImages:
         seed: int,
     ) -> None:
         require(views is None or views >= 1, "views", "a whole number >= 1", views)
-        self.batches, self.views, self.view_augment, self.seed = batches, views, view_augment, seed
+        self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
         self.unlabelled: Batches | None = None
         if unlabelled is not None:
             data = _as_set(unlabelled, image_shape)
-            count = per_step or batches.batch_size
-            self.unlabelled = batches_of(data, count, seed=seed, augment=batches.augment, remainder="drop")
+            count = per_step or batches.batch_size or batches.data.batch_size
+            self.unlabelled = batches_of(
+                data, count, seed=derive_seed(seed, _UNLABELLED), augment=batches.augment, remainder="drop"
+            )
             self._iterator, self._next_step = iter(()), -1
             shape = tuple(next(self.unlabelled.epoch(0))[0].shape[1:])
             require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)

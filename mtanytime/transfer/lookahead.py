@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,9 @@ class Lookahead:
 
     def __post_init__(self) -> None:
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
+        require(self.precision in get_args(Precision), "precision", f"one of {get_args(Precision)}", self.precision)
+        for name in ("teacher_weight", "temperature"):
+            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
 
     def losses(
         self,

@@ -43,7 +43,7 @@ class LinearProbe(nn.Module):
     ) -> None:
         super().__init__()
         self.source, self.layers, self.strength, self.table = (
-            source.eval().requires_grad_(False),
+            source.eval(),
             tuple(layers),
             strength,
             table,
@@ -82,7 +82,7 @@ def fit_probe(
     strength wins.
 
     Args:
-        source: a trained network; it is not changed but for being put in eval mode.
+        source: a trained network; it is put in eval mode and otherwise unchanged.
         data: labelled images, at least `folds` per class.
         layers: module paths; default: the network's own `feature_layers`.
         with_output: let the source's own output be among the features.
