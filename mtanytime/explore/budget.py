@@ -25,7 +25,8 @@ class BudgetExplorer(Explorer):
 
     Args:
         curve: model, exit, accuracy and at least one of macs, latency_ms and params[, level][, seed] (a DataFrame or
-            the path of a CSV file); see `tables.read_curve`. A cost that some rows lack is not offered.
+            the path of a CSV file or of a run's folder); see `tables.read_curve`. A cost that some rows lack is not
+            offered.
         images: uint8 (n, 3, height, width), at most 64 test images for the strip; images with more than 96 pixels per
             side are shown smaller.
         predictions: image (its index), model, exit, answer[, coarse][, right]: each exit's answer to each image, the

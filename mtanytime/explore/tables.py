@@ -2,51 +2,54 @@
 
 from collections.abc import Iterable, Sequence
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.explore.kinds import SHOWN_BY, remedy_for
+from mtanytime.explore.table_files import read_csv
 from mtanytime.measure.curves import validated_curve
-from mtanytime.measure.tables import as_numbers, require_columns, require_rows
+from mtanytime.measure.tables import as_numbers, require_columns, require_rows, require_whole
 
 Table = pd.DataFrame | str | PathLike[str]
 Step = int | np.integer | None
 
-TEXT_COLUMNS = ("source", "target", "method", "model")  # names, never numbers: a layer may be called "0"
+# Columns of names, never numbers: a layer may be called "0", a class "NA".
+TEXT_COLUMNS = ("source", "target", "slice", "method", "model", "level", "answer", "coarse")
+RUN_TABLES = {"trace": "trace.csv", "channels table": "channels.csv", "curve": "curve.csv", "log": "log.csv"}
 COSTS = {  # column of a curve -> label of its axis, unit of its values
     "macs": ("multiply-adds (MACs)", "MACs"),
     "latency_ms": ("latency (ms)", "ms"),
     "params": ("parameters", "parameters"),
 }
+FLOAT32_UP_TO = float(np.finfo(np.float32).max)
 SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def load_table(table: Table, name: str) -> pd.DataFrame:
-    """Return a table, read from a CSV file if it is a path; a file may begin with comment lines (`#`).
+    """Return a table: a DataFrame as it is, or one read from a CSV file or from a run's folder.
 
     Raises:
-        ValueError: the file is empty or not a CSV table.
+        ValueError: as `table_files.read_csv`; the folder has no such table.
         OSError: the file cannot be read.
     """
     if isinstance(table, pd.DataFrame):
         return table
-    try:
-        comments = 0
-        while str(pd.read_csv(table, nrows=0, skiprows=comments).columns[0]).startswith("#"):
-            comments += 1
-        return pd.read_csv(table, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=True, skiprows=comments)
-    except pd.errors.EmptyDataError:
-        raise mismatch(name, "a CSV table", Words(f"an empty file, {table}")) from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise mismatch(name, "a CSV table", Words(f"{table}, which cannot be read: {str(error).strip()}")) from None
+    path = Path(table)
+    if path.is_dir() and name in RUN_TABLES:
+        path = path / RUN_TABLES[name]
+        came = Words(f"the folder {table}, which has none")
+        require(path.exists(), name, f"a CSV file or a run's folder with {path.name}", came)
+    return read_csv(path, name, TEXT_COLUMNS)
 
 
 def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
     """Return a table that has these columns and at least one row, with names as text and other columns as numbers.
 
     Args:
-        table: a DataFrame or the path of a CSV file.
+        table: a DataFrame, the path of a CSV file, or a run's folder.
         name: what messages call the table, such as "trace".
         columns: the columns to check; those in `TEXT_COLUMNS` hold names.
 
@@ -55,28 +58,68 @@ def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
             number.
     """
     table = load_table(table, name)
-    require_columns(table, name, *columns)
+    require_columns(table, name, *columns, remedy=remedy_for(table, name))
     names = [column for column in columns if column in TEXT_COLUMNS]
-    for column in names:
-        require_rows(table[column].notna(), table, name, column, "a name in every row")
+    _require_names(table, name, *names)
     return as_numbers(table, name, *(c for c in columns if c not in names)).astype(dict.fromkeys(names, str))
+
+
+def _require_names(table: pd.DataFrame, name: str, *columns: str) -> None:
+    for column in columns:
+        require_rows(table[column].notna() & (table[column] != ""), table, name, column, "a name in every row")
 
 
 def read_trace(trace: Table) -> pd.DataFrame:
     """Return a trace of λ; a slice becomes part of the target layer's name, and an infinite λ becomes NaN.
 
+    Numbers beyond float32 count as infinite. A column weight_std without numbers is left out.
+
     Raises:
-        ValueError: as `read_table`; a step is not a whole number.
+        ValueError: as `read_table`; a step is not a whole number, or the table holds channel weights.
     """
     table = read_table(trace, "trace", "step", "source", "target", "weight")
-    require_rows(table["step"] % 1 == 0, table, "trace", "step", "whole numbers")
-    table = table.assign(step=table["step"].astype(int), weight=table["weight"].replace([np.inf, -np.inf], np.nan))
-    return with_slices(table) if "slice" in table else table
+    remedy = SHOWN_BY["channels table"]
+    require("channel" not in table, "trace", "λ of pairs of layers", Words("a table of channel weights"), remedy)
+    table = table.assign(step=require_whole(table, "trace", "step"), weight=finite(table["weight"]))
+    if "weight_std" in table:
+        table = as_numbers(table, "trace", "weight_std")
+        table = table.assign(weight_std=finite(table["weight_std"]))
+        table = table.drop(columns="weight_std") if table["weight_std"].isna().all() else table
+    return with_slices(table, "trace") if "slice" in table else table
 
 
-def with_slices(table: pd.DataFrame) -> pd.DataFrame:
+def read_channels(channels: Table) -> pd.DataFrame:
+    """Return a table of channel weights: step, source, target, channel, weight[, slice].
+
+    Raises:
+        ValueError: as `read_table`; a step or channel is not a whole number.
+    """
+    name = "channels table"
+    table = read_table(channels, name, "step", "source", "target", "channel", "weight")
+    whole = {column: require_whole(table, name, column) for column in ("step", "channel")}
+    return table.assign(**whole, weight=finite(table["weight"]))
+
+
+def finite(numbers: pd.Series) -> pd.Series:
+    """Return numbers with NaN for those that float32 cannot hold: they would overflow in sums and scales."""
+    return numbers.astype(float).where(numbers.abs() < FLOAT32_UP_TO)
+
+
+def with_slices(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return a table in which each slice of a target layer is a target layer of its own: "layer1 slice 2"."""
+    _require_names(table, name, "slice")
     return table.assign(target=table["target"] + " slice " + table["slice"].astype(str))
+
+
+def whole_run(trace: Table, channels: Table | None) -> tuple[Table, Table | None]:
+    """Return a trace and its channel weights; both of a run if its folder or its channels.csv is given as trace."""
+    if isinstance(trace, pd.DataFrame) or channels is not None:
+        return trace, channels
+    path = Path(trace)
+    beside = path / "channels.csv" if path.is_dir() else path
+    if beside.name != "channels.csv" or not beside.exists() or not beside.with_name("trace.csv").exists():
+        return trace, channels
+    return beside.with_name("trace.csv"), beside
 
 
 def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
@@ -95,9 +138,12 @@ def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
         ValueError: as `load_table` and `measure.curves.validated_curve`.
     """
     table = load_table(curve, "curve")
+    require_columns(table, "curve", "model", "exit", "accuracy", remedy=remedy_for(table, "curve"))
     present = [name for name in COSTS if name in costs or (name in table and table[name].notna().all())] or ["macs"]
     table = validated_curve(table, *present).astype({"model": str})
+    _require_names(table, "curve", "model")
     levels = ["level"] if "level" in table else []
+    _require_names(table, "curve", *levels)
     exits = table.astype(dict.fromkeys(levels, str)).groupby(["model", "exit", *levels], sort=False)
     means = exits[[*present, "accuracy"]].mean()
     return means.assign(spread=exits["accuracy"].std(), runs=exits["accuracy"].count()).reset_index()

@@ -20,7 +20,8 @@ class TransferExplorer(Explorer):
     Without a front end (GitHub, nbconvert), `picture()` is shown, with a line of text.
 
     Args:
-        trace: step, source, target, weight[, weight_std][, slice] (a DataFrame or the path of a CSV file).
+        trace: step, source, target, weight[, weight_std][, slice] (a DataFrame, the path of a CSV file, or the folder
+            of a run, which is shown with its channel weights).
         channels: step, source, target, channel, weight (likewise), for the detail.
         relative: show each pair's share of its target layer's λ instead of λ (see `draw.heatmap`).
 
@@ -45,6 +46,7 @@ class TransferExplorer(Explorer):
     pair = traitlets.List(traitlets.Unicode(), minlen=2, maxlen=2).tag(sync=True)
 
     def __init__(self, trace: tables.Table, channels: tables.Table | None = None, relative: bool = False) -> None:
+        trace, channels = tables.whole_run(trace, channels)
         content = transfer_contents(trace, channels)
         self._weights = by_pair(tables.read_trace(trace))
         super().__init__(content=content, **transfer_choices(content) | {"relative": relative})

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mtanytime.checks import Words, require
-from mtanytime.measure.tables import as_numbers, require_columns, require_rows, require_unique
+from mtanytime.measure.tables import as_numbers, require_columns, require_rows, require_unique, require_whole
 
 
 def validated_curve(curve: pd.DataFrame, *costs: str) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def validated_curve(curve: pd.DataFrame, *costs: str) -> pd.DataFrame:
     require_columns(curve, "curve", "model", "exit", *costs, "accuracy")
     curve = as_numbers(curve, "curve", "exit", *costs, "accuracy")
     require_rows(curve["model"].notna(), curve, "curve", "model", "a name in every row")
-    require_rows(curve["exit"] % 1 == 0, curve, "curve", "exit", "whole numbers")
+    curve = curve.assign(exit=require_whole(curve, "curve", "exit"))
     row = ["model", "exit", *(key for key in ("level", "seed") if key in curve)]
     for cost in costs:
         good = (curve[cost] > 0) & (curve[cost] < math.inf)
@@ -40,7 +40,7 @@ def validated_curve(curve: pd.DataFrame, *costs: str) -> pd.DataFrame:
     require_rows(good, curve, "curve", "accuracy", "fractions in [0, 1]", *row)
     remedy = "" if "seed" in curve else "tell runs apart by a column seed"
     require_unique(curve, "curve", *row, remedy=remedy)
-    return curve.astype({"exit": int})
+    return curve
 
 
 def area_under_curve(

@@ -1,15 +1,23 @@
 """Checks that all tables of measurements share: columns, rows, numbers."""
 
+import numpy as np
 import pandas as pd
 
 from mtanytime.checks import Words, require
 
+BOOLEANS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 
-def require_columns(table: pd.DataFrame, name: str, *columns: str) -> None:
-    """Raise ValueError unless the table `name` has these columns and at least one row."""
+
+def require_columns(table: pd.DataFrame, name: str, *columns: str, remedy: str = "") -> None:
+    """Raise ValueError unless the table `name` has each of these columns once, and at least one row."""
     has = ", ".join(map(str, table)) or "none"
     missing = [column for column in columns if column not in table]
-    require(not missing, name, f"column{'s' * (len(missing) > 1)} {', '.join(missing)}", Words(f"columns {has}"))
+    expected = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
+    require(not missing, name, expected, Words(f"columns {has}"), remedy)
+    repeated = table.columns[table.columns.duplicated()].tolist()
+    require(
+        not repeated, name, "columns of different names", Words(f"several called {', '.join(map(str, repeated[:1]))}")
+    )
     require(len(table) > 0, name, "at least one row", Words(f"none (columns: {has})"))
 
 
@@ -17,13 +25,41 @@ def as_numbers(table: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:
     """Return the table with these columns as numbers; missing values stay missing.
 
     Raises:
-        ValueError: a value is not a number (names its column and the first such value).
+        ValueError: a value is not a real number (names its column and the first such value); True is not a number.
     """
     numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
     for column, values in numbers.items():
-        text = table[column][values.isna() & table[column].notna()]
+        cells = table[column]
+        other = (
+            cells.map(lambda cell: isinstance(cell, (bool, np.bool_, complex)))
+            if cells.dtype.kind not in "iuf"
+            else False
+        )
+        text = cells[(values.isna() & cells.notna()) | other]
         require(text.empty, f"{name}, column {column}", "numbers", text.iloc[0] if len(text) else None)
     return table.assign(**numbers)
+
+
+def as_booleans(table: pd.DataFrame, name: str, column: str) -> pd.Series:
+    """Return a column of True, False, None from booleans, the numbers 1 and 0, or text such as "True", "false", "1".
+
+    Raises:
+        ValueError: a value is none of these.
+    """
+    cells = table[column]
+    words = cells.astype(str).str.strip().str.lower()
+    missing = cells.isna() | (words == "")
+    require_rows(missing | words.isin(BOOLEANS), table, name, column, "True, False, 1 or 0")
+    return pd.Series(
+        [None if no else BOOLEANS[word] for no, word in zip(missing, words, strict=True)], table.index, object
+    )
+
+
+def require_whole(table: pd.DataFrame, name: str, column: str) -> pd.Series:
+    """Return a column of numbers as integers; ValueError unless all are whole and below 2⁵³, where float64 is exact."""
+    good = (table[column] % 1 == 0) & (table[column].abs() < 2**53)
+    require_rows(good, table, name, column, "whole numbers")
+    return table[column].astype("int64")
 
 
 def require_rows(good: pd.Series, table: pd.DataFrame, name: str, column: str, expected: str, *keys: str) -> None:

@@ -10,7 +10,7 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.explore import draw, tables
 from mtanytime.explore.contents.common import ALL, Contents
 from mtanytime.explore.contents.images import data_uri, require_images
-from mtanytime.measure.tables import require_columns, require_rows, require_unique
+from mtanytime.measure.tables import as_booleans, require_rows, require_unique, require_whole
 
 
 def budget_contents(
@@ -119,21 +119,23 @@ def _strip(
         return None
     require_images(images)
     name = "predictions table"
-    table = tables.read_table(predictions, name, "image", "model", "exit")
-    require_columns(table, name, "answer")
+    table = tables.read_table(predictions, name, "image", "model", "exit", "answer")
+    table = table.assign(image=require_whole(table, name, "image"), exit=require_whole(table, name, "exit"))
+    if "right" in table:
+        table = table.assign(right=as_booleans(table, name, "right"))
     require_unique(table, name, "image", "model", "exit")
     require_rows(table["image"].isin(range(len(images))), table, name, "image", f"images 0 to {len(images) - 1}")
     known = {tuple(pair) for pair in exits}
     answers = {}
     for row in table.to_dict("records"):
-        model, exit = row["model"], int(row["exit"])
+        model, exit = row["model"], row["exit"]
         require(
             (model, exit) in known, name, "exits of the curve", Words(f"{model} exit {exit}, which the curve lacks")
         )
-        answer = {"answer": str(row["answer"])}
-        if not pd.isna(row.get("coarse")):
+        answer = {"answer": row["answer"]}
+        if not pd.isna(row.get("coarse")) and row["coarse"] != "":
             answer["coarse"] = str(row["coarse"])
-        if not pd.isna(row.get("right")):
-            answer["right"] = bool(row["right"])
-        answers.setdefault(model, {}).setdefault(str(exit), {})[str(int(row["image"]))] = answer
+        if row.get("right") is not None:
+            answer["right"] = row["right"]
+        answers.setdefault(model, {}).setdefault(str(exit), {})[str(row["image"])] = answer
     return {"images": [data_uri(image) for image in images], "answers": answers}

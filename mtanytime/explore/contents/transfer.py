@@ -34,7 +34,7 @@ def transfer_contents(trace: tables.Table, channels: tables.Table | None = None)
     all_steps = sorted(int(step) for step in table["step"].unique())
     steps = _thinned(all_steps, VALUES_UP_TO // len(pairs))
     notes = []
-    spreads = "weight_std" in table and pd.api.types.is_numeric_dtype(table["weight_std"])
+    spreads = "weight_std" in table
     if spreads and 2 * len(steps) * len(pairs) > VALUES_UP_TO:  # more steps are worth more than the spread
         spreads = False
         notes.append("The spread over the images is left out for its size.")
@@ -114,9 +114,9 @@ def _plain(values: np.ndarray) -> list[list[float | None]]:
 
 def _read_channels(channels: tables.Table, trace: pd.DataFrame, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     """Read the channels table of a trace; its pairs must be pairs of the trace."""
-    table = tables.read_table(channels, "channels table", "step", "source", "target", "channel", "weight")
+    table = tables.read_channels(channels)
     if "slice" in table and "slice" in trace:
-        table = tables.withslices(table)
+        table = tables.with_slices(table, "channels table")
     require_unique(table, "channels table", "step", "source", "target", "channel", remedy=ONE_RUN)
     unknown = set(table[["source", "target"]].drop_duplicates().itertuples(index=False, name=None)) - set(pairs)
     pair = " → ".join(min(unknown, default=()))
