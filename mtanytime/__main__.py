@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run NAME | bench transfer | bench anytime | explore FILE`.
+"""The command line: `python -m mtanytime list | run NAME | bench transfer | bench anytime | explore PLACE`.
 
 Each command has one function that declares its options and one that runs it. To add a command, write these two and add
 the first to `COMMANDS`.
@@ -210,10 +210,11 @@ def _print_config(figures: dict[str, Any]) -> None:
 
 
 def _add_explore(commands: Any) -> None:
-    help = "make one HTML file of a trace or a curve, to look at without Jupyter"
+    help = "make one HTML file of a run or a table, to look at without Jupyter"
     parser = commands.add_parser("explore", help=help)
     parser.set_defaults(command_function=_explore)
-    parser.add_argument("table", type=Path, help="a CSV file: a run's trace.csv, or a curve")
+    help = "a run's folder, or a CSV file: a trace, curve, log, channel weights, results or their maps"
+    parser.add_argument("place", type=Path, metavar="PLACE", help=help)
     parser.add_argument("--html", type=Path, required=True, help="the file to write")
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
 
@@ -221,7 +222,7 @@ def _add_explore(commands: Any) -> None:
 def _explore(options: argparse.Namespace) -> int:
     from mtanytime.explore.export import export_csv  # imported here because it loads matplotlib
 
-    print(export_csv(options.table, options.html, options.force))
+    print(export_csv(options.place, options.html, options.force))
     return 0
 
 

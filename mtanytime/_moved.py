@@ -23,6 +23,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "double_backward": ("transfer.double_backward",),
     "explore.contents": ("explore.contents.common", "explore.contents.images", "explore.contents.transfer"),
     "explore.draw": ("explore.tables",),
+    "explore.export": ("explore.kinds",),
     "explore.playground": ("explore.contents.playground",),
     "measure": ("devices",),
     "quick_layers": ("transfer.second_order",),

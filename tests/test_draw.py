@@ -179,13 +179,88 @@ def test_learning_curves_of_every_step_are_smoothed() -> None:
             lambda t: draw.accuracy_by_method(t),
             "results table: expected columns method, seed, accuracy, got columns step",
         ),
-        (lambda t: draw.learning_curves(t), "log: expected a loss or an accuracy, got columns step, source"),
+        (
+            lambda t: draw.learning_curves(t),
+            "log: expected a loss or an accuracy with a finite number, got columns step, source.*; it is a trace",
+        ),
     ],
 )
 def test_bad_tables_are_named(call, message: str) -> None:
     """A wrong table is refused by name before it reaches the plotting library."""
     with pytest.raises(ValueError, match=message):
         call(make_trace())
+
+
+ODD = [
+    "a$\\1$",
+    "$x$",
+    "a_b^c",
+    "\\frac",
+    "<b>&",
+    "100 %",
+    "two\nlines",
+    "n" * 5000,
+    "😀",
+    "שכבה",
+    "_hidden",
+    "NA",
+    "1e5",
+]
+
+
+def named(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return a table in which the first layer, method or model has another name."""
+    columns = [column for column in ("source", "method", "model") if column in table]
+    return table.assign(**{c: table[c].where(table[c] != table[c].iloc[0], name) for c in columns})
+
+
+NAMED = {
+    "heatmap": lambda n: draw.heatmap(named(make_trace(), n)),
+    "weights_over_time": lambda n: draw.weights_over_time(named(make_trace(), n)),
+    "lines": lambda n: draw.weights_over_time(named(make_trace(targets=("f",)), n)),
+    "channel_weights": lambda n: draw.channel_weights(make_channels(8).assign(source=n), n, "features.2"),
+    "accuracy_by_method": lambda n: draw.accuracy_by_method(named(make_results(), n)),
+    "accuracy_by_seconds": lambda n: draw.accuracy_by_seconds(named(make_results().assign(train_seconds=1.0), n)),
+    "heatmaps": lambda n: draw.heatmaps(make_maps().assign(method=n)),
+    "accuracy_by_budget": lambda n: draw.accuracy_by_budget(named(tables.curve(), n), budget=5e6),
+    "answers_by_time": lambda n: draw.answers_by_time(
+        pd.DataFrame({"exit": [1], "milliseconds": [2.0], "confidence": [0.5], "answer": [n], "right": ["False"]})
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_dollar_in_layer_name(name: str) -> None:
+    """Names are drawn as they stand: formulas, markup, line breaks, emoji, long names, a leading underscore."""
+    for odd in ODD:
+        picture = NAMED[name](odd)
+        assert "\n" not in picture.alt
+        shown = " ".join(words(picture))
+        shown_as = {"two\nlines": "two\\nlines", "n" * 5000: "n" * 30 + "…", "😀": "\\U0001f600"}.get(odd, odd)
+        assert shown_as in shown, odd
+        if name == "answers_by_time":
+            assert "(wrong)" in shown  # bool("False") is True
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308, -1e308, 1e-308, 0.0, -1.0, True, "x", None])
+@pytest.mark.parametrize(
+    "column", ["step", "weight", "weight_std", "accuracy", "macs", "train_seconds", "loss", "exit"]
+)
+def test_odd_numbers(column: str, value: object) -> None:
+    """NaN, infinities, huge numbers, booleans and text are drawn without a warning, or refused by column."""
+    curve, results = tables.curve(), make_results().assign(train_seconds=2.0)
+    log = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "val_accuracy": [0.1, 0.2, 0.3]})
+    pictures = {draw.heatmap: make_trace(), draw.weights_over_time: make_trace(), draw.heatmaps: make_maps()}
+    pictures |= {draw.accuracy_by_method: results, draw.accuracy_by_seconds: results, draw.learning_curves: log}
+    for picture, table in (pictures | {draw.accuracy_by_budget: curve}).items():
+        if column not in table:
+            continue
+        table = table.astype({column: object})
+        table.loc[table.index == table.index[0], column] = value
+        try:
+            assert picture(table).png().startswith(b"\x89PNG")
+        except ValueError as error:
+            assert f"column {column}: expected" in str(error)
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:

@@ -123,13 +123,13 @@ def test_csv_is_told_by_its_columns(tmp_path: Path) -> None:
         ("source,target,weight\na,b,1\n", "trace: expected column step, got columns source, target, weight"),
         ("model,exit,accuracy\na,1,0.5\n", "curve: expected column macs, got columns model, exit, accuracy"),
         ("model,macs,accuracy\na,1,0.5\n", "curve: expected column exit, got columns model, macs, accuracy"),
-        ("x,y\n1,2\n", r"table: expected a trace \(step, source, target, weight\) or a curve .*, got columns x, y"),
+        ("x,y\n1,2\n", r"table: expected one of .* a trace \(step, source, target, weight\), .*, got columns x, y"),
         ("step,source,target,weight\n1,a,b,high\n", "trace, column weight: expected numbers, got 'high'"),
         (
             "step,source,target,weight\n1,a,b,1\n1,a,b,2\n",
             "got several for step 1, source a, target b; give",
         ),
-        ("a,b\n1,2\n1,2,3\n", "table: expected a CSV table, got .*table.csv, which cannot be read"),
+        ("a,b\n1,2\n1,2,3\n", "table: expected 2 fields per line, as in the header, got 3 in line 3 of .*table.csv"),
     ],
 )
 def test_bad_files_are_one_line_of_error(text: str, message: str, tmp_path: Path) -> None:

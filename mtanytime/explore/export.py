@@ -6,17 +6,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from mtanytime._moved import find
 from mtanytime.checks import Words, require
-from mtanytime.explore import contents, draw, tables
+from mtanytime.explore import contents
+from mtanytime.explore.places import explored
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
-SCRIPTS = ("common", "transfer", "budget", "playground", "live", "render")  # joined in this order
+SCRIPTS = ("common", "transfer", "budget", "playground", "live", "pictures", "render")  # joined in this order
 SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
-KINDS = {"trace": ("step", "source", "target", "weight"), "curve": ("model", "exit", "macs", "accuracy")}
 
 # The content policy forbids every request: all that the page needs is in it. {{ and }} are braces of the page.
 PAGE = """<!doctype html>
@@ -106,40 +105,23 @@ def save(
     return path
 
 
-def export_csv(csv: str | PathLike[str], path: str | PathLike[str], force: bool = False) -> str:
-    """Write a trace or a curve as a page, and return one line about what was written.
+def export_csv(place: str | PathLike[str], path: str | PathLike[str], force: bool = False) -> str:
+    """Write a table or a run as a page, and return one line about what was written.
 
-    The columns tell a trace from a curve. If `channels.csv` is beside a run's `trace.csv`, the page has its channel
-    weights.
+    Args:
+        place: a CSV file (trace, curve, log, results, maps or channel weights, told by its columns) or a run's folder;
+            see `places.explored`.
+        path: the page.
+        force: replace an existing page.
 
     Raises:
-        ValueError: the table is neither, lacks a column, or cannot be drawn; or the page exists already.
-        OSError: the table cannot be read, or the page cannot be written.
+        ValueError: as `places.explored`; or the page exists already.
+        OSError: a table cannot be read, or the page cannot be written.
     """
     path = _free(path, force)
-    csv = Path(csv)
-    if kind_of(tables.read_table(csv, "table")) == "trace":
-        channels = csv.with_name("channels.csv")
-        beside = csv.name == "trace.csv" and channels.exists()
-        content = contents.transfer_contents(csv, channels if beside else None)
-        alt = draw.heatmap(csv).alt
-    else:
-        content = contents.budget_contents(csv)
-        alt = draw.accuracy_by_budget(csv, content["costs"][0]["name"]).alt
+    content, alt = explored(place)
     save(path, content, contents.first_choices(content), alt, force)
     return f"{path}: {content['summary']}" + f". {content['note']}" * bool(content["note"])
-
-
-def kind_of(table: pd.DataFrame) -> str:
-    """Return whether a table is a "trace" or a "curve": the kind of which it has more columns.
-
-    Raises:
-        ValueError: the table has equally many columns of both.
-    """
-    counts = {kind: sum(column in table for column in columns) for kind, columns in KINDS.items()}
-    kinds = " or ".join(f"a {kind} ({', '.join(columns)})" for kind, columns in KINDS.items())
-    require(counts["trace"] != counts["curve"], "table", kinds, Words(f"columns {', '.join(map(str, table))}"))
-    return max(counts, key=counts.get)
 
 
 def _free(path: str | PathLike[str], force: bool) -> Path:
@@ -150,3 +132,8 @@ def _free(path: str | PathLike[str], force: bool) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")
     return path
+
+
+def __getattr__(name: str) -> object:
+    """Look up a name that has left this module."""
+    return find("explore.export", name)

@@ -21,6 +21,7 @@ SHOWN_BY = {
     "results table": "draw.accuracy_by_method shows it",
     "log": "draw.learning_curves shows it",
 }
+SETTINGS = ("lr", "precision", "beta")  # columns of results and maps that tell several runs of a method and seed apart
 OTHER_COSTS = ("latency_ms", "params")  # of a curve without multiply-adds
 
 
@@ -56,6 +57,12 @@ def _whole_kind(table: pd.DataFrame) -> str | None:
     has |= {"macs"} if has.intersection(OTHER_COSTS) else set()
     has |= {"loss"} if measures(table) else set()
     return next((kind for kind, columns in KINDS.items() if has.issuperset(columns)), None)
+
+
+def varied_settings(table: pd.DataFrame) -> list[str]:
+    """Return the columns of settings of which a method in a table has several values."""
+    methods = table.groupby("method")
+    return [name for name in SETTINGS if name in table and methods[name].nunique(dropna=False).max() > 1]
 
 
 def _columns(table: pd.DataFrame) -> str:

@@ -40,7 +40,8 @@ class LiveTraining(Explorer):
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        require(isinstance(trainer, Trainer), "trainer", "a Trainer", Words(type(trainer).__name__))
+        remedy = "draw.learning_curves shows the log of a run"
+        require(isinstance(trainer, Trainer), "trainer", "a Trainer", Words(type(trainer).__name__), remedy)
         self._trainer = trainer
         self._lines: dict[str, _Line] = {}
         self._read = 0  # rows of the log that the lines include

@@ -40,7 +40,7 @@ class AnytimePlayground(Explorer):
             and timed alone.
         images: uint8 (n, 3, height, width), 1 to 64; the network gets them divided by 255.
         classes: the names of the network's outputs.
-        labels: (n,) the correct classes, if known.
+        labels: (n,) the correct classes, if known: an array, a tensor or a list.
         taxonomy: an `anytime.Taxonomy` of the classes, for answers from coarse to fine.
         levels: of the exits, as `Taxonomy.assign` takes them; None spreads the levels over the exits.
         repeats: runs per image; the median is the time.
@@ -66,7 +66,7 @@ class AnytimePlayground(Explorer):
         model: Any,
         images: UInt8[np.ndarray, "n 3 h w"],
         classes: Sequence[str],
-        labels: Int[np.ndarray, " n"] | Sequence[int] | None = None,
+        labels: Int[np.ndarray, " n"] | Int[Tensor, " n"] | Sequence[int] | None = None,
         taxonomy: Any = None,
         levels: int | Sequence[int] | None = None,
         repeats: int = 5,
@@ -74,7 +74,7 @@ class AnytimePlayground(Explorer):
     ) -> None:
         require_images(images)
         if labels is not None:
-            _require_labels(labels, len(images), len(classes))
+            labels = _validated_labels(labels, len(images), len(classes))
         if taxonomy is not None:
             same = tuple(taxonomy.classes) == tuple(classes)
             require(same, "taxonomy", f"a taxonomy of the classes {list(classes)}", list(taxonomy.classes))
@@ -111,11 +111,13 @@ class AnytimePlayground(Explorer):
         return value
 
 
-def _require_labels(labels: Iterable[Any], images: int, classes: int) -> None:
-    labels = list(labels)
-    whole = all(isinstance(label, Integral) for label in labels)
+def _validated_labels(labels: Iterable[Any], images: int, classes: int) -> list[int]:
+    labels = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+    labels = [label.item() if isinstance(label, Tensor) else label for label in labels]
+    whole = all(isinstance(label, Integral) and not isinstance(label, bool) for label in labels)
     fits = len(labels) == images and whole and all(0 <= label < classes for label in labels)
     require(fits, "labels", f"{images} labels from 0 to {classes - 1}", labels)
+    return labels
 
 
 Answerer = Callable[[Float[Tensor, "1 3 h w"]], Iterator[tuple[Float[Tensor, "1 classes"], float]]]
@@ -172,6 +174,7 @@ def _measured(answer: Answerer, image: UInt8[np.ndarray, "3 h w"], repeats: int)
     batch = torch.from_numpy(image.astype(np.float32) / 255)[None]
     runs = [list(answer(batch)) for _ in range(repeats + 1)][1:]
     logits = torch.cat([logits for logits, _ in runs[0]]).float()
+    require(bool(logits.isfinite().all()), "model", "finite logits", Words("NaN or infinity"))
     return Run(logits, [float(np.median([run[k][1] for run in runs])) for k in range(len(logits))])
 
 

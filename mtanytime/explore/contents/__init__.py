@@ -16,7 +16,9 @@ __all__ = ["Contents", "budget_contents", "first_choices", "playground_contents"
 
 
 def first_choices(content: Contents) -> dict[str, Any]:
-    """Return what a transfer or budget explorer shows first, as its traits."""
+    """Return what a transfer or budget explorer shows first, as its traits; a page of pictures has none."""
+    if content["kind"] == "pictures":
+        return {}
     return transfer_choices(content) if content["kind"] == "transfer" else budget_choices(content)
 
 

@@ -10,9 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from mtanytime.checks import require
-from mtanytime.explore.draw.style import LEAST_RATIO, LETTER, Picture, distinct_looks, log_axis, shortened
-from mtanytime.explore.tables import COSTS, Table, curve_at_level, distinct, format_cost, read_curve, read_table
-from mtanytime.measure.tables import require_columns
+from mtanytime.explore.draw.style import LEAST_RATIO, LETTER, Picture, add_legend, distinct_looks, log_axis, shortened
+from mtanytime.explore.tables import (
+    COSTS,
+    FLOAT32_UP_TO,
+    Table,
+    curve_at_level,
+    distinct,
+    format_cost,
+    read_curve,
+    read_table,
+)
+from mtanytime.measure.tables import as_booleans, require_rows, require_whole
 
 BLUE = "#0072B2"
 
@@ -42,22 +51,28 @@ def accuracy_by_budget(
     longest = max(len(shortened(model)) for model in models)
     picture = Picture(alt, 6.4 + LETTER * max(longest, 12), np.clip(0.22 * len(models) + 1.2, 3.9, 13))
     ax = picture.subplots()
-    looks = distinct_looks(models)
+    looks, handles = distinct_looks(models), {}
     for model, line in exits.sort_values(cost).groupby("model", sort=False):
-        style = {"markersize": 6, "lw": 1.6, "capsize": 3, "label": shortened(model), **looks[model]}
-        ax.errorbar(line[cost], 100 * line["accuracy"], yerr=100 * line["spread"], **style)
+        style = {"markersize": 6, "lw": 1.6, "capsize": 3, "label": model, **looks[model]}
+        handles[model] = ax.errorbar(line[cost], 100 * line["accuracy"], yerr=100 * line["spread"], **style)
     low, high = exits[cost].min(), exits[cost].max()
     room = max(1.15, math.sqrt(LEAST_RATIO * low / high))
     log_axis(ax, None if cost == "latency_ms" else EngFormatter(sep=" "))
     ax.set(xlim=(low / room, high * room), xlabel=f"{axis}, log scale", ylabel="test accuracy (%)")
     title = f"Accuracy against {axis.split(' (')[0]}"
     if "level" in exits and exits["level"].nunique() == 1:
-        title += f", level {exits['level'].iloc[0]}"
+        title += f", level {shortened(exits['level'].iloc[0])}"
     ax.set_title(title, fontsize=11, loc="left")
     if budget is not None:
         picks = _mark_budget(ax, exits, cost, budget)
         picture.alt += f"; a budget of {format_cost(cost, budget)} pays for {', '.join(picks) or 'no exit'}"
-    _name_models(picture, ax, runs=int(exits["runs"].max()))
+    if exits["accuracy"].isna().all():
+        ax.text(0.5, 0.5, "no run has an accuracy", transform=ax.transAxes, ha="center")
+    title = "model"
+    if (runs := int(exits["runs"].max())) > 1:
+        title = f"model, ± 1 standard\ndeviation of {runs} runs"
+    style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9, "alignment": "left"}
+    add_legend(picture, handles, title=title, **style)
     return picture
 
 
@@ -73,14 +88,6 @@ def _mark_budget(ax: Axes, exits: pd.DataFrame, cost: str, budget: float) -> lis
     return picks
 
 
-def _name_models(picture: Picture, ax: Axes, runs: int) -> None:
-    """Add a legend of models, one entry per name, beside the panel."""
-    title = f"model, ± 1 standard\ndeviation of {runs} runs" if runs > 1 else "model"
-    handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9, "alignment": "left"}
-    picture.legend(handles.values(), handles.keys(), title=title, **style)
-
-
 def answers_by_time(
     answers: Table, image: UInt8[np.ndarray, "3 h w"] | None = None, deadline: float | None = None
 ) -> Picture:
@@ -94,8 +101,7 @@ def answers_by_time(
     Raises:
         ValueError: a column is missing, or the table is empty.
     """
-    table = read_table(answers, "answers table", "exit", "milliseconds", "confidence").sort_values("milliseconds")
-    require_columns(table, "answers table", "answer")
+    table = _read_answers(answers)
     picture = Picture(_answers_alt(table, deadline), 8.4, 3.4)
     if image is None:
         ax = picture.subplots()
@@ -105,16 +111,29 @@ def answers_by_time(
         beside.set(xticks=[], yticks=[])
     last = table["milliseconds"].max()
     end = max(1.05 * last, 0.0 if deadline is None else min(deadline, 2 * last))
-    known = "right" in table and table["right"].notna().all()
+    known = "right" in table and table["right"].notna().all()  # in every row
     for row, until in zip(table.itertuples(), [*table["milliseconds"].iloc[1:], end], strict=True):
         late = deadline is not None and row.milliseconds > deadline
         mark = f" ({'right' if row.right else 'wrong'})" if known else ""
-        _draw_answer(ax, row, until, f"{row.exit}: {row.answer}{mark}", alpha=0.25 if late else 1.0)
+        _draw_answer(ax, row, until, f"{row.exit}: {shortened(row.answer)}{mark}", alpha=0.25 if late else 1.0)
     if deadline is not None and deadline <= end:
         ax.axvline(deadline, color="0.3", ls="--", lw=1, label="deadline")
         ax.legend(loc="lower right", frameon=False, fontsize=9)
     ax.set(xlim=(0, 1.3 * end), ylim=(0, 112), xlabel="time since the image came (ms)", ylabel="confidence (%)")
     return picture
+
+
+def _read_answers(answers: Table) -> pd.DataFrame:
+    """Return a table of answers by the time when they came, after checking every row."""
+    name = "answers table"
+    table = read_table(answers, name, "exit", "milliseconds", "confidence", "answer")
+    table = table.assign(exit=require_whole(table, name, "exit"))
+    times = (table["milliseconds"] >= 0) & (table["milliseconds"] < FLOAT32_UP_TO)
+    require_rows(times, table, name, "milliseconds", "finite numbers >= 0", "exit")
+    require_rows(table["confidence"].between(0, 1), table, name, "confidence", "fractions in [0, 1]", "exit")
+    if "right" in table:
+        table = table.assign(right=as_booleans(table, name, "right"))
+    return table.sort_values("milliseconds", kind="stable")
 
 
 def _answers_alt(table: pd.DataFrame, deadline: float | None) -> str:

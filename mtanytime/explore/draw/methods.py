@@ -6,10 +6,11 @@ import pandas as pd
 import seaborn as sns
 
 from mtanytime.checks import Words, require
-from mtanytime.explore.draw.style import LETTER, Picture, distinct_looks, log_axis
-from mtanytime.explore.tables import Table, distinct, read_table
+from mtanytime.explore.draw.style import LETTER, Picture, add_legend, distinct_looks, log_axis, shortened
+from mtanytime.explore.tables import FLOAT32_UP_TO, Table, distinct, read_table
 from mtanytime.measure.tables import require_rows
 
+RESULTS = "results table"
 DOT, MEAN = "#56B4E9", "#000000"
 
 
@@ -24,11 +25,7 @@ def accuracy_by_method(results: Table) -> Picture:
     Raises:
         ValueError: a column is missing, the table is empty, or an accuracy is outside [0, 1].
     """
-    name = "results table"
-    table = read_table(results, name, "method", "seed", "accuracy")
-    fractions = table["accuracy"].between(0, 1) | table["accuracy"].isna()
-    require_rows(fractions, table, name, "accuracy", "fractions in [0, 1]", "method", "seed")
-    table = table.assign(percent=100 * table["accuracy"])
+    table = _read_results(results)
     methods = distinct(table["method"])
     seeds = table.groupby("method")["percent"].count()
     several = seeds.max() > 1
@@ -36,7 +33,8 @@ def accuracy_by_method(results: Table) -> Picture:
     count += " seeds" if several or seeds.nunique() > 1 else " seed"
 
     alt = f"Accuracy of {len(methods)} methods with {count} each: {', '.join(methods)}"
-    picture = Picture(alt, 6.4 + 1.1 * LETTER * max(map(len, methods)), 1.9 + 0.42 * len(methods))
+    names = [shortened(method) for method in methods]
+    picture = Picture(alt, 6.4 + 1.1 * LETTER * max(map(len, names)), 1.9 + 0.42 * len(methods))
     ax = picture.subplots()
     common = {"data": table, "x": "percent", "y": "method", "order": methods, "ax": ax, "legend": False}
     if several:
@@ -48,6 +46,7 @@ def accuracy_by_method(results: Table) -> Picture:
         label = f"{mean:.1f}" if math.isfinite(mean) else "none"
         ax.text(1.02, row, label, transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     ax.text(1.02, 1.03, "mean", transform=ax.transAxes, fontsize=9, color="0.35")
+    ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="test accuracy (%)", ylabel="", ylim=(len(methods) - 0.5, -0.5))
     ax.set_title(f"Accuracy by method, {count}", fontsize=11, loc="left")
     ax.grid(axis="x", alpha=0.3)
@@ -69,25 +68,37 @@ def accuracy_by_seconds(results: Table) -> Picture:
     Raises:
         ValueError: a column is missing, or no row has an accuracy and a time.
     """
-    table = read_table(results, "results table", "method", "seed", "accuracy", "train_seconds")
-    table = table.assign(percent=100 * table["accuracy"]).dropna(subset=["percent", "train_seconds"])
+    table = _read_results(results, "train_seconds").dropna(subset=["percent", "train_seconds"])
+    positive = (table["train_seconds"] > 0) & (table["train_seconds"] < FLOAT32_UP_TO)
+    require_rows(positive, table, RESULTS, "train_seconds", "finite numbers above 0", "method", "seed")
     require(len(table) > 0, "results table", "a row with accuracy and train_seconds", Words("none"))
     methods = distinct(table["method"])
     alt = f"Test accuracy against training seconds of {len(methods)} methods: {', '.join(methods)}"
-    picture = Picture(alt, 6.8 + LETTER * max(map(len, methods)), 3.8)
+    longest = max(len(shortened(method)) for method in methods)
+    picture = Picture(alt, 6.8 + LETTER * longest, 3.8)
     ax = picture.subplots()
+    handles = {}
     for method, look in distinct_looks(methods).items():
         runs = table[table["method"] == method]
         ax.scatter(runs["train_seconds"], runs["percent"], s=18, alpha=0.5, linewidths=0, **look)
         spread = [[runs[name].std(ddof=1) if len(runs) > 1 else 0.0] for name in ("train_seconds", "percent")]
         mean = runs["train_seconds"].mean(), runs["percent"].mean()
-        ax.errorbar(*mean, xerr=spread[0], yerr=spread[1], markersize=9, ls="", capsize=3, label=method, **look)
+        bars = {"xerr": spread[0], "yerr": spread[1], "capsize": 3, "label": method}
+        handles[method] = ax.errorbar(*mean, markersize=9, ls="", **bars, **look)
     log_axis(ax)
     ax.set(xlabel="training time (s, log scale)", ylabel="test accuracy (%)")
     ax.set_title("Accuracy against training time", fontsize=11, loc="left")
     style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9}
-    picture.legend(title="method: mean ± spread", **style)
+    add_legend(picture, handles, title="method: mean ± spread", **style)
     return picture
+
+
+def _read_results(results: Table, *columns: str) -> pd.DataFrame:
+    """Return a table of results with accuracies in per cent, after checking every row."""
+    table = read_table(results, RESULTS, "method", "seed", "accuracy", *columns)
+    fractions = table["accuracy"].between(0, 1) | table["accuracy"].isna()
+    require_rows(fractions, table, RESULTS, "accuracy", "fractions in [0, 1]", "method", "seed")
+    return table.assign(percent=100 * table["accuracy"])
 
 
 def _interval(values: pd.Series) -> tuple[float, float]:

@@ -2,19 +2,34 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+from unicodedata import bidirectional, category
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
+from matplotlib.container import Container
 from matplotlib.figure import Figure
-from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.font_manager import fontManager, get_font
+from matplotlib.text import Text
+from matplotlib.ticker import (
+    Formatter,
+    LogFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    ScalarFormatter,
+    StrMethodFormatter,
+)
 
 NUMBERS_UP_TO = 12  # layers per side of a map with numbers; in a larger map they could not be read
 LETTER = 0.075  # width of a letter of 9 points, in inches
@@ -29,6 +44,7 @@ MARKERS = "osD^vPX*<>"
 COLOUR_MAP = "viridis"  # of heat maps, and of lines too many for distinct colours
 BRIGHTEST_LINE = 0.93  # of the colour map; brighter lines would not stand out from white
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+TURNS_TEXT = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # classes of marks
 LEAST_RATIO = 2.6  # of the ends of a logarithmic axis, so that 1, 2 or 5 times a power of ten lies between them
 
 
@@ -37,8 +53,19 @@ class Picture(Figure):
 
     def __init__(self, alt: str, width: float, height: float):
         super().__init__(figsize=(width, height), layout="constrained")
-        self.alt = alt
+        self.alt = "".join(map(_visible, alt))
         FigureCanvasAgg(self)  # without it seaborn would make a figure of pyplot
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure with every text as it stands: no formulas between dollars, and no letters the font lacks."""
+        formatted = set()  # the numbers of an axis: a formatter may write them as formulas, such as 10⁻³
+        for axis in (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)):
+            if isinstance(axis.get_major_formatter(), (ScalarFormatter, LogFormatter)):
+                formatted.update(axis.findobj(Text))
+                formatted.discard(axis.label)
+        for text in set(self.findobj(Text)) - formatted:
+            text.set(parse_math=False, usetex=False, text=_drawable(text))
+        super().draw(renderer)
 
     def png(self, dpi: float = 144) -> bytes:
         """Return the picture as a PNG file; its size depends on the layers and methods of the table, not on values."""
@@ -62,8 +89,42 @@ def coloured_grid(ax: Axes, values: pd.DataFrame, vmax: float, **look: Any) -> N
 
 
 def shortened(name: str) -> str:
-    """Return a name, without its middle if it would leave no room for the picture."""
+    """Return a name in one line, without its middle if it would leave no room for the picture.
+
+    Line breaks, control characters and marks that would turn the text beside them are shown by their codes.
+    """
+    name = "".join(map(_visible, name))
     return name if len(name) <= LETTERS_UP_TO else f"{name[: LETTERS_UP_TO // 2]}…{name[1 - LETTERS_UP_TO // 2 :]}"
+
+
+def _visible(letter: str) -> str:
+    hidden = category(letter) in ("Cc", "Cs", "Zl", "Zp") or bidirectional(letter) in TURNS_TEXT
+    return letter.encode("unicode_escape").decode() if hidden else letter
+
+
+def _drawable(text: Text) -> str:
+    """Return a text with the codes of letters that its fonts lack, such as emoji: they would be empty boxes."""
+    words = text.get_text()
+    if words.isascii():
+        return words
+    properties = text.get_fontproperties()
+    fonts = []
+    for family in properties.get_family():
+        properties = properties.copy()
+        properties.set_family(family)
+        with suppress(ValueError):  # a family that is not installed
+            fonts.append(get_font(fontManager.findfont(properties, fallback_to_default=False)))
+    drawable = {
+        letter for letter in words if letter.isspace() or any(font.get_char_index(ord(letter)) for font in fonts)
+    }
+    return "".join(letter if letter in drawable else letter.encode("unicode_escape").decode() for letter in words)
+
+
+def add_legend(place: Figure | Axes, handles: Mapping[str, Artist | Container], **look: Any) -> None:
+    """Add a legend with a name per handle, as it stands: matplotlib would leave out names that begin with "_"."""
+    legend = place.legend(list(handles.values()), ["name"] * len(handles), **look)
+    for text, name in zip(legend.get_texts(), handles, strict=True):
+        text.set_text(shortened(name))
 
 
 def distinct_colours(names: Sequence[str]) -> dict[str, str]:
@@ -115,10 +176,10 @@ def legend_outside(picture: Picture, panels: list[Axes], colours: dict[str, str]
     """Name the lines outside the panels: in a legend, or by a colour bar if they are too many for one."""
     if len(colours) <= LEGEND_UP_TO:
         lines = {line.get_label(): line for ax in panels for line in ax.get_lines()}
-        ordered = [lines[name] for name in colours if name in lines]
-        picture.legend(handles=ordered, title=title, loc="outside right upper", frameon=False, fontsize=9)
+        ordered = {name: lines[name] for name in colours if name in lines}
+        add_legend(picture, ordered, title=title, loc="outside right upper", frameon=False, fontsize=9)
     else:
         bar = picture.colorbar(ScalarMappable(cmap=COLOUR_MAP), ax=panels, label=title, aspect=40)
         names = list(colours)
-        bar.set_ticks([0, BRIGHTEST_LINE], labels=[names[0], names[-1]])
+        bar.set_ticks([0, BRIGHTEST_LINE], labels=[shortened(names[0]), shortened(names[-1])])
         bar.ax.set_ylim(0, BRIGHTEST_LINE)

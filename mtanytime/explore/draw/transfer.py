@@ -22,7 +22,20 @@ from mtanytime.explore.draw.style import (
     shortened,
     step_axis,
 )
-from mtanytime.explore.tables import Step, Table, distinct, first_few, read_table, read_trace, step_of
+from mtanytime.explore.kinds import varied_settings
+from mtanytime.explore.tables import (
+    Step,
+    Table,
+    distinct,
+    finite,
+    first_few,
+    read_channels,
+    read_table,
+    read_trace,
+    step_of,
+    with_slices,
+)
+from mtanytime.measure.tables import require_rows, require_unique
 
 BLANK = "0.92"  # the grey of a pair that was not matched
 WEIGHT_LABEL = "mean λ (pair weight)"
@@ -109,23 +122,27 @@ def heatmaps(maps: Table) -> Picture:
     """Draw the last λ of several runs side by side, one map per run in table order, with one colour scale.
 
     Args:
-        maps: method, seed, source, target, weight[, beta], such as the `maps` of a recipe's results.
+        maps: method, seed, source, target, weight[, beta, lr, precision], such as the `maps` of a recipe's results.
 
     Raises:
         ValueError: a column is missing, or the table is empty.
     """
-    table = read_table(maps, "table of maps", "method", "seed", "source", "target", "weight")
+    name = "table of maps"
+    table = read_table(maps, name, "method", "seed", "source", "target", "weight")
+    require_rows(table["seed"].notna(), table, name, "seed", "a seed in every row", "method")
+    table = table.assign(weight=finite(table["weight"]))
+    table = with_slices(table, name) if "slice" in table else table
     sources, targets = distinct(table["source"]), distinct(table["target"])
-    keys = ["method", "seed"]
-    if "beta" in table and table.groupby("method")["beta"].nunique().max() > 1:
-        keys.append("beta")
-    runs = list(table.groupby(keys, sort=False))
+    keys = ["method", "seed", *varied_settings(table)]
+    require_unique(table, name, *keys, "source", "target", remedy="give the last maps of runs with the same settings")
+    runs = list(table.groupby(keys, sort=False, dropna=False))
     columns = min(len(runs), MAPS_A_ROW)
     rows = -(-len(runs) // columns)
     numbers = max(len(sources), len(targets)) <= NUMBERS_UP_TO
     cell = 0.44 if numbers else 0.14
-    width = columns * max(cell * len(targets), 1.7) + LETTER * max(map(len, sources)) + 1.2
-    height = rows * (cell * 0.75 * len(sources) + 0.35) + LETTER * max(map(len, targets)) + 0.5
+    longest = [max(len(shortened(name)) for name in names) for names in (sources, targets)]
+    width = columns * max(cell * len(targets), 1.7) + LETTER * longest[0] + 1.2
+    height = rows * (cell * 0.75 * len(sources) + 0.35) + LETTER * longest[1] + 0.5
     alt = f"Heat maps of λ of {len(runs)} runs, {len(sources)} source × {len(targets)} target layers each"
     picture = Picture(alt, np.clip(width, 4.2, 15), np.clip(height, 2.2, 13))
     axes = picture.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -133,8 +150,9 @@ def heatmaps(maps: Table) -> Picture:
     for ax, (names, run) in zip(axes.flat, runs, strict=False):
         values = run.pivot_table(index="source", columns="target", values="weight").reindex(sources, columns=targets)
         coloured_grid(ax, values, vmax, annot=numbers, fmt=".1f", annot_kws={"size": 8}, cbar=False)
-        words = [f"{name} {value:g}" for name, value in zip(keys[1:], names[1:], strict=True)]
-        ax.set_title(", ".join([names[0], *words]), fontsize=9)
+        values = (f"{value:g}" if isinstance(value, (int, float)) else shortened(str(value)) for value in names[1:])
+        words = [f"{name} {value}" for name, value in zip(keys[1:], values, strict=True)]
+        ax.set_title(", ".join([shortened(names[0]), *words]), fontsize=9)
         ax.set(xlabel="", ylabel="", facecolor=BLANK)
         ax.tick_params(axis="x", labelrotation=90, labelsize=8)
         ax.tick_params(axis="y", labelrotation=0, labelsize=8)
@@ -161,19 +179,21 @@ def weights_over_time(trace: Table) -> Picture:
     sources, targets = distinct(table["source"]), distinct(table["target"])
     pairs = table[["source", "target"]].drop_duplicates()
     split = len(pairs) > LINES_UP_TO
-    colours = distinct_colours(sources if split else [" → ".join(pair) for pair in pairs.itertuples(index=False)])
+    colours = distinct_colours(sources if split else [_arrow(*pair) for pair in pairs.itertuples(index=False)])
     layers = f"{len(sources)} source and {len(targets)} target layers"
     alt = f"λ against the training step for {len(pairs)} pairs of {layers}"
     columns = min(len(targets), 3 if len(targets) <= 12 else 6) if split else 1
     size = 4.5 if columns == 1 else 2.6 if columns <= 3 else 1.9  # of a panel, in inches
-    picture, panels = _panels(alt, len(targets) if split else 1, columns, size, max(map(len, colours)))
+    longest = max(len(shortened(label)) for label in colours)
+    picture, panels = _panels(alt, len(targets) if split else 1, columns, size, longest)
     for (source, target), rows in table.groupby(["source", "target"], sort=False):
-        label = source if split else f"{source} → {target}"
+        label = source if split else _arrow(source, target)
         _draw_weights(panels[targets.index(target) if split else 0], rows, label, colours[label])
     for ax, target in zip(panels, targets, strict=False):
         step_axis(ax)
         if split:
-            ax.set_title(target, fontsize=np.clip(9 * size / (LETTER * len(target)), 5, 10))
+            title = shortened(target)
+            ax.set_title(title, fontsize=np.clip(9 * size / (LETTER * len(title)), 5, 10))
     picture.supxlabel("training step", fontsize=10)
     picture.supylabel(WEIGHT_LABEL, fontsize=10)
     band = "\nband: ± 1 standard deviation over the images" if "weight_std" in table else ""
@@ -181,6 +201,11 @@ def weights_over_time(trace: Table) -> Picture:
     panels[0].set_ylim(bottom=0)
     legend_outside(picture, panels, colours, "source layer" if split else "source → target")
     return picture
+
+
+def _arrow(source: str, target: str) -> str:
+    """Return a pair of layers in words."""
+    return f"{source} → {target}"
 
 
 def _panels(alt: str, count: int, columns: int, size: float, letters: int) -> tuple[Picture, list[Axes]]:
@@ -217,9 +242,9 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
     Raises:
         ValueError: a column is missing, the table is empty or lacks the pair or the step, or `top` is below 1.
     """
-    table = read_table(channels, "channels table", "step", "source", "target", "channel", "weight")
+    table = read_channels(channels)
     pair = table[(table["source"] == source) & (table["target"] == target)]
-    pairs = [" → ".join(row) for row in table[["source", "target"]].drop_duplicates().itertuples(index=False)]
+    pairs = [_arrow(*row) for row in table[["source", "target"]].drop_duplicates().itertuples(index=False)]
     expected = f"a pair of the channels table ({first_few(pairs)})"
     require(len(pair) > 0, "source and target", expected, Words(f"{source} → {target}"))
     require(top is None or top >= 1, "top", "a number >= 1 or None", top)
@@ -229,7 +254,7 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
     count, shown = len(now), now.iloc[:top]
 
     alt = f"Channel weights of {source} → {target} at step {last}, {len(shown)} of {count} channels, largest first"
-    title = f"{source} → {target} at step {last}"
+    title = f"{_arrow(shortened(source), shortened(target))} at step {last}"
     picture = Picture(alt, np.clip(0.16 * len(shown) + 2.5, max(5, 1.2 * LETTER * len(title) + 1), 11), 3.8)
     ax = picture.subplots()
     few = len(shown) <= 50

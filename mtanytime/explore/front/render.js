@@ -1,6 +1,6 @@
 // The entry point: draws an explorer of any kind.
 
-const DRAWN_BY = { transfer, budget, playground, live };
+const DRAWN_BY = { transfer, budget, playground, live, pictures };
 
 function render({ model, el }) {
   const content = model.get("content");
@@ -14,6 +14,7 @@ function render({ model, el }) {
   const root = node("section", { class: "mtanytime", "aria-label": content.title });
   el.replaceChildren(root);
   const stop = DRAWN_BY[content.kind](model, content, root, on);
+  root.append(...shown_below(content));
   return () => {
     stop();
     for (const [name, call] of heard) model.off(name, call);

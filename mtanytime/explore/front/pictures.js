@@ -1,0 +1,9 @@
+// Draws pictures that were made ahead of time: a page's own, or those below an explorer.
+
+function pictures(model, content, root) {
+  fill(root, {}, node("p", { class: "note" }, content.note));
+  return () => {};
+}
+
+const shown_below = (content) =>
+  (content.pictures ?? []).map(({ uri, alt }) => node("p", {}, node("img", { src: uri, alt, class: "picture" })));
