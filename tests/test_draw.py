@@ -260,7 +260,7 @@ def test_odd_numbers(column: str, value: object) -> None:
         try:
             assert picture(table).png().startswith(b"\x89PNG")
         except ValueError as error:
-            assert f"column {column}: expected" in str(error)
+            assert f"column {column}: expected" in str(error)  # noqa: PT017
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
