@@ -142,6 +142,8 @@ def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
     present = [name for name in COSTS if name in costs or (name in table and table[name].notna().all())] or ["macs"]
     table = validated_curve(table, *present).astype({"model": str})
     _require_names(table, "curve", "model")
+    for cost in present:
+        require_rows(table[cost] < FLOAT32_UP_TO, table, "curve", cost, "numbers below 3.4e38", "model", "exit")
     levels = ["level"] if "level" in table else []
     _require_names(table, "curve", *levels)
     exits = table.astype(dict.fromkeys(levels, str)).groupby(["model", "exit", *levels], sort=False)

@@ -84,7 +84,7 @@ def _mark_budget(ax: Axes, exits: pd.DataFrame, cost: str, budget: float) -> lis
         if len(covered := line[line[cost] <= budget]):
             pick = covered.iloc[-1:]
             ax.plot(pick[cost], 100 * pick["accuracy"], "o", ms=14, mfc="none", mew=1.8, color="0.15")
-            picks.append(f"{model} exit {pick['exit'].item()}")
+            picks.append(f"{shortened(model)} exit {pick['exit'].item()}")
     return picks
 
 
