@@ -42,6 +42,8 @@ def parts_of(value: Any) -> Parts:
     submodules. Of another object: its attributes, and its private ones if they are tensors, arrays or modules, except
     those that have the default of the argument of that name.
     """
+    if isinstance(value, type):  # its name tells it apart
+        return {}
     if isinstance(value, partial):
         parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
     elif inspect.ismethod(value):

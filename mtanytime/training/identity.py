@@ -65,7 +65,11 @@ def name_of(value: object) -> object:
     hidden = {k: v for k, v in parts_of(value).items() if k not in shown}
     if not hidden:
         return older
-    described = Described(f"{older.partition(' ')[0] if isinstance(value, partial) else older} {contents_hash(hidden)}")
+    if isinstance(value, partial):  # whose text may not show all of its arguments
+        older_name, hidden = older.partition(" ")[0], parts_of(value)
+    else:
+        older_name = older
+    described = Described(f"{older_name} {contents_hash(hidden)}")
     described.older = older
     return described
 
