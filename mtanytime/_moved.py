@@ -15,7 +15,7 @@ from typing import Any
 # Old module -> the modules that hold its names now. A module that still exists is here if names have left it.
 MOVED: dict[str, tuple[str, ...]] = {
     "anytime.inference": ("anytime.early_exit",),
-    "anytime_recipes": ("experiments.anytime",),
+    "anytime_recipes": ("experiments.anytime_recipes",),
     "authors_code": ("experiments.authors_code",),
     "benchmarks": ("experiments.benchmarks",),
     "characters": ("data.synthetic",),
@@ -33,11 +33,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "training": ("devices", "measure.evaluation"),
     "transfer.metanets": ("transfer.meta_networks",),
     "transfer.trainer": ("transfer.lookahead", "transfer.layers"),
-    "transfer_recipes": ("experiments.transfer", "experiments.recipe"),
+    "transfer_recipes": ("experiments.transfer_recipes", "experiments.recipe"),
 }
 # Old name -> new name.
 RENAMED: dict[str, str] = {
-    "anytime_recipes.VALIDATION_A_CLASS": "experiments.anytime.VALIDATION_PER_CLASS",
+    "anytime_recipes.VALIDATION_A_CLASS": "experiments.anytime_recipes.VALIDATION_PER_CLASS",
     "characters.draw": "data.synthetic.paint",
     "explore.contents.check_images": "explore.contents.images.require_images",
     "explore.contents.refuse_doubles": "measure.tables.require_unique",

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from mtanytime.anytime import AnytimePredictor, InclusiveResNeXt, MSDNet, SlicedResNeXt
 from mtanytime.anytime.folding import fold_batch_norms
-from mtanytime.anytime.triangular import TriangularConv
+from mtanytime.anytime.slice_pattern import TriangularConv
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 

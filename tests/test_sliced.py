@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.anytime import SlicedResNeXt
-from mtanytime.anytime.triangular import TriangularConv, _Triangular
+from mtanytime.anytime.slice_pattern import TriangularConv, _Triangular
 
 
 @st.composite

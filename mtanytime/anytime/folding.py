@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mtanytime.anytime.made_weights import plain_copy
-from mtanytime.anytime.triangular import TriangularConv
+from mtanytime.anytime.slice_pattern import TriangularConv
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from mtanytime.anytime.resnext import (
     make_stem,
     widen,
 )
-from mtanytime.anytime.triangular import TriangularConv
+from mtanytime.anytime.slice_pattern import TriangularConv
 from mtanytime.checks import Words, mismatch, require
 
 

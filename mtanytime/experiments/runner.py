@@ -18,14 +18,14 @@ from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import mismatch, require
 from mtanytime.console import say
-from mtanytime.experiments import anytime, baselines, transfer
+from mtanytime.experiments import anytime_recipes, baseline_recipes, transfer_recipes
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
-RECIPES: dict[str, Recipe] = transfer.RECIPES | baselines.RECIPES | anytime.RECIPES
+RECIPES: dict[str, Recipe] = transfer_recipes.RECIPES | baseline_recipes.RECIPES | anytime_recipes.RECIPES
 
 
 def recipe(name: str) -> Recipe:

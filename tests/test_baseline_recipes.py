@@ -9,7 +9,7 @@ import torch
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, resnet
 from mtanytime.data.images import Task
-from mtanytime.experiments import baselines
+from mtanytime.experiments import baseline_recipes as baselines
 from mtanytime.experiments.runner import plan, run
 
 SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "width": "4", "precision": "float32", "images": "."}

@@ -7,7 +7,7 @@ import torch
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import Task
 from mtanytime.experiments.recipe import changed
-from mtanytime.experiments.transfer import RECIPES, _targets
+from mtanytime.experiments.transfer_recipes import RECIPES, _targets
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import FreshBatch, TransferTrainer
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from mtanytime.data.images import Task
-from mtanytime.experiments import anytime as anytime_recipes
+from mtanytime.experiments import anytime_recipes
 from mtanytime.experiments.recipe import changed
 from mtanytime.experiments.runner import RECIPES, plan, run
 from mtanytime.training.identity import describe_model
