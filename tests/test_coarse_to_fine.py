@@ -142,6 +142,11 @@ class TwoExits(nn.Module):
         return [head(maps) for head in self.heads]
 
 
+def widest(outputs: list[Tensor]) -> Tensor:
+    """The logits of the last exit."""
+    return outputs[-1]
+
+
 class AnytimeSteps(Trainer):
     """The smallest trainer of a network that returns a list of logits."""
 
@@ -162,6 +167,7 @@ def test_a_trainer_takes_the_loss_and_tells_two_of_them_apart(tmp_path: Path):
 
     def trainer(loss: CoarseToFineLoss) -> AnytimeSteps:
         settings = {"epochs": 12, "batch_size": 8, "lr": 0.05, "progress": False, "device": "cpu"}
+        settings["logits"] = widest
         return AnytimeSteps(lambda: TwoExits(4), data, loss=loss, folder=tmp_path / "run", **settings)
 
     log = trainer(CoarseToFineLoss(taxonomy, 2)).train().log
