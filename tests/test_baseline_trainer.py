@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.transfer.baselines import TERMS, BaselineTrainer
 from mtanytime.transfer.distillation import distillation_loss
@@ -72,11 +73,34 @@ def test_resumed_anywhere(terms: dict[str, float], tmp_path: Path) -> None:
         ({"terms": {"other": 1.0}}, "terms: expected some of"),
         ({"terms": {"at": 0.0}}, r"terms\['at'\]: expected a weight > 0, got 0.0"),
         ({"terms": {"at": 1.0}, "teacher": TEACHER}, "teacher: expected a network with the term 'teacher', else None"),
-        ({"terms": {"semckd": 1.0}, "batch_size": 5}, 'remainder: expected batches of one size .*; choose "drop"'),
+        ({"terms": {"semckd": 1.0}, "batch_size": 5}, 'data: expected batches of one size .*; remainder="drop"'),
         ({"terms": {"at": 1.0}, "views": 0}, "views: expected a whole number >= 1, got 0"),
+        ({"terms": {"at": 1.0}, "pairs": []}, "pairs: expected one or more"),
+        ({"terms": {"at": 1.0}, "pairs": [("first", "third")]}, "pairs: expected a layer of the source .*'third'"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     """Refused before training."""
     with pytest.raises(ValueError, match=message):
         baseline(**options)
+
+
+def test_semckd_with_loaders() -> None:
+    """Its embeddings have the size of a step's images, labelled and unlabelled, whichever form these have."""
+    pixels, labels = LABELLED.images / 255, LABELLED.labels
+
+    def loader(size: int, **options: Any) -> DataLoader:
+        return DataLoader(TensorDataset(pixels, labels), size, **options)
+
+    def run(data: Any, **options: Any) -> BaselineTrainer:
+        settings = {"epochs": 1, "lr": 0.02, "device": "cpu", "progress": False} | options
+        return BaselineTrainer(SOURCE, tiny.made(4, seed=1), data, terms={"semckd": 1.0}, **settings)
+
+    trainer = run(loader(5, drop_last=True), unlabelled=loader(4))
+    assert trainer.terms["semckd"].batch_size == 9
+    trainer.train()
+    assert run(LABELLED, batch_size=50, remainder="drop").terms["semckd"].batch_size == 12
+    with pytest.raises(ValueError, match=r"data: .*one size.*got the last of 2, the others of 5; drop_last=True"):
+        run(loader(5))
+    with pytest.raises(ValueError, match=r"unlabelled: .*one size.*got the last of 2, the others of 5; drop_last=True"):
+        run(LABELLED, batch_size=4, unlabelled=loader(5))

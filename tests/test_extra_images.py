@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
 from mtanytime.data.batches import Batches
 from mtanytime.data.images import ImageSet
@@ -79,6 +80,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "teacher": {"teacher": TEACHER},
     "all, learned": {"views": 3, "unlabelled": UNLABELLED, "teacher": TEACHER, "teacher_weight": 0.5},
     "all, fixed": {"views": 3, "unlabelled": UNLABELLED, "teacher": TEACHER, "what": False, "where": "off"},
+    "normalized": {"views": 3, "normalize_errors": True, "beta": 0.01, "what": False, "where": "off"},
 }
 
 
@@ -198,3 +200,40 @@ def test_labels_of_unlabelled_images_are_not_read() -> None:
     relabelled = ImageSet(UNLABELLED.images, UNLABELLED.labels * 0 + 4, tuple("abcde"))
     logs = [transfer(unlabelled=data, what=False, where="off").train().log for data in (UNLABELLED, relabelled)]
     assert logs[0].drop(columns="seconds").equals(logs[1].drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"views": 2, "view_augment": v2.Resize(6)},
+            r"view_augment: expected views of shape \(3, 8, 8\), got \(3, 6, 6\)",
+        ),
+        ({"teacher": SOURCE, "source": SOURCE, "target": SOURCE}, "target: expected a network that shares no layer"),
+    ],
+)
+def test_refused_before_training(options: dict[str, Any], message: str) -> None:
+    """Further bad input, with one message each."""
+    with pytest.raises(ValueError, match=message):
+        transfer(**options)
+
+
+def test_a_teacher_shares_nothing_with_the_target() -> None:
+    """Its batch norms would move with the target's."""
+    target = tiny.made(4, seed=1)
+    with pytest.raises(ValueError, match="shares no layer or parameter with the source 'teacher'"):
+        transfer(target=target, teacher=nn.Sequential(target))
+
+
+def test_a_loader_that_ends_early() -> None:
+    """A DataLoader that promises more batches than it gives is named."""
+
+    class Short(torch.utils.data.IterableDataset):
+        def __len__(self) -> int:
+            return 20
+
+        def __iter__(self) -> Any:
+            yield from ((UNLABELLED.images[i] / 255, 0) for i in range(4))
+
+    with pytest.raises(ValueError, match="unlabelled: expected a DataLoader of 10 batches, got one that ends after 2"):
+        list(transfer(unlabelled=DataLoader(Short(), 2)))

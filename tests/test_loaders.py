@@ -1,5 +1,6 @@
 """DataLoaders get every guarantee that image sets have: checked batches, classes that fit, reproducible epochs."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,29 @@ def test_numpy_arrays_in_an_image_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ImageSet(images.permute(0, 2, 3, 1).numpy(), LABELS, ("a", "b", "c"))
     with pytest.raises(ValueError, match="labels: expected whole numbers"):
         ImageSet(images.numpy(), LABELS.numpy() / 2, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_transforms_that_draw_from_python(workers: int) -> None:
+    """torchvision's first RandomChoice draws from Python's `random`: epochs repeat, and the caller's draws go on."""
+    choice = torchvision.transforms.RandomChoice(
+        [torch.nn.Identity(), torchvision.transforms.RandomHorizontalFlip(1.0)]
+    )
+
+    class Augmented(Dataset):
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return choice(IMAGES[i]), LABELS[i]
+
+    batches = Batches(DataLoader(Augmented(), 8, num_workers=workers), None, seed=0)
+    random.seed(5)
+    first = torch.cat([images for images, _ in batches.epoch(1)])
+    drawn = random.random()
+    random.seed(6)
+    assert torch.cat([images for images, _ in batches.epoch(1)]).equal(first)
+    assert torch.cat([images for images, _ in batches.epoch(1, start=1)]).equal(first[8:])
+    assert not torch.cat([images for images, _ in batches.epoch(2)]).equal(first)
+    random.seed(5)
+    assert random.random() == drawn

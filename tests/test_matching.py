@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mtanytime.transfer import FeatureMatching, MetaNetworks
+from mtanytime.transfer.matching import source_variances
+from mtanytime.transfer.meta_networks import PairWeights
 
 SOURCE = {"s1": (5, 8), "s2": (7, 4)}  # layer: channels, size
 TARGET = {"t1": (3, 8), "t2": (6, 2)}
@@ -27,6 +29,17 @@ def built(pairs: list) -> tuple[FeatureMatching, MetaNetworks]:
     for network in meta.what:
         torch.nn.init.normal_(network.weight, generator=generator)
     return matching, meta
+
+
+def test_weights_in_another_order() -> None:
+    """Meta-networks may list the pairs in another order: weights belong to pairs by name; others are refused."""
+    matching, _ = built(ALL)
+    source, target = maps(SOURCE, 1), maps(TARGET, 2)
+    weights = built(list(reversed(ALL)))[1](source)
+    ordered = PairWeights({p: weights.channels[p] for p in ALL}, {p: weights.pairs[p] for p in ALL})
+    assert torch.equal(matching(source, target, weights), matching(source, target, ordered))
+    with pytest.raises(ValueError, match=r"weights: expected those of the pairs that are matched, got others: \[\('s"):
+        matching(source, target, built(ALL[:-1])[1](source))
 
 
 @pytest.mark.parametrize("pairs", [ALL, [("s2", "t2")], [("s2", "t1"), ("s1", "t2"), ("s1", "t1")]], ids=len)
@@ -111,3 +124,31 @@ def test_old_call() -> None:
     with pytest.warns(DeprecationWarning, match=r"aligned_loss"):
         loss = matching(target, aligned, weights.by_target())
     assert torch.equal(loss, matching(source, target, weights))
+
+
+def test_in_units_of_the_sources_variance() -> None:
+    """A regressor that answers with each channel's mean has an error of 1 in every pair, whatever the layers' scale."""
+    matching, _ = built(ALL)
+    source, target = maps(SOURCE, 1), maps(TARGET, 2)
+    source = {layer: 10.0**i * value + i for i, (layer, value) in enumerate(source.items())}
+    sizes = {t: (n, n) for t, (_, n) in TARGET.items()}
+    halves = [{layer: value[part] for layer, value in source.items()} for part in (slice(0, 1), slice(1, 2))]
+    variances = source_variances(halves, ALL, sizes)
+    for (s, t), variance in variances.items():
+        resized = F.interpolate(source[s], size=sizes[t], mode="bilinear", align_corners=False)
+        by_channel = resized.var(dim=(0, 2, 3), correction=0)
+        assert variance == pytest.approx(by_channel.mean().item(), rel=1e-9)
+        weight, bias = matching.regressor((s, t))
+        with torch.no_grad():
+            weight.zero_()
+            bias.copy_(resized.mean(dim=(0, 2, 3)))
+    uniform = MetaNetworks(ALL, {s: c for s, (c, _) in SOURCE.items()}, what=False, where="off").double()(source)
+    matching.variances = variances
+    assert matching(source, target, uniform).mean().item() == pytest.approx(len(ALL), rel=1e-9)
+
+
+def test_constant_features_have_no_unit() -> None:
+    """A dead source layer is named."""
+    dead = {"s1": torch.ones(4, 2, 3, 3)}
+    with pytest.raises(ValueError, match="source: expected maps of 's1' that differ between images, got constant ones"):
+        source_variances([dead], [("s1", "t1")], {"t1": (3, 3)})

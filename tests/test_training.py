@@ -57,6 +57,25 @@ def test_result_is_read_with_the_best_validation_weights() -> None:
     assert run.result() == result
 
 
+def test_best_weights_within_the_loop(tmp_path: Path) -> None:
+    """`load_best` in the body of the loop: neither the steps that follow nor a checkpoint takes the best weights up."""
+    expected = trainer()
+    expected.train()
+    run = trainer(tmp_path / "run", checkpoint_seconds=0.0)
+    for report in run:
+        if report.step in (6, 7):
+            run.load_best()
+        if report.step == 7:
+            break
+    assert trainer(tmp_path / "run").step == 7
+    run = trainer(tmp_path / "run")
+    for report in run:
+        if report.step % 2:
+            run.load_best()
+    run.train()
+    assert state_of(run) == state_of(expected)
+
+
 def test_without_validation_or_test() -> None:
     """Without validation the last weights count and there are no best ones to load; without a test set, no accuracy."""
     run = trainer(data=task().train, validation=None)

@@ -40,6 +40,15 @@ def test_crops_keep_their_bounds() -> None:
     torch.testing.assert_close(views[:, 0, 0], views[:, 0, -1])
 
 
+def test_crops_keep_their_area() -> None:
+    """Also where a crop of the drawn shape would not fit into the image."""
+    ramp = torch.linspace(0, 1, 64)
+    grid = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros(64, 64)]).expand(200, 3, 64, 64)
+    views = StrongViews(**NOTHING | {"scale": (0.7, 0.7), "ratio": (0.2, 5.0)})(grid.contiguous(), seeded())
+    width, height = views[:, 0, 0, -1] - views[:, 0, 0, 0], views[:, 1, -1, 0] - views[:, 1, 0, 0]
+    torch.testing.assert_close(width * height, torch.full((200,), 0.7), rtol=0.03, atol=0)
+
+
 def test_colors_as_torchvision() -> None:
     """Brightness, contrast and saturation as torchvision's functions, with the same factors."""
     views = StrongViews(**NOTHING | {"jitter": 0.4})

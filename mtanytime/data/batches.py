@@ -1,5 +1,6 @@
 """Batches of images that a run can resume in, from image sets and from DataLoaders, and their augmentation."""
 
+import random
 from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import islice
@@ -50,7 +51,8 @@ class Batches:
     (seed, e, i), so a run can resume anywhere: `epoch(e, start=i)` continues at batch i.
 
     A DataLoader keeps its own batch size and order (`shuffle` and `remainder` do not apply): pass batch_size None. Its
-    random numbers, if torch draws them (its sampler, torchvision's transforms), also come from (seed, e), and a sampler
+    random numbers, if torch or Python's `random` draws them (its sampler, torchvision's transforms), also come from
+    (seed, e), and a sampler
     with `set_epoch` is told the epoch; batches before `start` are loaded and dropped. Workers that persist between
     epochs (persistent_workers) keep their random state. Every batch is checked.
 
@@ -120,20 +122,25 @@ class Batches:
         for sampler in (self.data.sampler, self.data.batch_sampler):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        state, batches = Generator().manual_seed(seed).get_state(), None
+        state, batches = (Generator().manual_seed(seed).get_state(), random.Random(seed).getstate()), None
         while True:
-            # The loader draws from torch's global generator at every batch, so that gets the loader's state meanwhile.
-            outside = torch.get_rng_state()
-            torch.set_rng_state(state)
+            # The loader draws from the global generators at every batch, so they get the loader's state meanwhile.
+            outside = torch.get_rng_state(), random.getstate()
+            _set_random_states(*state)
             try:
                 batches = iter(self.data) if batches is None else batches
                 batch = next(batches, None)
-                state = torch.get_rng_state()
+                state = torch.get_rng_state(), random.getstate()
             finally:
-                torch.set_rng_state(outside)
+                _set_random_states(*outside)
             if batch is None:
                 return
             yield check_batch(batch)
+
+
+def _set_random_states(torch_state: Tensor, python_state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(torch_state)
+    random.setstate(python_state)
 
 
 def batches_of(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> Batches:

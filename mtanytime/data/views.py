@@ -25,7 +25,8 @@ class StrongViews:
 
     Args:
         scale: least and largest area of a crop, as fractions of the image.
-        ratio: least and largest width of a crop divided by its height.
+        ratio: least and largest width of a crop divided by its height, both as fractions of the image's; closer to 1
+            where a crop of its area would not fit into the image.
         flip: whether to flip.
         jitter: brightness, contrast and saturation are multiplied by factors between 1 - jitter and 1 + jitter.
         mixup: whether to mix.
@@ -61,8 +62,8 @@ class StrongViews:
             return torch.rand(len(images), generator=generator) * (high - low) + low
 
         area, log_ratio = uniform(*self.scale), uniform(math.log(self.ratio[0]), math.log(self.ratio[1]))
-        width = (area * log_ratio.exp()).sqrt().clamp(max=1)  # as fractions of the image's sides
-        height = (area / log_ratio.exp()).sqrt().clamp(max=1)
+        log_ratio = log_ratio.clamp(area.log(), -area.log())  # a crop of this area fits into the image
+        width, height = (area * log_ratio.exp()).sqrt(), (area / log_ratio.exp()).sqrt()  # of the image's sides
         x, y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)  # centers; the image spans -1 to 1
         if self.flip:
             width = torch.where(uniform(0, 1) < 0.5, -width, width)

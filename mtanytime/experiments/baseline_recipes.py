@@ -26,6 +26,7 @@ from mtanytime.experiments.recipe import (
     run_folder,
 )
 from mtanytime.measure.evaluation import evaluate
+from mtanytime.training.identity import fingerprint
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.baselines import BaselineTrainer
@@ -71,6 +72,17 @@ class PenalizedLoss:
     def __call__(self, output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The loss of a batch."""
         return F.cross_entropy(output, labels) + self._penalty(self._network)
+
+
+class FineTuning(Trainer):
+    """A trainer whose run is also identified by the trained network that it starts from."""
+
+    def __init__(self, start: nn.Module, *arguments: Any, **options: Any) -> None:
+        self._start = fingerprint(start.state_dict())
+        super().__init__(*arguments, **options)
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"start": self._start}
 
 
 class ProbeRun:
@@ -130,8 +142,9 @@ def _trainer(
     if method in TERMS:
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
-    pairs = PAIRS[MATCHING[method]]
-    return TransferTrainer(source, make, task, pairs=pairs, what=False, where="off", beta=settings["beta"], **options)
+    options |= {"normalize_errors": bool(settings["normalize_errors"]), "teacher_weight": settings["weight_teacher"]}
+    options |= {"pairs": PAIRS[MATCHING[method]], "beta": settings["beta"], "what": False, "where": "off"}
+    return TransferTrainer(source, make, task, **options)
 
 
 def _on_source(method: str, settings: Settings, source: Normalized, task: Task, options: dict[str, Any]) -> Trainer:
@@ -148,13 +161,13 @@ def _on_source(method: str, settings: Settings, source: Normalized, task: Task, 
         return network
 
     if method != "l2sp":
-        return Trainer(make, task, **options)
+        return FineTuning(source, make, task, **options)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(options["seed"])
         network = make()
     options["weight_decay"] = 0.0
     penalty = L2SP(dict(source.named_parameters()), settings["l2sp_alpha"], settings["l2sp_beta"])
-    return Trainer(network, task, loss=PenalizedLoss(network, penalty), **options)
+    return FineTuning(source, network, task, loss=PenalizedLoss(network, penalty), **options)
 
 
 # A recipe's trainers are built twice, first to validate them: the source, the task and its probe are the same objects.
@@ -167,7 +180,7 @@ def _source(path: str) -> Normalized:
 def _probe(source: nn.Module, data: ImageSet) -> tuple[LinearProbe, float]:
     """The probe and the seconds that fitting it took."""
     started = time.perf_counter()
-    return fit_probe(deepcopy(source), data), time.perf_counter() - started
+    return fit_probe(source, data), time.perf_counter() - started
 
 
 @cache
@@ -204,6 +217,7 @@ BASELINES: Settings = {
     "lr_fine_tuning": 0.02,
     "weight_decay": 5e-4,
     "beta": 0.5,
+    "normalize_errors": 0,
     "weight_lwf": 1.0,
     "weight_at": 1000.0,
     "weight_semckd": 1.0,

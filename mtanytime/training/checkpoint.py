@@ -54,12 +54,17 @@ def _verified(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def get_states(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> State:
-    """The states of all modules and optimisers by name, as a checkpoint keeps them."""
-    return {
-        "modules": {name: module.state_dict() for name, module in modules.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-    }
+def get_states(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], model: State | None = None
+) -> State:
+    """The states of all modules and optimisers by name, as a checkpoint keeps them.
+
+    `model` is the state of the module "model" where that shows other weights (see `Trainer.load_best`).
+    """
+    states = {"modules": {name: module.state_dict() for name, module in modules.items()}}
+    if model is not None:
+        states["modules"]["model"] = model
+    return states | {"optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()}}
 
 
 def set_states(states: State, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> None:

@@ -97,7 +97,7 @@ class Trainer:
         test: the test set; it replaces that of a `Task`.
         validation: a validation set, or the fraction of an `ImageSet` to hold out for it, balanced by class. The test
             accuracy is then measured with the weights of the best validation epoch (the first of equals).
-        device: where to train; by default the accelerator if there is one.
+        device: where to train; default: the accelerator if there is one.
         folder: where to keep the run, which is resumed if the folder holds it; None keeps the run in memory.
         checkpoint_seconds: time between checkpoints in the folder.
         progress: show notes and a progress bar on stdout.
@@ -175,8 +175,7 @@ class Trainer:
     def train_on_batch(self, images: Images, labels: Labels) -> dict[str, float]:
         """Do one training step on one batch and return its metrics (losses, accuracy, …).
 
-        Images (floats in [0, 1]) and labels are on the run's device, and the network is in train mode. The loop sees
-        to both and calls this under the step's own seed.
+        The loop calls it under the step's own seed, with floats in [0, 1] on the device, the network in train mode.
         """
         with autocast(self.device, self.precision):
             output = self.model(images)
@@ -225,6 +224,7 @@ class Trainer:
                         if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
                             self._save()
                     yield report
+                    self._restore()
                     started = time.perf_counter()
                     if self.step != report.step:  # another iterator of this trainer made steps meanwhile
                         break
@@ -355,7 +355,7 @@ class Trainer:
         self._mid_step = False
         if self.folder is not None and not self.folder.read_only:
             checkpoint = {"step": self.step, "seconds": self.seconds, "best": self._best, "scores": self._scores}
-            checkpoint |= get_states(self.modules, self.optimizers)
+            checkpoint |= get_states(self.modules, self.optimizers, self._last)
             checkpoint["network"] = self._network | {"origin": self.origin}
             self.folder.save(checkpoint | {"extra": self._extra_state()})
             self._saved_step = self.step

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.checks import Words, require
+from mtanytime.data.batches import Batches
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.data.transforms import Augment
 from mtanytime.data.views import StrongViews
@@ -28,10 +29,19 @@ from mtanytime.training.trial import smallest_batch
 from mtanytime.transfer.attention import AttentionTransfer
 from mtanytime.transfer.distillation import LearningWithoutForgetting, distillation_loss
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
-from mtanytime.transfer.layers import Layers, check_apart, dtype_of, freeze_source, tap_layers, try_layers
+from mtanytime.transfer.layers import (
+    Layers,
+    check_apart,
+    check_pair_form,
+    dtype_of,
+    freeze_source,
+    tap_layers,
+    try_layers,
+)
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.reviewkd import ReviewKD
 from mtanytime.transfer.semckd import SemCKD
+from mtanytime.transfer.teacher import Teacher
 
 _TERMS = -7  # purpose of a derived seed
 
@@ -93,6 +103,7 @@ class BaselineTrainer(Trainer):
         needed = "teacher" in terms
         got = Words("none" if teacher is None else type(teacher).__name__)
         require(needed == (teacher is not None), "teacher", "a network with the term 'teacher', else None", got)
+        check_pair_form(pairs)
         self.term_weights, self.source, self.teacher, self._pairs = dict(terms), source, teacher, pairs
         self._layers = source_layers, target_layers
         self._extra = views, view_augment, unlabelled, unlabelled_per_step
@@ -105,10 +116,11 @@ class BaselineTrainer(Trainer):
         sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers, None)
         self.tapped_source = sources[""]
         self.notes += freeze_source("source", self.source, self.device)
+        self._teacher: Teacher | None = None
         if self.teacher is not None:
-            self.notes += freeze_source("teacher", self.teacher, self.device)
-            logits, expected = self._answers("teacher", self.teacher, images), f"the target's {self.outputs} classes"
-            require(logits.shape[1] == self.outputs, "teacher", f"logits of {expected}", tuple(logits.shape))
+            self._teacher = Teacher(self.teacher, sources, self.device, self.precision)
+            self.notes += self._teacher.notes
+            self._teacher.check(images, self.outputs, {"": self._source_pass(images)})
         shape = tuple(images.shape[1:])
         self.extra_images = ExtraImages(self.batches, *self._extra, shape, self.seed)
         source_maps = try_layers("source", self.tapped_source, images, training=False)
@@ -124,12 +136,19 @@ class BaselineTrainer(Trainer):
     ) -> dict[str, nn.Module]:
         source_channels = {layer: maps.shape[1] for layer, maps in source_maps.items()}
         target_channels = {layer: maps.shape[1] for layer, maps in target_maps.items()}
+        within = f"a layer of the source ({', '.join(source_channels)}) and one of the target"
+        for source, target in self._pairs or ():
+            known = source in source_channels and target in target_channels
+            require(known, "pairs", f"{within} ({', '.join(target_channels)})", (source, target))
         last = list(target_channels)[-1]
         count = min(len(source_channels), len(target_channels))
         pairs = self._pairs or list(zip(list(source_channels)[-count:], list(target_channels)[-count:], strict=True))
 
         def lwf() -> nn.Module:
-            classes = self._answers("source", self.source, images).shape[1]
+            output, _ = self._source_pass(images)
+            logits = isinstance(output, Tensor) and output.ndim == 2
+            require(logits, "source", "a network whose output is logits", Words(type(output).__name__))
+            classes = output.shape[1]
             return LearningWithoutForgetting(target_channels[last], classes, last)
 
         makers = {
@@ -142,11 +161,10 @@ class BaselineTrainer(Trainer):
 
     def _images_per_step(self) -> int:
         """The images of every step; ValueError where steps differ."""
-        size = self.batches.batch_size
-        equal = "batches of one size with the term 'semckd'"
-        require(smallest_batch(self.batches) == size, "remainder", equal, self.settings.remainder, 'choose "drop"')
-        unlabelled = self.extra_images.unlabelled
-        return size + (self.extra_images.views or 0) + (0 if unlabelled is None else unlabelled.batch_size)
+        sizes = [_equal_size(self.batches, "data")]
+        if self.extra_images.unlabelled is not None:
+            sizes.append(_equal_size(self.extra_images.unlabelled, "unlabelled"))
+        return sum(sizes) + (self.extra_images.views or 0)
 
     def _config(self) -> Row:
         views, view_augment, _, per_step = self._extra
@@ -159,24 +177,19 @@ class BaselineTrainer(Trainer):
         return row
 
     @torch.no_grad()
-    def _answers(self, name: str, network: nn.Module, images: Tensor) -> Tensor:
-        network.eval()
+    def _source_pass(self, images: Tensor) -> View:
+        self.tapped_source.eval()
         with autocast(self.device, self.precision):
-            output = network(images.to(dtype_of(network, images)))
-        if not (isinstance(output, Tensor) and output.ndim == 2):
-            raise mismatch(name, "a network whose output is logits", Words(type(output).__name__))
-        return output
+            return View(*self.tapped_source(images.to(dtype_of(self.tapped_source, images))))
 
     def train_on_batch(
         self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]
     ) -> dict[str, float]:
         """Do one SGD step on the task's loss plus the weighted terms and return the metrics."""
         everything = torch.cat([images, self.extra_images.draw(self.step, images)]) if self.extra_images else images
-        self.tapped_source.eval()
         self.terms.train()
+        source = self._source_pass(everything)
         with autocast(self.device, self.precision):
-            with torch.no_grad():
-                source = View(*self.tapped_source(everything.to(dtype_of(self.tapped_source, everything))))
             target = View(*self.target(everything))
             output = target.output[: len(labels)]
             task = self.loss(output, labels)
@@ -197,7 +210,17 @@ class BaselineTrainer(Trainer):
 
     def _term(self, name: str, images: Tensor, source: View, target: View) -> Float[Tensor, " batch"]:
         if name == "teacher":
-            return distillation_loss(target.output, self._answers("teacher", self.teacher, images))
+            return distillation_loss(target.output, self._teacher.logits(images, {"": source}))
         if name == "lwf":
             return self.terms[name](target.maps, source.output)
         return self.terms[name](source.maps, target.maps)
+
+
+def _equal_size(batches: Batches, name: str) -> int:
+    """The size of all batches; ValueError where they differ."""
+    data, size = batches.data, smallest_batch(batches)
+    largest = min(batches.batch_size, len(data)) if isinstance(data, ImageSet) else data.batch_size
+    option = 'remainder="drop"' if isinstance(data, ImageSet) else "drop_last=True in the DataLoader"
+    sizes = Words(f"the last of {size}, the others of {largest}" if size else "unknown sizes")
+    require(size is not None and size == largest, name, "batches of one size with the term 'semckd'", sizes, option)
+    return size

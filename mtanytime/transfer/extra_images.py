@@ -4,6 +4,7 @@ Matching and distillation need no labels, so every step can use further images b
 labels, this is worth more than the choice of pairs: the source's answers on new images are what there is to learn.
 """
 
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -52,8 +53,13 @@ class ExtraImages:
         image_shape: tuple[int, int, int],
         seed: int,
     ) -> None:
-        require(views is None or views >= 1, "views", "a whole number >= 1", views)
+        for name, count in (("views", views), ("unlabelled_per_step", per_step)):
+            require(count is None or (isinstance(count, Integral) and count >= 1), name, "a whole number >= 1", count)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
+        if views is not None:
+            generator = generator_for(seed, _VIEWS, -1)
+            shape = tuple(self.view_augment(torch.rand(2, *image_shape, generator=generator), generator).shape)
+            require(shape == (2, *image_shape), "view_augment", f"views of shape {image_shape}", shape[1:])
         self.unlabelled: Batches | None = None
         if unlabelled is not None:
             data = _as_set(unlabelled, image_shape)
@@ -90,7 +96,10 @@ class ExtraImages:
         if step != self._next_step or position == 0:
             self._iterator = self.unlabelled.epoch(epoch, start=position)
         self._next_step = step + 1
-        return next(self._iterator)[0]
+        batch = next(self._iterator, None)
+        length = Words(f"one that ends after {position}")
+        require(batch is not None, "unlabelled", f"a DataLoader of {len(self.unlabelled)} batches", length)
+        return batch[0]
 
 
 def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> ImageSet | DataLoader:

@@ -7,7 +7,8 @@ Each batch is one step of a training loop, with θ the student's parameters and 
     lookahead.backward(losses)  # φ.grad: the meta-gradient at the new θ
 
 From the new θ the lookahead takes `inner_steps` SGD steps on the matching loss alone and one on the task's loss. The
-outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is.
+outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is. Where a batch
+holds further images without labels, the step on the task's loss alone sees the labelled ones only, batch norm included.
 
 A tapped layer that is skipped at random (stochastic depth) is not matched in the forward passes that skip it, nor in
 the lookahead of a batch whose real step skips it.
@@ -232,7 +233,7 @@ class Lookahead:
     ) -> TransferBatch:
         sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_features.items()}
         aligned = self.student.matching.align(source_features, sizes)
-        by_target = weights.by_target()
+        by_target = self.student.matching.stack(weights)
         leaves = {layer: value.detach().requires_grad_(value.requires_grad) for layer, value in by_target.items()}
         return TransferBatch(images, labels, aligned, by_target, leaves)
 

@@ -21,7 +21,7 @@ and pixels, where δ = R a + A t + z is the change of e in that direction. Autog
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -45,6 +45,10 @@ class FeatureMatching(nn.Module):
         pairs: the (source layer, target layer) pairs to match.
         source_channels, target_channels: C_m and D_n by layer.
         generator: draws the initial weights of the regressors, which are those of `nn.Conv2d` (uniform in ± 1/√D_n).
+
+    Attributes:
+        variances: the variance of the source maps by pair, in whose units errors are counted (see `source_variances`);
+            None, the default, for the paper's loss.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class FeatureMatching(nn.Module):
         for source, target in pairs:
             self.sources.setdefault(target, []).append(source)
         self.source_channels = dict(source_channels)
+        self.variances: Mapping[Pair, float] | None = None
         convolution = partial(nn.utils.skip_init, nn.Conv2d)  # nn.Conv2d would draw from torch's global generator
         self.regressors = nn.ModuleList(
             convolution(target_channels[target], sum(source_channels[s] for s in sources), 1)
@@ -90,6 +95,20 @@ class FeatureMatching(nn.Module):
             if target in target_sizes
         }
 
+    def stack(self, weights: PairWeights) -> dict[str, Float[Tensor, "batch channels"]]:
+        """The weights λ·w by target layer, side by side in the order of `align`, each divided by its pair's variance.
+
+        ValueError for the weights of other pairs.
+        """
+        pairs = {(source, target) for target, sources in self.sources.items() for source in sources}
+        others = sorted(pairs ^ set(weights.pairs))
+        require(not others, "weights", "those of the pairs that are matched", Words(f"others: {others}"))
+        scale = {pair: 1 / (1.0 if self.variances is None else self.variances[pair]) for pair in pairs}
+        return {
+            t: torch.cat([weights.channels[s, t] * weights.pairs[s, t] * scale[s, t] for s in sources], dim=1)
+            for t, sources in self.sources.items()
+        }
+
     def forward(
         self,
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
@@ -109,7 +128,7 @@ class FeatureMatching(nn.Module):
             )
             return self.aligned_loss(source_features, target_features, weights)
         sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_features.items()}
-        return self.aligned_loss(target_features, self.align(source_features, sizes), weights.by_target())
+        return self.aligned_loss(target_features, self.align(source_features, sizes), self.stack(weights))
 
     def aligned_loss(
         self,
@@ -140,6 +159,37 @@ class FeatureMatching(nn.Module):
             first = next(iter(weights.values()))
             return 0 * self.regressors[0].bias.sum() + first.new_zeros(len(first))
         return total
+
+
+def source_variances(
+    batches: Iterable[Mapping[str, Float[Tensor, "batch _ _ _"]]],
+    pairs: Sequence[Pair],
+    target_sizes: Mapping[str, tuple[int, int]],
+) -> dict[Pair, float]:
+    """The variance of each pair's source maps, resized to the target's, over images and pixels; a mean over channels.
+
+    With uniform channel weights, an error divided by it is 1 - R² of the regressor: 1 for one that answers with each
+    channel's mean. ValueError for a layer whose maps are constant.
+
+    Args:
+        batches: the source's maps by layer, one batch of images after another.
+        pairs: the (source layer, target layer) pairs.
+        target_sizes: height and width of the target's maps by layer.
+    """
+    moments: dict[Pair, Tensor] = {}
+    count = 0
+    for maps in batches:
+        count += len(next(iter(maps.values())))
+        for source, target in pairs:
+            values = _resize(maps[source], target_sizes[target]).flatten(2)
+            sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu().double()
+            moments[source, target] = moments.get((source, target), 0) + sums
+    variances = {}
+    for (source, target), (first, second) in moments.items():
+        variances[source, target] = value = (second / count - (first / count) ** 2).mean().item()
+        varies = value > 1e-9 * (second / count).mean().item()
+        require(varies, "source", f"maps of {source!r} that differ between images", Words("constant ones"))
+    return variances
 
 
 Maps = Float[Tensor, "batch target pixel"]

@@ -24,6 +24,8 @@ class TransferSettings:
         where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
+        normalize_errors: count matching errors in units of the variance of the source's features, so that β means the
+            same for every layer and network: an error of 1 is that of a constant (see `matching.source_variances`).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
             None: none.
@@ -49,6 +51,7 @@ class TransferSettings:
     first_order: bool = False
     trace_every: int | None = None
     mode: Mode = field(default="keep", metadata={"identifies": False})
+    normalize_errors: bool = field(default=False, metadata=NEW)
     views: int | None = field(default=None, metadata=NEW)
     view_augment: Augment = field(default=StrongViews(), metadata=NEW)
     unlabelled_per_step: int | None = field(default=None, metadata=NEW)

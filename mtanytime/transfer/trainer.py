@@ -1,6 +1,6 @@
 """The trainer of L2T-ww (arXiv:1905.05901): the training loop around `Lookahead`, with its trace."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mtanytime._moved import find
 from mtanytime.checks import Words, require
+from mtanytime.data.batches import batches_of
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
@@ -41,16 +42,18 @@ from mtanytime.transfer.layers import (
     try_layers,
 )
 from mtanytime.transfer.lookahead import Lookahead, Student
-from mtanytime.transfer.matching import FeatureMatching
+from mtanytime.transfer.matching import FeatureMatching, source_variances
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.running_mean import RunningMean
 from mtanytime.transfer.settings import TransferSettings
+from mtanytime.transfer.teacher import Teacher
 
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
 
 _REGRESSORS, _META = -3, -4  # purposes of derived seeds
+_MEASURED = 512  # images that the variance of the source's features is estimated from
 
 
 class TransferResult(TrainingResult):
@@ -130,7 +133,8 @@ class TransferTrainer(Trainer):
         images, labels = self._probe_batch()
         with error_context("target"):
             self._try_model()
-        check_apart(self.networks, self.model)
+        teacher = {} if self.teacher is None else {"teacher": self.teacher}
+        check_apart(self.networks | teacher, self.model)
         self.sources, target, self.pairs = tap_layers(self.networks, self.model, *self._layers)
 
         source_maps: Maps = {}
@@ -156,6 +160,9 @@ class TransferTrainer(Trainer):
         ).to(self.device, dtype)
         self.student = Student(target, matching)
         self.modules |= {"matching": matching, "meta": self.meta}
+        if settings.normalize_errors:
+            sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
+            matching.variances = source_variances(self._source_batches(), self.pairs, sizes)
         self.optimizer = make_optimizer(self.settings, self.student)
         self.meta_optimizer, fast_layers = None, True
         if learned := list(self.meta.parameters()):
@@ -184,9 +191,11 @@ class TransferTrainer(Trainer):
             tuple(images.shape[1:]),
             self.seed,
         )
+        self._teacher: Teacher | None = None
         if self.teacher is not None:
-            self.notes += freeze_source("teacher", self.teacher, self.device)
-            self._check_teacher(images)
+            self._teacher = Teacher(self.teacher, self.sources, self.device, self.precision)
+            self.notes += self._teacher.notes
+            self._teacher.check(images, self.outputs, self._source_passes(images))
         self.lookahead = Lookahead(
             self.student,
             self.optimizer,
@@ -214,6 +223,17 @@ class TransferTrainer(Trainer):
             row["teacher"] = fingerprint(self.teacher.state_dict())
         return row
 
+    def _source_batches(self) -> Iterator[Maps]:
+        """The sources' maps for up to `_MEASURED` training images, batch by batch, without augmentation."""
+        data, like = self.batches.data, next(self.model.parameters())
+        batches = batches_of(data, min(self.settings.batch_size, _MEASURED), seed=self.seed)
+        count = 0
+        for images, _ in batches.epoch(0):
+            yield self.source_features(images.to(self.device, like.dtype))
+            count += len(images)
+            if count >= _MEASURED:
+                return
+
     @property
     def beta(self) -> float:
         """β, the weight of the matching loss."""
@@ -223,9 +243,11 @@ class TransferTrainer(Trainer):
         """Do one step of Algorithm 1 and return its metrics: the losses, accuracy and the mean of λ."""
         if self.extra_images:
             images = torch.cat([images, self.extra_images.draw(self.step, images)])
-        source_features = self.source_features(images)
+        passes = self._source_passes(images)
+        source_features = _joined(passes)
         weights = self.meta(source_features)  # without autocast: bfloat16 would round λ to two digits
-        losses = self.lookahead.losses(images, labels, source_features, weights, self._teacher_logits(images))
+        logits = None if self._teacher is None else self._teacher.logits(images, passes)
+        losses = self.lookahead.losses(images, labels, source_features, weights, logits)
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
         by_pair = [round(value, 3) for value in mean_lambda.tolist()]
         metrics = {
@@ -246,24 +268,6 @@ class TransferTrainer(Trainer):
         self._means["channels"].add(torch.cat([weights.channels[pair].detach() for pair in self.pairs], dim=1))
         return metrics
 
-    @torch.no_grad()
-    def _teacher_logits(self, images: Images) -> Any:
-        """The teacher's logits (batch, classes); None without a teacher."""
-        if self.teacher is None:
-            return None
-        self.teacher.eval()
-        with autocast(self.device, self.precision):
-            return self.teacher(images.to(dtype_of(self.teacher, images)))
-
-    def _check_teacher(self, images: Images) -> None:
-        """Raise ValueError unless the teacher answers with as many logits as the target."""
-        with error_context("teacher"):
-            logits = self._teacher_logits(images)
-        expected = f"logits of the target's {self.outputs} classes"
-        same = isinstance(logits, Tensor) and tuple(logits.shape) == (len(images), self.outputs)
-        got = Words(str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__)
-        require(same, "teacher", expected, got)
-
     def meta_gradient(self, images: Images, labels: Labels) -> list[Tensor]:
         """The gradient of the outer objective after a lookahead from the current weights, for one batch.
 
@@ -277,16 +281,20 @@ class TransferTrainer(Trainer):
         weights, phi = self.meta(source_features), list(self.meta.parameters())
         return self.lookahead.meta_gradient(images, labels.to(self.device), source_features, weights, phi).gradients
 
-    @torch.no_grad()
     def source_features(self, images: Images) -> Maps:
         """The maps of the sources' layers for a batch on the run's device, in the dtype of the images."""
-        features: Maps = {}
+        return _joined(self._source_passes(images))
+
+    @torch.no_grad()
+    def _source_passes(self, images: Images) -> dict[str, tuple[Any, Maps]]:
+        """The output and the maps of each source by name; the maps are in the dtype of the images."""
+        passes = {}
         for name, source in self.sources.items():
             source.eval()
             with autocast(self.device, self.precision):
-                _, maps = source(images.to(dtype_of(source, images)))
-            features |= {join_name(name, layer): value.to(images.dtype) for layer, value in maps.items()}
-        return features
+                output, maps = source(images.to(dtype_of(source, images)))
+            passes[name] = output, {layer: value.to(images.dtype) for layer, value in maps.items()}
+        return passes
 
     def _after_step(self) -> None:
         last, every = self.step == self.steps, self.transfer_settings.trace_every
@@ -316,6 +324,11 @@ class TransferTrainer(Trainer):
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self._means = {name: RunningMean(**values) for name, values in state.items()}
+
+
+def _joined(passes: Mapping[str, tuple[Any, Maps]]) -> Maps:
+    """The maps of all sources by the layers' names in pairs."""
+    return {join_name(name, layer): value for name, (_, maps) in passes.items() for layer, value in maps.items()}
 
 
 def __getattr__(name: str) -> object:
