@@ -1,5 +1,6 @@
 """All pictures: no side effects, nothing cut off, bad tables named; methods and learning curves in detail."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -107,6 +108,22 @@ def test_accuracy_shows_every_seed_and_students_interval() -> None:
     low, high = np.nanmin(whisker), np.nanmax(whisker)
     assert ((low + high) / 2, (high - low) / 2) == pytest.approx((31.5, 3.182446 * 1.290994 / 2), rel=1e-5)
     assert {"31.5", "51.5", "41.5"} <= set(words(picture))
+
+
+@pytest.mark.parametrize("draw_results", [draw.accuracy_by_method, draw.accuracy_by_seconds])
+def test_probe_and_fine_tuning_are_lines(draw_results: Callable) -> None:
+    """What keeps the source's own network is a line beside the other methods, or a row where there is nothing else."""
+    others = pd.DataFrame({"method": ["probe"] * 2 + ["fine_tuning"], "seed": [0, 1, 0], "accuracy": [0.6, 0.62, 0.68]})
+    table = pd.concat([make_results(), others]).assign(train_seconds=10.0)
+    picture = draw_results(table)
+    assert legend_words(picture)[-2:] == ["linear probe of the source: 61.0", "the source, fine-tuned: 68.0"]
+    ax = picture.axes[0]
+    along = "get_xdata" if draw_results is draw.accuracy_by_method else "get_ydata"
+    lines = [list(getattr(line, along)()) for line in ax.get_lines()]
+    assert [pytest.approx(61.0)] * 2 in lines
+    assert [pytest.approx(68.0)] * 2 in lines
+    alone = draw_results(others.assign(train_seconds=10.0))
+    assert not any("source" in word for word in legend_words(alone))
 
 
 def test_accuracy_of_unequal_and_missing_seeds() -> None:

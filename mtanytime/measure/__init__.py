@@ -12,6 +12,7 @@ from mtanytime.measure.evaluation import (
     fraction_correct,
     predictions,
 )
+from mtanytime.measure.results import share_taken_over, summarize
 
 __all__ = [
     "Shape",
@@ -31,6 +32,8 @@ __all__ = [
     "parameters",
     "predictions",
     "savings",
+    "share_taken_over",
+    "summarize",
     "validated_curve",
 ]
 

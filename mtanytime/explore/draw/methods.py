@@ -1,9 +1,11 @@
 """Pictures that compare methods over their runs: accuracy, and accuracy against training time."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from mtanytime.checks import Words, require
 from mtanytime.explore.draw.style import LETTER, Picture, add_legend, distinct_looks, log_axis, shortened
@@ -12,12 +14,15 @@ from mtanytime.measure.tables import require_rows
 
 RESULTS = "results table"
 DOT, MEAN = "#56B4E9", "#000000"
+# Methods that keep the source's own network: lines to compare the others with.
+REFERENCES = {"probe": ("linear probe of the source", "#D55E00"), "fine_tuning": ("the source, fine-tuned", "#009E73")}
 
 
 def accuracy_by_method(results: Table) -> Picture:
     """Draw the accuracy of every method, in table order: one dot per seed, and a diamond for the mean.
 
-    With three seeds or more, a bar shows the mean's 95 % confidence interval (Student's t).
+    With three seeds or more, a bar shows the mean's 95 % confidence interval (Student's t). The means of `probe` and
+    `fine_tuning`, which keep the source's own network, are lines beside the other methods.
 
     Args:
         results: method, seed, accuracy (a fraction of 1).
@@ -25,7 +30,7 @@ def accuracy_by_method(results: Table) -> Picture:
     Raises:
         ValueError: a column is missing, the table is empty, or an accuracy is outside [0, 1].
     """
-    table = _read_results(results)
+    table, references = _without_references(_read_results(results))
     methods = distinct(table["method"])
     seeds = table.groupby("method")["percent"].count()
     several = seeds.max() > 1
@@ -50,9 +55,11 @@ def accuracy_by_method(results: Table) -> Picture:
     ax.set(xlabel="test accuracy (%)", ylabel="", ylim=(len(methods) - 0.5, -0.5))
     ax.set_title(f"Accuracy by method, {count}", fontsize=11, loc="left")
     ax.grid(axis="x", alpha=0.3)
+    lines = _draw_references(references, ax.axvline)
     marks = {"one seed": ax.plot([], [], color=DOT, marker="o", ls="")[0]}
     if several:
         marks["mean and its 95 % interval"] = ax.plot([], [], color=MEAN, marker="D", ls="-")[0]
+    marks |= lines
     picture.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return picture
 
@@ -60,7 +67,8 @@ def accuracy_by_method(results: Table) -> Picture:
 def accuracy_by_seconds(results: Table) -> Picture:
     """Draw accuracy against training time: one dot per run; a larger marker shows each method's mean.
 
-    The bars of a mean show one standard deviation over the method's runs.
+    The bars of a mean show one standard deviation over the method's runs. The means of `probe` and `fine_tuning` are
+    lines.
 
     Args:
         results: method, seed, accuracy (a fraction of 1), train_seconds.
@@ -68,7 +76,8 @@ def accuracy_by_seconds(results: Table) -> Picture:
     Raises:
         ValueError: a column is missing, or no row has an accuracy and a time.
     """
-    table = _read_results(results, "train_seconds").dropna(subset=["percent", "train_seconds"])
+    table, references = _without_references(_read_results(results, "train_seconds"))
+    table = table.dropna(subset=["percent", "train_seconds"])
     positive = (table["train_seconds"] > 0) & (table["train_seconds"] < FLOAT32_UP_TO)
     require_rows(positive, table, RESULTS, "train_seconds", "finite numbers above 0", "method", "seed")
     require(len(table) > 0, "results table", "a row with accuracy and train_seconds", Words("none"))
@@ -85,6 +94,7 @@ def accuracy_by_seconds(results: Table) -> Picture:
         mean = runs["train_seconds"].mean(), runs["percent"].mean()
         bars = {"xerr": spread[0], "yerr": spread[1], "capsize": 3, "label": method}
         handles[method] = ax.errorbar(*mean, markersize=9, ls="", **bars, **look)
+    handles |= _draw_references(references, ax.axhline)
     log_axis(ax)
     ax.set(xlabel="training time (s, log scale)", ylabel="test accuracy (%)")
     ax.set_title("Accuracy against training time", fontsize=11, loc="left")
@@ -99,6 +109,25 @@ def _read_results(results: Table, *columns: str) -> pd.DataFrame:
     fractions = table["accuracy"].between(0, 1) | table["accuracy"].isna()
     require_rows(fractions, table, RESULTS, "accuracy", "fractions in [0, 1]", "method", "seed")
     return table.assign(percent=100 * table["accuracy"])
+
+
+def _without_references(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Split off the methods of `REFERENCES`: the other rows, and their mean accuracies in per cent."""
+    known = table["method"].isin(REFERENCES)
+    if known.all():
+        return table, {}
+    means = table[known].groupby("method")["percent"].mean().dropna()
+    return table[~known], {method: means[method] for method in REFERENCES if method in means}
+
+
+def _draw_references(references: Mapping[str, float], draw_line: Callable[..., Line2D]) -> dict[str, Line2D]:
+    """Draw one line per reference and return the lines by label."""
+    lines = {}
+    for method, percent in references.items():
+        words, colour = REFERENCES[method]
+        label = f"{words}: {percent:.1f}"
+        lines[label] = draw_line(percent, color=colour, ls="--", lw=1.4, label=label, zorder=1)
+    return lines
 
 
 def _interval(values: pd.Series) -> tuple[float, float]:
