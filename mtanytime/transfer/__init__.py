@@ -6,21 +6,28 @@ from mtanytime.transfer.lookahead import Lookahead, Student
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import MetaNetworks, PairWeights
 from mtanytime.transfer.outer import FreshBatch
+from mtanytime.transfer.search import MapSearch, random_search, search_map, search_then_train
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
+from mtanytime.transfer.transfer_map import TransferMap
 
 __all__ = [
     "FeatureMatching",
     "FreshBatch",
     "InnerStep",
     "Lookahead",
+    "MapSearch",
     "MetaNetworks",
     "PairWeights",
     "SGDRule",
     "SGDState",
     "Student",
+    "TransferMap",
     "TransferResult",
     "TransferTrainer",
     "meta_gradient",
+    "random_search",
+    "search_map",
+    "search_then_train",
 ]
 
 

@@ -23,6 +23,7 @@ from mtanytime.checks import require
 Pair = tuple[str, str]
 Where = Literal["relu6", "relu", "constant", "off"]
 WhereStart = Literal["random", "even"]
+SMALLEST_MEAN = 1e-3  # of λ: where all pairs are switched off, their weights stay small
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class MetaNetworks(nn.Module):
         where_start: the initial weights of g: "random" (the authors' code: λ starts at one plus a random linear
             function of the features, which depends on the seed) or "even" (zero, so λ = 1 for all pairs and images;
             ours, for relu6 and relu).
+        normalize: divide λ by its mean over the pairs and the images of the batch. The meta-networks then learn where
+            to transfer, and β alone says how strongly: with a free λ, an outer loss that is close to zero only pulls λ
+            down. Ours, not the paper's.
         generator: draws the random initial weights of g.
 
     Raises:
@@ -71,11 +75,12 @@ class MetaNetworks(nn.Module):
         what: bool = True,
         where: Where = "relu6",
         where_start: WhereStart = "random",
+        normalize: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         check_where(where, where_start)
-        self.pairs, self.where_kind = list(pairs), where
+        self.pairs, self.where_kind, self.normalize = list(pairs), where, normalize
         channels = [source_channels[source] for source, _ in self.pairs]
         linear = partial(nn.utils.skip_init, nn.Linear)  # nn.Linear would draw from torch's global generator
         self.what = nn.ModuleList([linear(c, c) for c in channels] if what else [])
@@ -109,6 +114,9 @@ class MetaNetworks(nn.Module):
             else:
                 activation = F.relu6 if self.where_kind == "relu6" else F.relu
                 pairs[pair] = activation(self.where[i](feature))
+        if self.normalize:
+            mean = torch.cat(list(pairs.values()), dim=1).mean().clamp(min=SMALLEST_MEAN)
+            pairs = {pair: weight / mean for pair, weight in pairs.items()}
         return PairWeights(channels, pairs)
 
 

@@ -27,6 +27,10 @@ class TransferSettings:
         normalize_errors: count matching errors in units of the variance of the source's features, so that β means the
             same for every layer and network: an error of 1 is that of a constant (see `matching.source_variances`).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
+        meta_every: steps from one lookahead to the next; 1 in the paper. The steps between take the meta-networks'
+            present weights and cost what plain matching does.
+        meta_clip: the largest norm of the meta-gradient, to which larger ones are scaled down; None: no limit.
+        normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`).
         views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
             None: none.
         view_augment: makes a view, see `data.StrongViews`.
@@ -51,6 +55,9 @@ class TransferSettings:
     first_order: bool = False
     trace_every: int | None = None
     mode: Mode = field(default="keep", metadata={"identifies": False})
+    meta_every: int = field(default=1, metadata=NEW)
+    meta_clip: float | None = field(default=None, metadata=NEW)
+    normalize_weights: bool = field(default=False, metadata=NEW)
     normalize_errors: bool = field(default=False, metadata=NEW)
     views: int | None = field(default=None, metadata=NEW)
     view_augment: Augment = field(default=StrongViews(), metadata=NEW)
@@ -63,9 +70,11 @@ class TransferSettings:
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
         require(0 < self.meta_lr < math.inf, "meta_lr", "a number > 0", self.meta_lr)
         require(0 <= self.meta_weight_decay < math.inf, "meta_weight_decay", "a number >= 0", self.meta_weight_decay)
-        for name in ("trace_every", "views", "unlabelled_per_step"):
+        for name in ("trace_every", "views", "unlabelled_per_step", "meta_every"):
             value = getattr(self, name)
-            require(value is None or (isinstance(value, Integral) and value >= 1), name, "a whole number >= 1", value)
+            valid = (isinstance(value, Integral) and value >= 1) or (value is None and name != "meta_every")
+            require(valid, name, "a whole number >= 1", value)
+        require(self.meta_clip is None or 0 < self.meta_clip < math.inf, "meta_clip", "a number > 0", self.meta_clip)
         for name in ("teacher_weight", "temperature"):
             require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
         object.__setattr__(self, "view_augment", as_augment(self.view_augment))

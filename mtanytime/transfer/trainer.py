@@ -1,7 +1,9 @@
 """The trainer of L2T-ww (arXiv:1905.05901): the training loop around `Lookahead`, with its trace."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -17,6 +19,7 @@ from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import generator_for
+from mtanytime.training.contents import contents_hash
 from mtanytime.training.identity import describe_data, fingerprint, record
 from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
@@ -41,13 +44,14 @@ from mtanytime.transfer.layers import (
     tap_layers,
     try_layers,
 )
-from mtanytime.transfer.lookahead import Lookahead, Student
+from mtanytime.transfer.lookahead import Lookahead, Losses, Student
 from mtanytime.transfer.matching import FeatureMatching, source_variances
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.running_mean import RunningMean
 from mtanytime.transfer.settings import TransferSettings
 from mtanytime.transfer.teacher import Teacher
+from mtanytime.transfer.transfer_map import FixedWeights, TransferMap
 
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
@@ -69,6 +73,11 @@ class TransferResult(TrainingResult):
         """w over time: step, source, target, channel, weight (mean over the images since the last rows)."""
         return self.tables["channels"]
 
+    @property
+    def map(self) -> TransferMap:
+        """What and where: the means of λ and w over the images and the steps of the run."""
+        return TransferMap.from_tables(self.trace, self.channels)
+
 
 @with_keywords_of(TransferSettings, Trainer)
 class TransferTrainer(Trainer):
@@ -88,6 +97,8 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
+        map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is learned then (`what`
+            and `where` are off), and the map's pairs are matched.
         unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
             well: an `ImageSet` or a `DataLoader`, whose labels are not read, or a folder.
         teacher: a trained network with the target's classes, such as `probe.fit_probe` gives, whose answers are
@@ -114,12 +125,17 @@ class TransferTrainer(Trainer):
         source_layers: Layers | Mapping[str, Layers] | None = None,
         target_layers: Layers | None = None,
         pairs: Sequence[Pair] | None = None,
+        map: TransferMap | str | PathLike[str] | None = None,
         unlabelled: Unlabelled | None = None,
         teacher: nn.Module | None = None,
         **settings: Any,
     ) -> None:
         own, settings = split_settings(settings, TransferSettings)
         self.transfer_settings = TransferSettings(**own)
+        self.map = TransferMap.load(map) if isinstance(map, str | PathLike) else map
+        if self.map is not None:
+            self.transfer_settings = replace(self.transfer_settings, what=False, where="off", where_start="random")
+            pairs = list(self.map.pairs) if pairs is None else pairs
         self.teacher, self._unlabelled = teacher, unlabelled
         self.networks = name_sources(source)
         check_pair_form(pairs)
@@ -150,14 +166,7 @@ class TransferTrainer(Trainer):
         dtype = next(self.model.parameters()).dtype
         generator = generator_for(self.seed, _REGRESSORS)
         matching = FeatureMatching(self.pairs, source_channels, target_channels, generator).to(self.device, dtype)
-        self.meta = MetaNetworks(
-            self.pairs,
-            source_channels,
-            what=settings.what,
-            where=settings.where,
-            where_start=settings.where_start,
-            generator=generator_for(self.seed, _META),
-        ).to(self.device, dtype)
+        self.meta = self._make_meta(source_channels).to(self.device, dtype)
         self.student = Student(target, matching)
         self.modules |= {"matching": matching, "meta": self.meta}
         if settings.normalize_errors:
@@ -214,9 +223,18 @@ class TransferTrainer(Trainer):
         self.tables |= {"trace": [], "channels": []}
         self._means = {"trace": RunningMean(), "channels": RunningMean()}  # of λ and w, since the tables' last rows
 
+    def _make_meta(self, source_channels: Mapping[str, int]) -> MetaNetworks | FixedWeights:
+        if self.map is not None:
+            return FixedWeights(self.map, self.pairs, source_channels)
+        chosen = {name: getattr(self.transfer_settings, name) for name in ("what", "where", "where_start")}
+        chosen |= {"normalize": self.transfer_settings.normalize_weights, "generator": generator_for(self.seed, _META)}
+        return MetaNetworks(self.pairs, source_channels, **chosen)
+
     def _config(self) -> Row:
         fingerprints = {name: fingerprint(network.state_dict()) for name, network in self.networks.items()}
         row = {"pairs": self.pairs, "sources": fingerprints, **record(self.transfer_settings)}
+        if self.map is not None:
+            row["map"] = contents_hash({"pairs": dict(self.map.pairs), "channels": dict(self.map.channels)})
         if self.extra_images.unlabelled is not None:
             row["unlabelled"] = describe_data(self.extra_images.unlabelled.data)
         if self.teacher is not None:
@@ -261,12 +279,21 @@ class TransferTrainer(Trainer):
             metrics["distillation_loss"] = losses.distillation.item()
         self.lookahead.step(losses)
         if self.meta_optimizer is not None:
-            self.meta_optimizer.zero_grad()
-            metrics["outer_loss"] = self._finite(self.lookahead.backward(losses), "outer_loss")
-            self.meta_optimizer.step()
+            metrics["outer_loss"] = self._meta_step(losses)
         self._means["trace"].add(torch.cat([weights.pairs[pair].detach() for pair in self.pairs], dim=1))
         self._means["channels"].add(torch.cat([weights.channels[pair].detach() for pair in self.pairs], dim=1))
         return metrics
+
+    def _meta_step(self, losses: Losses) -> float:
+        """Do a step on the meta-networks and return the outer loss; nan, without a step, between two lookaheads."""
+        if self.step % self.transfer_settings.meta_every:
+            return math.nan
+        self.meta_optimizer.zero_grad()
+        outer_loss = self._finite(self.lookahead.backward(losses), "outer_loss")
+        if self.transfer_settings.meta_clip is not None:
+            nn.utils.clip_grad_norm_(self.meta.parameters(), self.transfer_settings.meta_clip)
+        self.meta_optimizer.step()
+        return outer_loss
 
     def meta_gradient(self, images: Images, labels: Labels) -> list[Tensor]:
         """The gradient of the outer objective after a lookahead from the current weights, for one batch.

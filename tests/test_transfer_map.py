@@ -1,0 +1,150 @@
+"""A fixed map: the loss is weighted by it, it comes back from its file, and a map of something else is refused."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from mtanytime.explore import draw
+from mtanytime.transfer import TransferMap, TransferTrainer
+
+PAIRS = [("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")]
+CHANNELS = {"first": 5, "second": 10}
+UNEVEN = TransferMap(
+    dict(zip(PAIRS, (0.5, 2.0, 0.0, 1.5), strict=True)),
+    {pair: [0.0, 0.5, 0.25, 0.125, 0.125] if pair[0] == "first" else [0.2, 0.0] * 5 for pair in PAIRS},
+)
+
+
+def transfer(**options: object) -> TransferTrainer:
+    """Three epochs of two batches of six images."""
+    settings = {"epochs": 3, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False} | options
+    return TransferTrainer(tiny.made(5, seed=2).eval(), tiny.made(4, seed=1), tiny.images(12), **settings)
+
+
+def test_the_loss_is_weighted_by_the_map() -> None:
+    """The first step's matching loss is β Σ λ · Σ_c w_c · error_c, summed by hand."""
+    trainer = transfer(map=UNEVEN, beta=0.3)
+    images, _ = next(trainer.batches.epoch(0))
+    source = trainer.source_features(images)
+    _, target = trainer.student.target.train()(images)
+    expected = 0.0
+    for pair in PAIRS:
+        weight, bias = trainer.student.matching.regressor(pair)
+        size = tuple(target[pair[1]].shape[2:])
+        wanted = torch.nn.functional.interpolate(source[pair[0]], size, mode="bilinear", align_corners=False)
+        error = (torch.nn.functional.conv2d(target[pair[1]], weight, bias) - wanted).square().mean(dim=(0, 2, 3))
+        expected += UNEVEN.pairs[pair] * (error * torch.tensor(UNEVEN.channels[pair])).sum().item()
+    metrics = next(iter(transfer(map=UNEVEN, beta=0.3))).metrics
+    assert metrics["matching_loss"] == pytest.approx(0.3 * expected, rel=1e-5)
+
+
+def test_the_uniform_map_is_all_to_all_matching() -> None:
+    """The same losses and weights as without a map, and nothing is learned."""
+    plain, mapped = transfer(what=False, where="off"), transfer(map=TransferMap.uniform(PAIRS, CHANNELS))
+    expected, result = plain.train(), mapped.train()
+    assert mapped.meta_optimizer is None
+    pd.testing.assert_frame_equal(result.log.drop(columns="seconds"), expected.log.drop(columns="seconds"), rtol=1e-6)
+
+
+def test_file(tmp_path: Path) -> None:
+    """A map comes back from its file, and a trainer takes the file; its pairs are matched without being named."""
+    UNEVEN.save(tmp_path / "map.json")
+    assert TransferMap.load(tmp_path / "map.json") == UNEVEN
+    some = TransferMap({PAIRS[1]: 1.0, PAIRS[2]: 3.0}, {PAIRS[1]: [0.2] * 5, PAIRS[2]: [0.1] * 10})
+    some.save(tmp_path / "some.json")
+    trainer = transfer(map=tmp_path / "some.json")
+    assert trainer.pairs == [PAIRS[1], PAIRS[2]]
+    result = trainer.train()
+    assert result.map.pairs == pytest.approx(some.pairs)
+    assert result.map.channels[PAIRS[2]] == pytest.approx(some.channels[PAIRS[2]])
+
+
+def test_another_map_is_another_run(tmp_path: Path) -> None:
+    """The map identifies the run: resumed with the same numbers, refused with others."""
+    whole = transfer(map=UNEVEN).train().log
+    for report in transfer(map=UNEVEN, folder=tmp_path / "run"):
+        if report.step == 3:
+            break
+    resumed = transfer(map=UNEVEN, folder=tmp_path / "run").train().log
+    assert resumed.drop(columns="seconds").equals(whole.drop(columns="seconds"))
+    for other in ({"map": UNEVEN.scaled(2.0)}, {"what": False, "where": "off"}):
+        with pytest.raises(ValueError, match="another run"):
+            transfer(folder=tmp_path / "run", **other)
+
+
+def test_scaled_and_mean() -> None:
+    """Each map counts alike in a mean, however strong its λ; channel weights still sum to 1."""
+    weak = TransferMap(dict.fromkeys(PAIRS, 0.01), TransferMap.uniform(PAIRS, CHANNELS).channels)
+    mean = TransferMap.mean([weak, UNEVEN])
+    assert sum(mean.pairs.values()) == pytest.approx(4)
+    assert mean.pairs[PAIRS[1]] == pytest.approx((1 + 2.0) / 2)
+    assert all(sum(weights) == pytest.approx(1) for weights in mean.channels.values())
+    assert UNEVEN.with_uniform_channels().channels[PAIRS[0]] == [0.2] * 5
+
+
+def test_the_pictures_take_a_map() -> None:
+    """A map is drawn as a trace and as channel weights."""
+    draw.heatmap(UNEVEN.trace)
+    draw.channel_weights(UNEVEN.channel_table, "second", "first")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"map": TransferMap.uniform(PAIRS[:2], CHANNELS), "pairs": PAIRS[:3] + PAIRS[3:]},
+            "map: expected the pairs that",
+        ),
+        (
+            {"map": TransferMap.uniform(PAIRS, {"first": 5, "second": 9})},
+            "map: expected 10 channel weights .*got 9",
+        ),
+        ({"map": TransferMap.uniform([("first", "third")], CHANNELS)}, "target: .*third"),
+    ],
+)
+def test_a_map_of_something_else(options: dict, message: str) -> None:
+    """Other pairs, another network: refused before training."""
+    with pytest.raises(ValueError, match=message):
+        transfer(**options)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "channels", "message"),
+    [
+        ({}, {}, "pairs: expected at least one"),
+        ({PAIRS[0]: -1.0}, {PAIRS[0]: [1.0]}, "expected a weight >= 0, got -1.0"),
+        ({PAIRS[0]: 0.0}, {PAIRS[0]: [1.0]}, "pairs: expected a weight above 0"),
+        ({PAIRS[0]: 1.0}, {PAIRS[1]: [1.0]}, "channels: expected weights of the map's pairs"),
+        ({PAIRS[0]: 1.0}, {PAIRS[0]: [0.5, 0.6]}, "weights >= 0 with the sum 1, got 2 with the sum 1.1"),
+        ({PAIRS[0]: 1.0}, {PAIRS[0]: [1.5, -0.5]}, "weights >= 0 with the sum 1"),
+        ({PAIRS[0]: 1.0}, {PAIRS[0]: [float("nan")]}, "weights >= 0 with the sum 1"),
+    ],
+)
+def test_bad_weights(pairs: dict, channels: dict, message: str) -> None:
+    """Named by pair."""
+    with pytest.raises(ValueError, match=message):
+        TransferMap(pairs, channels)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    """Whatever is in the file, the error names it; nothing in it is run."""
+    UNEVEN.save(tmp_path / "map.json")
+    text = (tmp_path / "map.json").read_text(encoding="utf-8")
+    twice = json.loads(text)
+    twice["pairs"].append(twice["pairs"][0])
+    others = [text[:-20], "", "[]", "{}", '{"format": "other"}', json.dumps(twice), text.replace("0.5", '"a lot"', 1)]
+    others += [text.replace("0.5", "NaN", 1), text.replace('"channels"', '"colours"')]
+    for i, other in enumerate(others):
+        file = tmp_path / f"{i}.json"
+        file.write_text(other, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"{i}.json: expected a transfer map, got a foreign or damaged file \("):
+            TransferMap.load(file)
+    (tmp_path / "bytes.json").write_bytes(b"\x80\x04\x95")
+    with pytest.raises(ValueError, match=r"bytes.json: expected a transfer map"):
+        TransferMap.load(tmp_path / "bytes.json")
+    with pytest.raises(FileNotFoundError):
+        TransferMap.load(tmp_path / "none.json")
