@@ -18,14 +18,20 @@ from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import mismatch, require
 from mtanytime.console import say
-from mtanytime.experiments import anytime_recipes, baseline_recipes, transfer_recipes
+from mtanytime.experiments import anytime_recipes, baseline_recipes, planted_recipes, transfer_recipes
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
+from mtanytime.experiments.search_run import SearchRun
 from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import TransferTrainer
 
-RECIPES: dict[str, Recipe] = transfer_recipes.RECIPES | baseline_recipes.RECIPES | anytime_recipes.RECIPES
+RECIPES: dict[str, Recipe] = {
+    **transfer_recipes.RECIPES,
+    **baseline_recipes.RECIPES,
+    **planted_recipes.RECIPES,
+    **anytime_recipes.RECIPES,
+}
 
 
 def recipe(name: str) -> Recipe:
@@ -82,6 +88,9 @@ def run(
             if result is not None and isinstance(trainer, TransferTrainer) and trainer.meta_optimizer is not None:
                 keys, trace = {"method": part, "seed": seed, "beta": beta}, result.trace
                 maps.append(trace[trace["step"] == trace["step"].max()].assign(**keys)[[*keys, *trace.columns]])
+            if isinstance(trainer, SearchRun) and trainer.searched is not None:
+                keys, trace = {"method": part, "seed": seed, "beta": beta}, trainer.searched.map.trace
+                maps.append(trace.assign(**keys)[[*keys, *trace.columns]])
     return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
 
 

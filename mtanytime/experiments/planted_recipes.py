@@ -1,0 +1,190 @@
+"""Tasks whose right map is known: does the learned map find it?
+
+Each task plants something useless beside the source that reads letters. The map should give it the smaller weight:
+
+* `source`: a second source network, trained on shuffled labels;
+* `layer`: a layer of an untrained network in the place of the source's second stage;
+* `channels`: noise in the place of half of the last stage's channels.
+"""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtanytime.backbones import resnet, vgg9
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.synthetic import digits, letters
+from mtanytime.data.views import StrongViews
+from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, run_folder
+from mtanytime.experiments.search_run import SearchRun
+from mtanytime.randomness import generator_for
+from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.transfer.search import search_map
+from mtanytime.transfer.trainer import TransferTrainer
+from mtanytime.transfer.transfer_map import TransferMap
+
+TASKS, METHODS = ("source", "layer", "channels"), ("uniform", "search_then_train")
+_SHUFFLED, _NOISE = -20, -21  # purposes of derived seeds
+
+
+class NoisyChannels(nn.Module):
+    """Replace some channels of a map by noise with the channel's own mean and spread over the batch and the pixels.
+
+    The noise is drawn from torch's random state, which a trainer seeds at each step.
+    """
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel height width"]:
+        """The maps with noise in these channels."""
+        own = maps[:, self.channels]
+        mean, std = own.mean(dim=(0, 2, 3), keepdim=True), own.std(dim=(0, 2, 3), keepdim=True)
+        noisy = maps.clone()
+        noisy[:, self.channels] = torch.randn_like(own) * std + mean
+        return noisy
+
+
+def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
+    """Train the sources, then a target for each task by each of the settings' methods."""
+    check_names("tasks", settings["tasks"], TASKS)
+    check_names("methods", settings["methods"], METHODS)
+    augment = crop_flip(padding=3, flip=False)
+    options = {"augment": augment, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
+    trained = _letters(settings["letters_per_class"])
+    sources = {}
+    for name, data in (("source", trained), ("shuffled", Task(shuffled_labels(trained.train), trained.test))):
+        if name == "source" or "source" in settings["tasks"]:
+            trainer = Trainer(
+                lambda: resnet(settings["source_depth"], 37),
+                data,
+                epochs=settings["source_epochs"],
+                batch_size=64,
+                folder=run_folder(folder, name),
+                **options,  # without the recipe's seed: all seeds share the sources
+            )
+            yield name, trainer
+            sources[name] = trainer.model
+    names = ("steps", "batch_size", "lr", "weight_decay", "beta")
+    options |= {name: settings[name] for name in names} | {"seed": seed, "views": settings["views"] or None}
+    options |= {"schedule": "warm-up cosine", "remainder": "drop", "view_augment": StrongViews(flip=False)}
+    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
+    data = digits(per_class=settings["digits_per_class"], seed=seed)
+    for task in settings["tasks"]:
+        networks, layers = _source_of(task, sources, settings, seed)
+        shared = options | {"source_layers": layers}
+        for method in settings["methods"]:
+            place = run_folder(folder, f"{task}-{method}-seed{seed}")
+            if method == "uniform":
+                fixed = {"what": False, "where": "off", "folder": place}
+                yield f"{task} {method}", TransferTrainer(networks, make, data, **shared | fixed)
+                continue
+            search = {"splits": settings["splits"], "steps": settings["search_steps"], "meta_lr": settings["meta_lr"]}
+            search["folder"] = run_folder(place, "search")
+            searching = partial(search_map, networks, make, data, **shared | search)
+            training = partial(_final, networks, make, data, run_folder(place, "train"), shared)
+            yield f"{task} {method}", SearchRun(searching, training)
+
+
+def _final(
+    networks: Any, make: Callable[[], nn.Module], data: Task, folder: Path | None, options: Any, found: TransferMap
+) -> TransferTrainer:
+    return TransferTrainer(networks, make, data, map=found, folder=folder, **options)
+
+
+def _source_of(
+    task: str, sources: dict[str, nn.Module], settings: Settings, seed: int
+) -> tuple[dict[str, nn.Module], dict[str, tuple[str, ...]]]:
+    """The source networks of a task by name, and their layers; what is useless has a name of its own."""
+    trained, stages = sources["source"], ("layer1", "layer2", "layer3")
+    if task == "source":
+        return {"trained": trained, "useless": sources["shuffled"]}, {"trained": stages, "useless": stages}
+    if task == "layer":
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            untrained = resnet(settings["source_depth"], 37)
+        return {"trained": trained, "useless": untrained}, {"trained": ("layer1", "layer3"), "useless": ("layer2",)}
+    noisy = deepcopy(trained)
+    noisy.layer3 = nn.Sequential(noisy.layer3, NoisyChannels(noise_channels(trained.fc.in_features, seed)))
+    return {"trained": noisy}, {"trained": stages}
+
+
+def noise_channels(channels: int, seed: int) -> list[int]:
+    """Half of the channels, drawn by the seed."""
+    return torch.randperm(channels, generator=generator_for(seed, _NOISE))[: channels // 2].sort().values.tolist()
+
+
+def shuffled_labels(data: ImageSet) -> ImageSet:
+    """The set with its labels in random order, so that they tell nothing about the images."""
+    order = torch.randperm(len(data), generator=generator_for(0, _SHUFFLED))
+    return ImageSet(data.images, data.labels[order.to(data.labels.device)], data.classes, name=f"{data.name}, shuffled")
+
+
+def right_first(task: str, found: TransferMap, seed: int) -> bool:
+    """Whether a map gives what is useful the larger weight: in the mean over pairs, or over the channels."""
+    if task == "channels":
+        last = [weights for (source, _), weights in found.channels.items() if source.endswith("layer3")]
+        noise = noise_channels(len(last[0]), seed)
+        shares = [sum(weights[channel] for channel in noise) for weights in last]
+        return sum(shares) / len(shares) < 0.5
+    useful, other = (
+        [weight for (source, _), weight in found.pairs.items() if source.startswith(name)]
+        for name in ("trained/", "useless/")
+    )
+    return sum(useful) / len(useful) > sum(other) / len(other)
+
+
+def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:
+    """One row per target: task, seed, method, accuracy, right_first (false for a uniform map); sources have none."""
+    if " " not in part:
+        return []
+    task, method = part.split()
+    searched = getattr(trainer, "searched", None)
+    right = searched is not None and right_first(task, searched.map, seed)
+    accuracy = math.nan if result is None else result.last_accuracy
+    return [{"task": task, "seed": seed, "method": method, "accuracy": accuracy, "right_first": right}]
+
+
+@cache
+def _letters(per_class: int) -> Task:
+    return letters(train_per_class=per_class)
+
+
+RECIPES = {
+    "planted": Recipe(
+        reproduces="nothing: tasks whose right map is known, on built-in data",
+        duration="a minute for the sources, then about three minutes per task and seed on one core",
+        expected="not measured yet",
+        settings={
+            "tasks": TASKS,
+            "methods": METHODS,
+            "source_depth": 14,
+            "source_epochs": 2,
+            "letters_per_class": 400,
+            "digits_per_class": 10,
+            "target_width": 16,
+            "steps": 240,
+            "search_steps": 240,
+            "splits": 1,
+            "views": 25,
+            "batch_size": 25,
+            "lr": 0.05,
+            "weight_decay": 5e-4,
+            "beta": 4.0,
+            "meta_lr": 1e-2,
+            "checkpoint_seconds": 30.0,
+        },
+        trainers=planted,
+        rows=rows,
+        methods=METHODS,
+    ),
+}
