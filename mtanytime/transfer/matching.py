@@ -90,7 +90,7 @@ class FeatureMatching(nn.Module):
     ) -> dict[str, Float[Tensor, "batch channels height width"]]:
         """The source maps by target layer with a size: resized to its (height, width) and stacked over its pairs."""
         return {
-            target: torch.cat([_resize(source_features[s], target_sizes[target]) for s in sources], dim=1)
+            target: torch.cat([resize_maps(source_features[s], target_sizes[target]) for s in sources], dim=1)
             for target, sources in self.sources.items()
             if target in target_sizes
         }
@@ -181,7 +181,7 @@ def source_variances(
     for maps in batches:
         count += len(next(iter(maps.values())))
         for source, target in pairs:
-            values = _resize(maps[source], target_sizes[target]).flatten(2)
+            values = resize_maps(maps[source], target_sizes[target]).flatten(2)
             sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu().double()
             moments[source, target] = moments.get((source, target), 0) + sums
     variances = {}
@@ -282,7 +282,8 @@ class _WeightedErrorBackward(torch.autograd.Function):
         )
 
 
-def _resize(features: Float[Tensor, "batch channel _ _"], size: tuple[int, int]) -> Float[Tensor, "batch channel _ _"]:
-    if tuple(features.shape[2:]) == size:
-        return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+def resize_maps(maps: Float[Tensor, "batch channel _ _"], size: tuple[int, int]) -> Float[Tensor, "batch channel _ _"]:
+    """Resize maps to (height, width), bilinearly with half-pixel centres."""
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

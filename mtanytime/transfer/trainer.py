@@ -26,6 +26,7 @@ from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.training.trial import check_labels
+from mtanytime.transfer.arrived import Arrived
 from mtanytime.transfer.bilevel import SGDState
 from mtanytime.transfer.double_backward import allows_fast_layers
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
@@ -74,6 +75,11 @@ class TransferResult(TrainingResult):
         return self.tables["channels"]
 
     @property
+    def arrived(self) -> pd.DataFrame | None:
+        """What arrived over time: step, source, target, r2 (see `transfer.arrived`); None if it was not measured."""
+        return self.tables.get("arrived")
+
+    @property
     def map(self) -> TransferMap:
         """What and where: the means of λ and w over the images and the steps of the run."""
         return TransferMap.from_tables(self.trace, self.channels)
@@ -103,13 +109,15 @@ class TransferTrainer(Trainer):
             well: an `ImageSet` or a `DataLoader`, whose labels are not read, or a folder.
         teacher: a trained network with the target's classes, such as `probe.fit_probe` gives, whose answers are
             distilled into the target on all images of a step; never trained.
+        arrived: images not trained on, labels unread, for `TransferResult.arrived`: what the target has learned of each
+            source layer, measured at every fifth row of the trace and at the last step (see `arrived.Arrived`).
         settings: the fields of `TransferSettings`: what, where, beta, …; and the keyword arguments of `Trainer`, whose
             defaults are the paper's for 32×32 images.
 
     Raises:
         ValueError: as `Trainer`; also unknown or unsuitable layers, pairs outside them, a source that no pair uses, a
             matched target layer that gets no gradient, an outer objective that fails on a few images, unlabelled
-            images of another size, or a teacher of other classes.
+            images of another size, a teacher of other classes, or too few images for `arrived`.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
@@ -128,6 +136,7 @@ class TransferTrainer(Trainer):
         map: TransferMap | str | PathLike[str] | None = None,
         unlabelled: Unlabelled | None = None,
         teacher: nn.Module | None = None,
+        arrived: ImageSet | None = None,
         **settings: Any,
     ) -> None:
         own, settings = split_settings(settings, TransferSettings)
@@ -136,7 +145,7 @@ class TransferTrainer(Trainer):
         if self.map is not None:
             self.transfer_settings = replace(self.transfer_settings, what=False, where="off", where_start="random")
             pairs = list(self.map.pairs) if pairs is None else pairs
-        self.teacher, self._unlabelled = teacher, unlabelled
+        self.teacher, self._unlabelled, self._arrived_data = teacher, unlabelled, arrived
         self.networks = name_sources(source)
         check_pair_form(pairs)
         self._layers = source_layers, target_layers, pairs
@@ -220,6 +229,11 @@ class TransferTrainer(Trainer):
             teacher_weight=settings.teacher_weight,
             temperature=settings.temperature,
         )
+        self.arrived: Arrived | None = None
+        if self._arrived_data is not None:
+            self.arrived = Arrived(self._arrived_data, self.batches.data, self.pairs, target, images)
+            self.notes += self.arrived.notes
+            self.tables["arrived"] = []
         self.tables |= {"trace": [], "channels": []}
         self._means = {"trace": RunningMean(), "channels": RunningMean()}  # of λ and w, since the tables' last rows
 
@@ -239,6 +253,8 @@ class TransferTrainer(Trainer):
             row["unlabelled"] = describe_data(self.extra_images.unlabelled.data)
         if self.teacher is not None:
             row["teacher"] = fingerprint(self.teacher.state_dict())
+        if self.arrived is not None:
+            row["arrived"] = describe_data(self.arrived.data)
         return row
 
     def _source_batches(self) -> Iterator[Maps]:
@@ -345,6 +361,10 @@ class TransferTrainer(Trainer):
                     for ((source, target), channel), weight in zip(places, mean, strict=True)
                 ],
             )
+            if self.arrived is not None:
+                r2 = self.arrived.measure(self.source_features, self.precision).items()
+                rows = [{"step": self.step, "source": pair[0], "target": pair[1], "r2": value} for pair, value in r2]
+                self._add("arrived", rows)
 
     def _extra_state(self) -> dict[str, Any]:
         return {name: vars(mean) for name, mean in self._means.items()}
