@@ -62,7 +62,7 @@ def test_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every task by both methods, with a verdict and a map; a second call reads the results."""
     letters = Task(tiny.images(74, classes=37, size=32), tiny.images(37, classes=37, size=32, seed=1))
     digits = Task(tiny.images(40, classes=10, size=32, seed=2), tiny.images(20, classes=10, size=32, seed=3))
-    monkeypatch.setattr(planted, "_letters", lambda per_class: letters)
+    monkeypatch.setattr(planted, "letters_task", lambda per_class: letters)
     monkeypatch.setattr(planted, "digits", lambda per_class, seed: digits)
     results = run("planted", tmp_path, changes=SMALL, progress=False)
     table = results.table

@@ -10,7 +10,7 @@ Each task plants something useless beside the source that reads letters. The map
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
-from mtanytime.data.synthetic import digits, letters
+from mtanytime.data.synthetic import digits
 from mtanytime.data.views import StrongViews
 from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, run_folder
 from mtanytime.experiments.search_run import SearchRun
+from mtanytime.experiments.transfer_recipes import letters_task
 from mtanytime.randomness import generator_for
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.search import search_map
@@ -60,7 +61,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     check_names("methods", settings["methods"], METHODS)
     augment = crop_flip(padding=3, flip=False)
     options = {"augment": augment, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
-    trained = _letters(settings["letters_per_class"])
+    trained = letters_task(settings["letters_per_class"])
     sources = {}
     for name, data in (("source", trained), ("shuffled", Task(shuffled_labels(trained.train), trained.test))):
         if name == "source" or "source" in settings["tasks"]:
@@ -152,11 +153,6 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
     right = searched is not None and right_first(task, searched.map, seed)
     accuracy = math.nan if result is None else result.last_accuracy
     return [{"task": task, "seed": seed, "method": method, "accuracy": accuracy, "right_first": right}]
-
-
-@cache
-def _letters(per_class: int) -> Task:
-    return letters(train_per_class=per_class)
 
 
 RECIPES = {

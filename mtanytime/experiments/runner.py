@@ -18,7 +18,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import mismatch, require
 from mtanytime.console import say
-from mtanytime.experiments import anytime_recipes, baseline_recipes, planted_recipes, transfer_recipes
+from mtanytime.experiments import anytime_recipes, baseline_recipes, map_recipes, planted_recipes, transfer_recipes
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.experiments.search_run import SearchRun
@@ -29,6 +29,7 @@ from mtanytime.transfer import TransferTrainer
 RECIPES: dict[str, Recipe] = {
     **transfer_recipes.RECIPES,
     **baseline_recipes.RECIPES,
+    **map_recipes.RECIPES,
     **planted_recipes.RECIPES,
     **anytime_recipes.RECIPES,
 }

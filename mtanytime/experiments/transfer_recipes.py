@@ -58,7 +58,7 @@ def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool)
     }
     source = Trainer(
         lambda: _built_in_network("source", settings, 37),
-        _letters(settings["letters_per_class"]),
+        letters_task(settings["letters_per_class"]),
         epochs=settings["source_epochs"],
         batch_size=64,
         folder=run_folder(folder, "source"),
@@ -66,7 +66,7 @@ def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool)
     )
     yield "source", source
     make = lambda: _built_in_network("target", settings, 10)  # noqa: E731
-    yield from _targets(settings, seed, folder, source.model, make, _digits(count, seed, held_back), **options)
+    yield from _targets(settings, seed, folder, source.model, make, digits_task(count, seed, held_back), **options)
 
 
 def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -157,11 +157,12 @@ def _targets(
 
 
 @cache  # the same for every seed, and rendering them takes seconds
-def _letters(per_class: int) -> Task:
+def letters_task(per_class: int) -> Task:
+    """The printed letters that the source learns."""
     return letters(train_per_class=per_class)
 
 
-def _digits(per_class: int, seed: int, held_back: bool) -> Task:
+def digits_task(per_class: int, seed: int, held_back: bool) -> Task:
     """The digits with few labels; with `held_back`, the test images are the remaining digits of the training half."""
     if not held_back:
         return digits(per_class=per_class, seed=seed)

@@ -1,0 +1,137 @@
+"""The learned map beside its rivals on the built-in task: hand-made pairs, random search, and no transfer at all.
+
+All methods have one training loop: the same number of steps on the same labelled images and the same number of strong
+views. Each has its own strength of matching, chosen on validation digits.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mtanytime.backbones import resnet, vgg9
+from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import Task
+from mtanytime.data.views import StrongViews
+from mtanytime.experiments.baseline_recipes import ProbeRun
+from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, check_scored_on, run_folder
+from mtanytime.experiments.search_run import SearchRun
+from mtanytime.experiments.transfer_recipes import digits_task, letters_task
+from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.transfer.outer import FreshBatch
+from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer.search import random_search, search_map
+from mtanytime.transfer.trainer import TransferTrainer
+from mtanytime.transfer.transfer_map import TransferMap
+
+PAIRS = {
+    "matching_single": [("layer3", "features.13")],
+    "matching_one": [("layer1", "features.2"), ("layer2", "features.6"), ("layer3", "features.13")],
+    "matching_all": None,
+}
+METHODS = ("scratch", "probe", *PAIRS, "random_search", "l2t", "search_then_train")
+FIXED = {"what": False, "where": "off"}
+
+
+def baselines_builtin(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
+    """Train a source on printed letters, then a target on handwritten digits by each of the settings' methods."""
+    check_names("methods", settings["methods"], METHODS)
+    check_scored_on(settings)
+    options = {"augment": crop_flip(padding=3, flip=False), "progress": progress}
+    options["checkpoint_seconds"] = settings["checkpoint_seconds"]
+    source = Trainer(
+        lambda: resnet(settings["source_depth"], 37),
+        letters_task(settings["letters_per_class"]),
+        epochs=settings["source_epochs"],
+        batch_size=64,
+        folder=run_folder(folder, "source"),
+        **options,  # without the recipe's seed: all seeds share one source
+    )
+    yield "source", source
+    options |= {name: settings[name] for name in ("steps", "batch_size", "lr", "weight_decay")}
+    options |= {"seed": seed, "schedule": "warm-up cosine", "remainder": "drop"}
+    task = digits_task(settings["digits_per_class"], seed, settings["scored_on"] == "validation")
+    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
+    for method in settings["methods"]:
+        place = run_folder(folder, f"{method}-seed{seed}")
+        yield method, _trainer(method, settings, source.model, make, task, options | {"folder": place})
+
+
+def _trainer(
+    method: str, settings: Settings, source: nn.Module, make: Callable[[], nn.Module], task: Task, options: Any
+) -> Any:
+    if method == "scratch":
+        return Trainer(make, task, **options)
+    if method == "probe":
+        started = time.perf_counter()
+        return ProbeRun(fit_probe(source, task.train), task, time.perf_counter() - started)
+    options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False)}
+    options["beta"] = settings[f"beta_{method}"]
+    if method in PAIRS:
+        return TransferTrainer(source, make, task, pairs=PAIRS[method], **FIXED, **options)
+    if method == "l2t":
+        outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
+        learned = {"meta_lr": settings["meta_lr_l2t"], "outer": outer, "where_start": "even", "normalize_weights": True}
+        return TransferTrainer(source, make, task, **learned, **options)
+    place = options.pop("folder")
+    search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
+    if method == "random_search":
+        searching = partial(random_search, source, make, task.train, trials=settings["trials"], **search)
+    else:
+        search |= {"splits": settings["splits"], "meta_lr": settings["meta_lr"]}
+        searching = partial(search_map, source, make, task.train, **search)
+
+    def train(found: TransferMap) -> TransferTrainer:
+        return TransferTrainer(source, make, task, map=found, folder=run_folder(place, "train"), **options)
+
+    return SearchRun(searching, train)
+
+
+def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:
+    """One row per method: method, seed, accuracy (after the last step), train_seconds (search included)."""
+    if part == "source":
+        return []
+    accuracy = math.nan if result is None else result.last_accuracy
+    return [{"method": part, "seed": seed, "accuracy": accuracy, "train_seconds": round(trainer.seconds, 1)}]
+
+
+RECIPES = {
+    "baselines-builtin": Recipe(
+        reproduces="the learned map beside its rivals, on built-in data in one training loop",
+        duration="half a minute for the source, then 10 to 30 seconds per seed by hand and minutes with a search",
+        expected="not measured yet",
+        settings={
+            "methods": METHODS,
+            "scored_on": "test",
+            "source_depth": 14,
+            "source_epochs": 2,
+            "letters_per_class": 400,
+            "digits_per_class": 10,
+            "target_width": 16,
+            "steps": 240,
+            "search_steps": 240,
+            "splits": 1,
+            "trials": 4,
+            "views": 25,
+            "batch_size": 25,
+            "lr": 0.05,
+            "weight_decay": 5e-4,
+            "beta_matching_single": 16.0,
+            "beta_matching_one": 16.0,
+            "beta_matching_all": 4.0,
+            "beta_random_search": 4.0,
+            "beta_l2t": 4.0,
+            "beta_search_then_train": 4.0,
+            "meta_lr": 1e-2,
+            "meta_lr_l2t": 1e-3,
+            "checkpoint_seconds": 30.0,
+        },
+        trainers=baselines_builtin,
+        rows=rows,
+        methods=METHODS,
+    ),
+}
