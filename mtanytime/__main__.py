@@ -213,7 +213,7 @@ def _add_explore(commands: Any) -> None:
     help = "make one HTML file of a run or a table, to look at without Jupyter"
     parser = commands.add_parser("explore", help=help)
     parser.set_defaults(command_function=_explore)
-    help = "a run's folder, or a CSV file: a trace, curve, log, channel weights, results or their maps"
+    help = "a run's folder, or a CSV file: a trace, curve, log, channel weights, R², results or their maps"
     parser.add_argument("place", type=Path, metavar="PLACE", help=help)
     parser.add_argument("--html", type=Path, required=True, help="the file to write")
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")

@@ -43,6 +43,17 @@ def channels(trace: pd.DataFrame, count: int = 4) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def arrived(trace: pd.DataFrame, steps: tuple[int, ...] = (50, 200)) -> pd.DataFrame:
+    """Return R² of a trace's pairs at some steps: from -0.3 for the first pair up to at most 1."""
+    keys = [name for name in ("source", "target", "slice") if name in trace]
+    pairs = trace[keys].drop_duplicates()
+    tables = []
+    for k, step in enumerate(steps):
+        r2 = np.linspace(-0.3, (k + 1) / len(steps), len(pairs))
+        tables.append(pairs.assign(step=step, r2=r2)[["step", *keys, "r2"]])
+    return pd.concat(tables, ignore_index=True)
+
+
 def curve(seeds: int = 3) -> pd.DataFrame:
     """Return two models of four exits: costs of 1, 4, 9, 16 M and 1.5 times that; accuracies 0.01 apart by seed."""
     rows = [

@@ -109,8 +109,8 @@ def export_csv(place: str | PathLike[str], path: str | PathLike[str], force: boo
     """Write a table or a run as a page, and return one line about what was written.
 
     Args:
-        place: a CSV file (trace, curve, log, results, maps or channel weights, told by its columns) or a run's folder;
-            see `places.explored`.
+        place: a CSV file (trace, curve, log, results, maps, channel weights or R², told by its columns) or a run's
+            folder; see `places.explored`.
         path: the page.
         force: replace an existing page.
 

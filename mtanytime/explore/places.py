@@ -20,8 +20,8 @@ def explored(place: str | PathLike[str]) -> Page:
     """Return the contents of a page about a table or a run.
 
     A trace and a curve get their explorers, also from the folder of a run: with the run's channel weights and learning
-    curves. Other tables (log, results, maps, channel weights) become pictures. `channels.csv` beside `trace.csv` is
-    shown with it.
+    curves. Other tables (log, results, maps, channel weights, R²) become pictures. `channels.csv` and `arrived.csv`
+    beside `trace.csv` are shown with it.
 
     Raises:
         ValueError: the table is of no known kind, lacks a column or cannot be drawn; or the folder is no run's (names
@@ -34,16 +34,17 @@ def explored(place: str | PathLike[str]) -> Page:
     table = tables.read_table(path, "table")
     kind = kind_of(table)
     trace, channels = path.with_name("trace.csv"), path.with_name("channels.csv")
-    if kind == "channels table" and path == channels and _has_rows(trace):
-        return _of_trace(tables.load_table(trace, "trace"), table)
+    if kind == "channels table" and path == channels and tables.has_rows(trace):
+        return _of_trace(tables.load_table(trace, "trace"), table, tables.arrived_beside(path))
     if kind == "trace":
-        return _of_trace(table, channels if path == trace and channels.exists() else None)
+        beside = channels if path == trace and channels.exists() else None
+        return _of_trace(table, beside, tables.arrived_beside(path))
     return PAGES[kind](table)
 
 
 def _of_folder(folder: Path) -> Page:
     """Return the page of a run."""
-    present = {name: folder / file for name, file in tables.RUN_TABLES.items() if _has_rows(folder / file)}
+    present = {name: folder / file for name, file in tables.RUN_TABLES.items() if tables.has_rows(folder / file)}
     if not present:
         runs = sorted({config.parent for depth in ("*", "*/*") for config in folder.glob(f"{depth}/config.json")})
         names = [str(run.relative_to(folder)) for run in runs]
@@ -52,7 +53,8 @@ def _of_folder(folder: Path) -> Page:
         remedy = f"name one of them, such as {runs[0]}" if runs else ""
         raise mismatch("place", f"a CSV file or a run's folder ({files})", Words(came), remedy)
     if "trace" in present:
-        content, alt = _of_trace(tables.load_table(present["trace"], "trace"), present.get("channels table"))
+        further = present.get("channels table"), present.get("table of R²")
+        content, alt = _of_trace(tables.load_table(present["trace"], "trace"), *further)
     elif "curve" in present:
         content, alt = _of_curve(tables.load_table(present["curve"], "curve"))
     else:
@@ -63,13 +65,13 @@ def _of_folder(folder: Path) -> Page:
     return content, alt
 
 
-def _has_rows(path: Path) -> bool:
-    """Whether a run has written to this table; one that was stopped early leaves it empty."""
-    return path.exists() and path.stat().st_size > 0
+def _of_trace(trace: pd.DataFrame, channels: tables.Table | None = None, arrived: tables.Table | None = None) -> Page:
+    return contents.transfer_contents(trace, channels, arrived), draw.heatmap(trace).alt
 
 
-def _of_trace(trace: pd.DataFrame, channels: tables.Table | None = None) -> Page:
-    return contents.transfer_contents(trace, channels), draw.heatmap(trace).alt
+def _of_arrived(table: pd.DataFrame) -> Page:
+    picture = draw.arrived(table)
+    return _page("What arrived", picture.alt, [picture])
 
 
 def _of_curve(curve: pd.DataFrame) -> Page:
@@ -121,6 +123,7 @@ def _page(title: str, summary: str, pictures: list[draw.Picture], note: str = ""
 
 PAGES = {
     "trace": _of_trace,
+    "table of R²": _of_arrived,
     "curve": _of_curve,
     "channels table": _of_channels,
     "table of maps": _of_maps,

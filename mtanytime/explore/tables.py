@@ -18,7 +18,13 @@ Step = int | np.integer | None
 
 # Columns of names, never numbers: a layer may be called "0", a class "NA".
 TEXT_COLUMNS = ("source", "target", "slice", "method", "model", "level", "answer", "coarse")
-RUN_TABLES = {"trace": "trace.csv", "channels table": "channels.csv", "curve": "curve.csv", "log": "log.csv"}
+RUN_TABLES = {
+    "trace": "trace.csv",
+    "channels table": "channels.csv",
+    "table of R²": "arrived.csv",
+    "curve": "curve.csv",
+    "log": "log.csv",
+}
 COSTS = {  # column of a curve -> label of its axis, unit of its values
     "macs": ("multiply-adds (MACs)", "MACs"),
     "latency_ms": ("latency (ms)", "ms"),
@@ -100,6 +106,19 @@ def read_channels(channels: Table) -> pd.DataFrame:
     return table.assign(**whole, weight=finite(table["weight"]))
 
 
+def read_arrived(arrived: Table) -> pd.DataFrame:
+    """Return a table of R²: step, source, target, r2[, slice]; a slice becomes part of the target layer's name.
+
+    Raises:
+        ValueError: as `read_table`; a step is not a whole number, or an R² is above 1.
+    """
+    name = "table of R²"
+    table = read_table(arrived, name, "step", "source", "target", "r2")
+    table = table.assign(step=require_whole(table, name, "step"), r2=finite(table["r2"]))
+    require_rows(~(table["r2"] > 1 + 1e-6), table, name, "r2", "numbers up to 1")
+    return with_slices(table, name) if "slice" in table else table
+
+
 def finite(numbers: pd.Series) -> pd.Series:
     """Return numbers with NaN for those that float32 cannot hold: they would overflow in sums and scales."""
     return numbers.astype(float).where(numbers.abs() < FLOAT32_UP_TO)
@@ -120,6 +139,22 @@ def whole_run(trace: Table, channels: Table | None) -> tuple[Table, Table | None
     if beside.name != "channels.csv" or not beside.exists() or not beside.with_name("trace.csv").exists():
         return trace, channels
     return beside.with_name("trace.csv"), beside
+
+
+def arrived_beside(trace: Table) -> Path | None:
+    """Return the R² of a run, given its folder, its trace.csv or its channels.csv; None if nothing was measured."""
+    if isinstance(trace, pd.DataFrame):
+        return None
+    path = Path(trace)
+    if not path.is_dir() and path.name not in (RUN_TABLES["trace"], RUN_TABLES["channels table"]):
+        return None
+    beside = (path if path.is_dir() else path.parent) / RUN_TABLES["table of R²"]
+    return beside if has_rows(beside) else None
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a run has written to this table; one that was stopped early leaves it empty."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def read_curve(curve: Table, *costs: str) -> pd.DataFrame:

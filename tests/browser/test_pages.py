@@ -88,6 +88,34 @@ def test_transfer_page_plays_and_chooses(visit: Callable[..., Any]) -> None:
     assert "cars/a → t1 slice 2: share of λ 100%" in page.locator("[role=status]").inner_text()
 
 
+def test_switch_from_asked_to_arrived(visit: Callable[..., Any]) -> None:
+    """The switch shows R² on a scale from 0 to 1, at the last step measured until then, and back."""
+    trace = tables.trace(steps=(0, 100, 200))
+    explorer = TransferExplorer(trace, arrived=tables.arrived(trace, steps=(100, 200)))
+    page = visit(explorer)
+    asked = cells(page)
+    page.get_by_label("Show").select_option("arrived")
+    explorer.quantity = "arrived"
+    stack = page.locator(".stack svg")
+    shown = [text for text in stack.locator("text").all_text_contents() if re.fullmatch(r"-?\d\.\d\d", text)]
+    assert shown[:6] == [f"{r2:.2f}" for r2 in explorer.values().to_numpy().ravel()]
+    assert shown[0] == "-0.30"
+    assert "R² at step 200" in stack.text_content()
+    assert "R²: share of the source's variance" in stack.text_content()
+    coloured = colours(page)
+    assert coloured[0][:3] == [int(explorer.content["colours"][0][k : k + 2], 16) for k in (1, 3, 5)]
+    assert coloured[5][:3] == [int(explorer.content["colours"][-1][k : k + 2], 16) for k in (1, 3, 5)]
+    assert page.get_by_label("Scale").is_disabled()
+    page.locator(SLIDER).focus()
+    page.keyboard.press("Home")
+    said = page.locator("[role=status]").inner_text()
+    assert said.startswith("Step 0. layer2 → t3: R² 0.50, measured at step 100. Largest: layer2 → t3, 0.50.")
+    assert "R² over time" in page.locator("svg[role=img]").nth(1).text_content()
+    page.keyboard.press("End")
+    page.get_by_label("Show").select_option("asked")
+    assert cells(page) == asked
+
+
 def test_click_on_a_cell_chooses_the_pair(visit: Callable[..., Any]) -> None:
     """A click on a cell shows its pair in the detail, also where the page has shrunk the map."""
     page = visit(

@@ -1,4 +1,4 @@
-"""What a `TransferExplorer` shows: λ of every pair of layers over the training steps, and its channel weights."""
+"""What a `TransferExplorer` shows: λ, R² and channel weights of every pair of layers over the training steps."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,18 +14,23 @@ from mtanytime.measure.tables import require_unique
 STEPS_UP_TO = 200  # per explorer
 VALUES_UP_TO = 200_000  # per page: numbers for λ and its spread, and as many again for channel weights; 1.2 MB each
 SCALE_COLOURS = 64
+ARRIVED_UP_TO = 40_000  # numbers per page for R², which is measured at every fifth step of a run's trace
+ASKED, ARRIVED = "asked", "arrived"  # what a map shows: λ or R²
 ONE_RUN = "give the table of one run"
 
 
-def transfer_contents(trace: tables.Table, channels: tables.Table | None = None) -> Contents:
+def transfer_contents(
+    trace: tables.Table, channels: tables.Table | None = None, arrived: tables.Table | None = None
+) -> Contents:
     """Return what a `TransferExplorer` shows.
 
     Args:
         trace: step, source, target, weight[, weight_std][, slice]; one row per step and pair.
         channels: step, source, target, channel, weight[, slice].
+        arrived: step, source, target, r2[, slice].
 
     Raises:
-        ValueError: a column is missing, a table is empty, a pair has two rows at one step, or the channels table has a
+        ValueError: a column is missing, a table is empty, a pair has two rows at one step, or a further table has a
             pair that the trace lacks.
     """
     table = tables.read_trace(trace)
@@ -56,10 +61,17 @@ def transfer_contents(trace: tables.Table, channels: tables.Table | None = None)
         "spreads": _plain(by_pair(table, "weight_std").loc[steps].to_numpy()) if spreads else None,
         "colours": draw.scale_colours(SCALE_COLOURS),
         "channels": None,
+        "arrived": None,
     }
     if channels is not None:
         contents["channels"], channel_notes = _channels(_read_channels(channels, table, pairs), table, pairs)
         notes += channel_notes
+    if arrived is not None:
+        r2 = arrived_by_pair(arrived, table)
+        steps = _thinned(list(r2.index), ARRIVED_UP_TO // len(pairs))
+        if len(steps) < len(r2):
+            notes.append(f"R² is held at {len(steps)} of {len(r2)} steps.")
+        contents["arrived"] = {"steps": steps, "values": _plain(r2.loc[steps].to_numpy(), digits=4)}
     return contents | {"note": " ".join(notes)}
 
 
@@ -68,13 +80,28 @@ def transfer_choices(content: Contents) -> dict[str, Any]:
     strongest = max(enumerate(content["values"][-1]), key=lambda pair: -1 if pair[1] is None else pair[1])[0]
     source, target = content["pairs"][strongest]
     pair = [content["sources"][source], content["targets"][target]]
-    return {"step": content["steps"][-1], "network": ALL, "slice": ALL, "relative": False, "pair": pair}
+    first = {"step": content["steps"][-1], "network": ALL, "slice": ALL, "relative": False, "quantity": ASKED}
+    return first | {"pair": pair}
 
 
 def by_pair(trace: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
     """Return a column of a trace from `tables.read_trace` with a row per step and a column per pair, in its order."""
     pairs = pd.MultiIndex.from_frame(trace[["source", "target"]].drop_duplicates())
     return trace.pivot(index="step", columns=["source", "target"], values=column).reindex(columns=pairs).astype(float)
+
+
+def arrived_by_pair(arrived: tables.Table, trace: pd.DataFrame) -> pd.DataFrame:
+    """Return R² with a row per measured step and a column per pair of a trace from `tables.read_trace`, in its order.
+
+    Raises:
+        ValueError: as `transfer_contents`.
+    """
+    table = tables.read_arrived(arrived)
+    require_unique(table, "table of R²", "step", "source", "target", remedy=ONE_RUN)
+    pairs = pd.MultiIndex.from_frame(trace[["source", "target"]].drop_duplicates())
+    _require_pairs(table, "table of R²", list(pairs))
+    wide = table.pivot(index="step", columns=["source", "target"], values="r2").reindex(columns=pairs).astype(float)
+    return wide.set_index(wide.index.map(int))
 
 
 def summary(trace: pd.DataFrame) -> str:
@@ -102,10 +129,14 @@ def _thinned(steps: list[int], most: int) -> list[int]:
     return [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int))]
 
 
-def _plain(values: np.ndarray) -> list[list[float | None]]:
-    """Round numbers to four digits of the largest one, to keep a page small; None where one is not finite."""
-    largest = np.abs(values[np.isfinite(values)]).max(initial=0)
-    digits = 4 - int(np.floor(np.log10(largest))) - 1 if largest > 0 else 4
+def _plain(values: np.ndarray, digits: int | None = None) -> list[list[float | None]]:
+    """Round numbers to four digits of the largest one, to keep a page small; None where one is not finite.
+
+    `digits` are those after the point, where the largest number is no measure of the others.
+    """
+    if digits is None:
+        largest = np.abs(values[np.isfinite(values)]).max(initial=0)
+        digits = 4 - int(np.floor(np.log10(largest))) - 1 if largest > 0 else 4
     rows = np.round(values, max(digits, 0)).tolist()
     if np.isfinite(values).all():
         return rows
@@ -118,10 +149,15 @@ def _read_channels(channels: tables.Table, trace: pd.DataFrame, pairs: list[tupl
     if "slice" in table and "slice" in trace:
         table = tables.with_slices(table, "channels table")
     require_unique(table, "channels table", "step", "source", "target", "channel", remedy=ONE_RUN)
+    _require_pairs(table, "channels table", pairs)
+    return table
+
+
+def _require_pairs(table: pd.DataFrame, name: str, pairs: list[tuple[str, str]]) -> None:
+    """Raise ValueError for a table with a pair that is none of these: it comes from another run."""
     unknown = set(table[["source", "target"]].drop_duplicates().itertuples(index=False, name=None)) - set(pairs)
     pair = " → ".join(min(unknown, default=()))
-    require(not unknown, "channels table", "pairs of the trace", Words(pair))
-    return table
+    require(not unknown, name, "pairs of the trace", Words(pair))
 
 
 def _channels(

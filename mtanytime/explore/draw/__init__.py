@@ -25,7 +25,7 @@ from mtanytime.explore.draw.style import (
     step_axis,
 )
 from mtanytime.explore.draw.training import learning_curves
-from mtanytime.explore.draw.transfer import channel_weights, heatmap, heatmaps, weights_over_time
+from mtanytime.explore.draw.transfer import arrived, channel_weights, heatmap, heatmaps, weights_over_time
 
 __all__ = [
     "BATCH_ACCURACY",
@@ -44,6 +44,7 @@ __all__ = [
     "accuracy_by_method",
     "accuracy_by_seconds",
     "answers_by_time",
+    "arrived",
     "channel_weights",
     "coloured_grid",
     "distinct_colours",

@@ -1,4 +1,4 @@
-"""Pictures of what is transferred where: maps of λ, λ over time, channel weights."""
+"""Pictures of what is transferred where: maps of λ and of R², λ over time, channel weights."""
 
 import math
 
@@ -29,6 +29,7 @@ from mtanytime.explore.tables import (
     distinct,
     finite,
     first_few,
+    read_arrived,
     read_channels,
     read_table,
     read_trace,
@@ -39,6 +40,7 @@ from mtanytime.measure.tables import require_rows, require_unique
 
 BLANK = "0.92"  # the grey of a pair that was not matched
 WEIGHT_LABEL = "mean λ (pair weight)"
+R2_LABEL = "R²: share of the source's variance"
 
 
 def heatmap(
@@ -73,10 +75,46 @@ def heatmap(
     values = weights.loc[step].unstack().reindex(index=distinct(table["source"]), columns=distinct(table["target"]))
     if vmax is None:
         vmax = weights.max() if weights.max() > 0 else 1.0
+    quantity = "share of λ" if relative else "λ"
+    label = "share of the target layer's λ" if relative else WEIGHT_LABEL
     if numbers is None:
         numbers = max(values.shape) <= NUMBERS_UP_TO
-    quantity = "share of λ" if relative else "λ"
-    alt = f"Heat map of {quantity}, {values.shape[0]} source × {values.shape[1]} target layers, at step {step}"
+    picture = _draw_map(table, values, f"{quantity} at step {step}", label, vmax, numbers, ".0%" if relative else ".2f")
+    if relative:
+        picture.axes[0].collections[0].colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return picture
+
+
+def arrived(table: Table, step: Step = None, *, numbers: bool | None = None) -> Picture:
+    """Draw what arrived at one step: R² of every pair, a row per source layer, a column per target layer.
+
+    Colours go from 0 to 1, so that pictures of all steps and runs can be compared; a negative R² has the colour of 0. A
+    pair that is not in the table is blank; one without a number says nan.
+
+    Args:
+        table: step, source, target, r2[, slice]; each slice is a target layer of its own.
+        step: the training step; the last one if None.
+        numbers: write the value into each cell; if None, up to 12 layers per side.
+
+    Raises:
+        ValueError: as `tables.read_arrived`; the table lacks the step (names the nearest).
+    """
+    name = "table of R²"
+    table = read_arrived(table)
+    require_unique(table, name, "step", "source", "target", remedy="give the table of one run")
+    step = step_of(table, name, step)
+    values = table[table["step"] == step].pivot(index="source", columns="target", values="r2")
+    values = values.reindex(index=distinct(table["source"]), columns=distinct(table["target"]))
+    numbers = max(values.shape) <= NUMBERS_UP_TO if numbers is None else numbers
+    return _draw_map(table, values, f"R² at step {step}", R2_LABEL, 1.0, numbers, ".2f")
+
+
+def _draw_map(
+    table: pd.DataFrame, values: pd.DataFrame, title: str, label: str, vmax: float, numbers: bool, form: str
+) -> Picture:
+    """Draw a map of values; a pair of the table without one says nan, and one that the table lacks is blank."""
+    quantity, _, moment = title.partition(" at ")
+    alt = f"Heat map of {quantity}, {values.shape[0]} source × {values.shape[1]} target layers, at {moment}"
     picture, upright = _map_picture(alt, values, numbers)
     ax = picture.subplots()
     ax.set_facecolor(BLANK)
@@ -85,20 +123,18 @@ def heatmap(
         values,
         vmax,
         annot=numbers,
-        fmt=".0%" if relative else ".2f",
+        fmt=form,
         annot_kws={"size": 9},
         linewidths=0.5 if numbers else 0,
         linecolor="white",
-        cbar_kws={"label": "share of the target layer's λ" if relative else WEIGHT_LABEL},
+        cbar_kws={"label": label},
     )
-    if relative:
-        ax.collections[0].colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     pairs = table.groupby(["source", "target"]).size().unstack()
     matched = pairs.reindex(index=values.index, columns=values.columns).notna()
     for row, column in np.argwhere((values.isna() & matched).to_numpy()):
         ax.text(column + 0.5, row + 0.5, "nan", ha="center", va="center", fontsize=9 if numbers else 6)
     blanks = "" if matched.to_numpy().all() else "\nblank: not matched"
-    ax.set_title(f"{quantity} at step {step}{blanks}", fontsize=11)
+    ax.set_title(f"{title}{blanks}", fontsize=11)
     ax.set(xlabel="target layer", ylabel="source layer")
     ax.tick_params(axis="x", labelrotation=90 if upright else 0, labelsize=9 if numbers else 7)
     ax.tick_params(axis="y", labelrotation=0, labelsize=9 if numbers else 7)

@@ -7,6 +7,7 @@ const PLAY_MS = 250; // per step while playing
 
 function transfer(model, content, root, on) {
   const { steps, sources, targets, pairs, values, spreads, colours } = content;
+  const measured = content.arrived ?? null;
   const rgb = colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const index_of = () => Math.max(steps.indexOf(model.get("step")), 0);
   const place = new Map(pairs.map(([s, t], i) => [`${s} ${t}`, i]));
@@ -35,6 +36,7 @@ function transfer(model, content, root, on) {
   time.input.disabled = steps.length < 2;
 
   const chosen = {};
+  if (measured) chosen.quantity = choice("Show", [["asked", "asked (λ)"], ["arrived", "arrived (R²)"]], "", (v) => set("quantity", v));
   const scale = choice("Scale", [["", "λ, one scale for all steps"], ["share", "share of the target layer's λ"]], "", (v) => set("relative", v !== ""));
   const all = (names, word) => [["", `all ${word}`], ...names.map((name) => [name, name])];
   if (content.networks.length) chosen.network = choice("Source network", all(content.networks, "networks"), "", (v) => set("network", v));
@@ -50,21 +52,28 @@ function transfer(model, content, root, on) {
   function choose() {
     const network = model.get("network");
     const slice = model.get("slice");
-    const relative = model.get("relative");
+    const arrived = measured !== null && model.get("quantity") === "arrived";
+    const relative = !arrived && model.get("relative");
     const rows = sources.map((name, i) => i).filter((i) => !network || sources[i].startsWith(`${network}/`));
     const columns = targets.map((name, i) => i).filter((i) => !slice || targets[i].endsWith(` slice ${slice}`));
     const shown = pairs.map((pair, i) => i).filter((i) => rows.includes(pairs[i][0]) && columns.includes(pairs[i][1]));
-    const scaled = values.map((row) => {
+    const lines = arrived ? measured : { steps, values }; // drawn over time
+    const at = steps.map((step) => Math.max(lines.steps.filter((s) => s <= step).length - 1, 0)); // the last line's step up to each
+    const scaled = at.map((k) => lines.values[k]).map((row) => {
       if (!relative) return row;
       const totals = {};
       for (const i of shown) totals[pairs[i][1]] = (totals[pairs[i][1]] ?? 0) + (row[i] ?? 0);
       return row.map((value, i) => (value === null ? null : value / (totals[pairs[i][1]] || 1)));
     });
-    let vmax = 0;
-    for (const row of scaled) for (const i of shown) if (row[i] > vmax) vmax = row[i];
-    now = { rows, columns, shown, scaled, relative, vmax: vmax || 1 };
+    let vmax = arrived ? 1 : 0; // R² has one scale for all runs
+    if (!arrived) for (const row of scaled) for (const i of shown) if (row[i] > vmax) vmax = row[i];
+    now = { rows, columns, shown, scaled, relative, arrived, vmax: vmax || 1, at, line_steps: lines.steps };
+    now.line_rows = arrived ? lines.values : scaled;
+    now.quantity = arrived ? "R²" : relative ? "share of λ" : "λ";
     now.show = (value) => (value === null ? "nan" : relative ? percent(value) : number(value, now.vmax));
-    scale.select.value = relative ? "share" : "";
+    scale.select.value = model.get("relative") ? "share" : "";
+    scale.select.disabled = arrived;
+    if (chosen.quantity) chosen.quantity.select.value = arrived ? "arrived" : "asked";
     if (chosen.network) chosen.network.select.value = network;
     if (chosen.slice) chosen.slice.select.value = slice;
     for (const [control, names] of [[from, rows.map((i) => sources[i])], [to, columns.map((i) => targets[i])]]) {
@@ -127,7 +136,7 @@ function transfer(model, content, root, on) {
     for (const i of shown) {
       const [column, row] = [across.get(pairs[i][1]), at.get(pairs[i][0])];
       const [x, y] = [left + wide * column, top + high * row];
-      const worded = few || values.some((all_pairs) => all_pairs[i] === null);
+      const worded = few || now.scaled.some((all_pairs) => all_pairs[i] === null);
       const text = worded ? words(x + wide / 2, y + high / 2 + 4, "", { "text-anchor": "middle" }) : null;
       now.cells.set(i, { text, x, y, pixel: 4 * (row * columns.length + column) });
       if (text) texts.push(text);
@@ -159,7 +168,7 @@ function transfer(model, content, root, on) {
     labels.push(words(0, 0, "source layer", { "text-anchor": "middle", transform: `translate(12 ${top + (high * rows.length) / 2}) rotate(-90)` }));
     // the colour bar
     const bar = width + 18;
-    const scale_words = now.relative ? "share of the target layer's λ" : "mean λ (pair weight)";
+    const scale_words = now.arrived ? "R²: share of the source's variance" : now.relative ? "share of the target layer's λ" : "mean λ (pair weight)";
     const long = Math.max(high * rows.length, width_of([scale_words]) - 20); // so that its label fits beside it
     colours.forEach((colour, i) => {
       drawn.push(svg("rect", { x: bar, y: top + long * (1 - (i + 1) / colours.length), width: 14, height: long / colours.length + 0.5, fill: colour }));
@@ -192,13 +201,13 @@ function transfer(model, content, root, on) {
 
   const CHART = { width: 400, left: 52, right: 388 };
   function draw_detail() {
-    const { pair, scaled, relative, vmax } = now;
-    const line_of = scaled.map((row) => row[pair]);
-    const band = !relative && spreads !== null ? spreads.map((row) => row[pair]) : null;
+    const { pair, relative, arrived, vmax, line_steps } = now;
+    const line_of = now.line_rows.map((row) => row[pair]);
+    const band = !relative && !arrived && spreads !== null ? spreads.map((row) => row[pair]) : null;
     const [low, high] = [steps[0], steps[steps.length - 1]];
     const [top, bottom] = [26, 176];
     const x = (step) => (high > low ? CHART.left + ((CHART.right - CHART.left) * (step - low)) / (high - low) : (CHART.left + CHART.right) / 2);
-    const most = Math.max(...line_of.map((value, i) => (value ?? 0) + (band?.[i] ?? 0)), vmax * 1e-6);
+    const most = Math.max(...line_of.map((value, i) => (value ?? 0) + (band?.[i] ?? 0)), vmax * (arrived ? 1 : 1e-6));
     const y = (value) => bottom - ((bottom - top) * Math.max(value, 0)) / (most * 1.05);
     const drawn = [];
     for (const tick of ticks(0, most * 1.05, 4)) {
@@ -215,16 +224,17 @@ function transfer(model, content, root, on) {
     });
     for (const run of runs) {
       if (band) {
-        const up = run.map((i) => `${x(steps[i])},${y(line_of[i] + (band[i] ?? 0))}`);
-        const down = run.map((i) => `${x(steps[i])},${y(line_of[i] - (band[i] ?? 0))}`).reverse();
+        const up = run.map((i) => `${x(line_steps[i])},${y(line_of[i] + (band[i] ?? 0))}`);
+        const down = run.map((i) => `${x(line_steps[i])},${y(line_of[i] - (band[i] ?? 0))}`).reverse();
         drawn.push(svg("polygon", { points: [...up, ...down].join(" "), fill: "#56B4E9", opacity: 0.3 }));
       }
-      drawn.push(svg("polyline", { points: run.map((i) => `${x(steps[i])},${y(line_of[i])}`).join(" "), fill: "none", stroke: "#0072B2", "stroke-width": 2 }));
-      if (run.length === 1) drawn.push(svg("circle", { cx: x(steps[run[0]]), cy: y(line_of[run[0]]), r: 3, fill: "#0072B2" }));
+      drawn.push(svg("polyline", { points: run.map((i) => `${x(line_steps[i])},${y(line_of[i])}`).join(" "), fill: "none", stroke: "#0072B2", "stroke-width": 2 }));
+      if (run.length === 1) drawn.push(svg("circle", { cx: x(line_steps[run[0]]), cy: y(line_of[run[0]]), r: 3, fill: "#0072B2" }));
     }
     const cursor = line(0, top, 0, bottom, "cursor");
     const dot = svg("circle", { r: 5, fill: "#D55E00" });
-    const title = `${relative ? "Share of λ" : "λ"} over time${band ? ", ± 1 standard deviation" : ""}`;
+    const below = arrived && line_of.some((value) => value < 0) ? ", negative as 0" : "";
+    const title = `${relative ? "Share of λ" : now.quantity} over time${band ? ", ± 1 standard deviation" : ""}${below}`;
     drawn.push(cursor, dot, words(CHART.left, 14, title, { class: "strong" }));
     drawn.push(words((CHART.left + CHART.right) / 2, bottom + 34, "training step", { "text-anchor": "middle" }));
     const label = `${title} of ${now.pair_names.join(" → ")}`;
@@ -306,23 +316,26 @@ function transfer(model, content, root, on) {
       if (value !== null && (best === null || value > row[best])) best = p;
     }
     now.canvas.getContext("2d").putImageData(now.pixels, 0, 0);
-    const what = now.relative ? "Share of the target layer's λ" : "λ";
-    now.title.textContent = `${what} at step ${step}`;
+    const what = now.relative ? "Share of the target layer's λ" : now.quantity;
+    const shown_step = now.line_steps[now.at[i]];
+    now.title.textContent = `${what} at step ${shown_step}`;
     const cell = now.unmatched ? null : now.cells.get(now.pair);
     fill(now.frame, cell ? { x: cell.x, y: cell.y, visibility: null } : { visibility: "hidden" });
     const pair_at = (p) => `${sources[pairs[p][0]]} → ${targets[pairs[p][1]]}`;
     const largest = best === null ? "no finite number" : `largest: ${pair_at(best)}, ${now.show(row[best])}`;
-    now.map.setAttribute("aria-label", `Heat map of ${what}, ${now.rows.length} source × ${now.columns.length} target layers, at step ${step}; ${largest}`);
+    now.map.setAttribute("aria-label", `Heat map of ${what}, ${now.rows.length} source × ${now.columns.length} target layers, at step ${shown_step}; ${largest}`);
     const pair = now.pair_names.join(" → ");
     const value = row[now.pair];
-    let about = `${pair}: ${now.relative ? "share of λ" : "λ"} ${now.show(value)}`;
-    if (!now.relative && value !== null && spreads?.[i][now.pair] != null) about += ` ± ${number(spreads[i][now.pair], now.vmax)}`;
+    let about = `${pair}: ${now.quantity} ${now.show(value)}`;
+    if (shown_step !== step) about += `, measured at step ${shown_step}`;
+    if (!now.relative && !now.arrived && value !== null && spreads?.[i][now.pair] != null) about += ` ± ${number(spreads[i][now.pair], now.vmax)}`;
     if (now.unmatched) about = `${pair}: not matched`;
     readout.textContent = `Step ${step}. ${about}. ${largest[0].toUpperCase()}${largest.slice(1)}.`;
     if (!now.unmatched) {
       const { cursor, dot, x, y, line_of } = now.chart;
       fill(cursor, { x1: x(step), x2: x(step) });
-      fill(dot, line_of[i] === null ? { visibility: "hidden" } : { cx: x(step), cy: y(line_of[i]), visibility: null });
+      const height = line_of[now.at[i]];
+      fill(dot, height === null ? { visibility: "hidden" } : { cx: x(shown_step), cy: y(height), visibility: null });
     }
     draw_bars(step);
   }
@@ -330,6 +343,6 @@ function transfer(model, content, root, on) {
   choose();
   on(["step"], show);
   on(["pair"], choose_pair);
-  on(["network", "slice", "relative"], choose);
+  on(["network", "slice", "relative", "quantity"], choose);
   return pause;
 }
