@@ -18,7 +18,14 @@ from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import mismatch, require
 from mtanytime.console import say
-from mtanytime.experiments import anytime_recipes, baseline_recipes, map_recipes, planted_recipes, transfer_recipes
+from mtanytime.experiments import (
+    anytime_recipes,
+    baseline_recipes,
+    map_recipes,
+    planted_recipes,
+    practitioner_recipes,
+    transfer_recipes,
+)
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.experiments.search_run import SearchRun
@@ -31,6 +38,7 @@ RECIPES: dict[str, Recipe] = {
     **baseline_recipes.RECIPES,
     **map_recipes.RECIPES,
     **planted_recipes.RECIPES,
+    **practitioner_recipes.RECIPES,
     **anytime_recipes.RECIPES,
 }
 
