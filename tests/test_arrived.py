@@ -236,14 +236,16 @@ def test_at_most_512_images_and_none_that_is_trained_on() -> None:
 
 
 def test_few_values_are_noted() -> None:
-    """Fewer values than channels leave a fit undetermined, so that its R² says nothing: a note names the layer."""
+    """Few values for many channels are memorized, so that R² on other images is too low: a note names the layer."""
     few = tiny.images(12, seed=5, size=2)
     trainer = transfer(data=tiny.images(size=2), arrived=few)
     notes = [note for note in trainer.notes if "is too low" in note]
     assert notes == [
-        "arrived: R² of the target's 'second' is too low: it has 8 channels, and the images to fit on give 6 values "
-        "per channel"
+        f"arrived: R² of the target's {layer!r} is too low, as {values} values of its {channels} channels are too few "
+        "to fit on"
+        for layer, values, channels in (("first", 24, 4), ("second", 6, 8))
     ]
+    assert not [note for note in transfer(arrived=OTHERS).notes if "is too low" in note]
 
 
 def test_bad_sets_are_refused(tmp_path: Path) -> None:
@@ -288,6 +290,21 @@ def test_bfloat16_and_several_sources() -> None:
     ]
     assert tables[0]["source"].unique().tolist() == ["a/first", "a/second", "b/first", "b/second"]
     np.testing.assert_allclose(tables[1]["r2"], tables[0]["r2"], atol=0.1)
+
+
+ACCELERATORS = [
+    name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there
+]
+
+
+@pytest.mark.parametrize("device", ACCELERATORS)
+def test_on_an_accelerator(device: str) -> None:
+    """Products in float32, summed in float64 on the CPU, give the numbers of the CPU."""
+    values = []
+    for where in ("cpu", device):
+        trainer = transfer(device=where, arrived=OTHERS)
+        values.append(trainer.arrived.measure(trainer.source_features, "float32"))
+    assert values[1] == pytest.approx(values[0], abs=1e-3)
 
 
 def test_an_image_set_as_any_other() -> None:

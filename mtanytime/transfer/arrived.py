@@ -32,6 +32,7 @@ from mtanytime.transfer.meta_networks import Pair
 RIDGE = 1e-6  # of the fit, per value, in units of the channels' variances
 IMAGES_UP_TO = 512  # half of them to fit on, half to score on
 IMAGES_FROM = 10
+VALUES_PER_CHANNEL = 10  # to fit on, per channel of the target's layer; with fewer, the fit memorizes them
 _BATCH = 32
 _CONSTANT = 1e-12  # the variance, relative to the squared mean, that rounding alone can give
 
@@ -184,10 +185,10 @@ class Arrived:
         for layer, maps in try_layers("target", target, images, training=False).items():
             _, channels, height, width = maps.shape
             count = half * height * width
-            if count <= 2 * channels:
+            if count < VALUES_PER_CHANNEL * channels:
                 self.notes.append(
-                    f"arrived: R² of the target's {layer!r} is too low: it has {channels} channels, and the images to "
-                    f"fit on give {count} values per channel"
+                    f"arrived: R² of the target's {layer!r} is too low, as {count} values of its {channels} channels "
+                    "are too few to fit on"
                 )
 
     @torch.no_grad()
