@@ -1,6 +1,8 @@
 """Public data: the papers' data sets, their label trees and the L2T-ww authors' splits."""
 
 import io
+import zipfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtanytime.checks import Words, require
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import ImageSet, Task, Tree
 
 
@@ -65,22 +67,27 @@ def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> An
 def cifar10_jpeg(path: str | Path) -> Task:
     """Load CIFAR-10 from one npz file of JPEGs, slightly lossy.
 
-    Its keys are classes and {train,test}_{jpeg,offsets,labels}. Raises ValueError if one is missing.
+    Its keys are classes and {train,test}_{jpeg,offsets,labels}. Raises ValueError for a damaged or foreign file.
     """
-    from PIL import Image
-
-    with np.load(path) as file:
-        stored = {key: file[key] for key in file.files}
-    keys = ["classes", *(f"{part}_{key}" for part in ("train", "test") for key in ("jpeg", "offsets", "labels"))]
-    missing = [key for key in keys if key not in stored]
-    require(not missing, str(path), f"the keys {keys}", Words(f"{sorted(stored)}, without {missing}"))
+    parts = ("train", "test")
+    keys = ["classes", *(f"{part}_{key}" for part in parts for key in ("jpeg", "offsets", "labels"))]
+    stored = _read_npz(path, keys)
+    classes = stored["classes"]
+    require(classes.ndim == 1 and classes.dtype.kind == "U", f"{path}: classes", "a list of names", _kind(classes))
 
     def load(part: str) -> ImageSet:
-        data, ends = stored[f"{part}_jpeg"].tobytes(), stored[f"{part}_offsets"].tolist()
-        pixels = [np.asarray(Image.open(io.BytesIO(data[a:b]))) for a, b in pairwise(ends)]
+        jpeg, offsets, labels = (stored[f"{part}_{key}"] for key in ("jpeg", "offsets", "labels"))
+        fits = jpeg.ndim == 1 and jpeg.dtype == np.uint8
+        require(fits, f"{path}: {part}_jpeg", "the bytes of all files in one row", _kind(jpeg))
+        ends = _indices(offsets, len(jpeg) + 1, f"{path}: {part}_offsets")
+        fits = len(ends) > 1 and bool((ends.diff() > 0).all())
+        require(fits, f"{path}: {part}_offsets", "at least two offsets, increasing", Words("others"))
+        targets = _indices(labels, len(classes), f"{path}: {part}_labels")
+        require(len(targets) == len(ends) - 1, f"{path}: {part}_labels", f"{len(ends) - 1} labels", len(targets))
+        data = jpeg.tobytes()
+        pixels = [_rgb(data[a:b], f"{path}: {part} image {i}") for i, (a, b) in enumerate(pairwise(ends.tolist()))]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-        labels = torch.from_numpy(stored[f"{part}_labels"]).long()
-        return ImageSet(images, labels, tuple(stored["classes"].tolist()), CIFAR10_TREE, "CIFAR10")
+        return ImageSet(images, targets, tuple(classes.tolist()), CIFAR10_TREE, "CIFAR10")
 
     return Task(load("train"), load("test"))
 
@@ -89,12 +96,72 @@ def l2t_split(path: str | Path, name: str) -> dict[str, Int64[Tensor, " indices"
     """Load the L2T-ww authors' split of cifar100, stl10, cub200 or dog: indices `train`, `val` and `test`.
 
     `path` is their npz file, with keys such as {name}/train. `train` and `val` are both indices into the training set:
-    task.train.subset(split["train"]). Raises ValueError for a name that is not in the file.
+    task.train.subset(split["train"]). Raises ValueError for a name that is not in the file, and for a damaged file.
     """
-    with np.load(path) as file:
-        names = sorted({key.split("/")[0] for key in file.files})
-        require(name in names, "name", f"one of {names}, the splits in {path}", name)
-        return {part: torch.from_numpy(file[f"{name}/{part}"]).long() for part in ("train", "val", "test")}
+    names = sorted({key.split("/")[0] for key in _read_npz(path, [])})
+    require(name in names, "name", f"one of {names}, the splits in {path}", name)
+    keys = {part: f"{name}/{part}" for part in ("train", "val", "test")}
+    stored = _read_npz(path, list(keys.values()))
+    return {part: _indices(stored[key], None, f"{path}: {key}") for part, key in keys.items()}
+
+
+_NPZ_BYTES = 2**31  # a damaged or hostile archive may declare more than the memory holds
+
+
+def _read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by key, all of them without `keys`; ValueError for a damaged or foreign file."""
+    expected = "an npz file" + f" with the keys {list(keys)}" * bool(keys)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _NPZ_BYTES:
+                raise ValueError(f"it expands to {size} bytes")
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of its part {damaged} is wrong")
+        with np.load(path, allow_pickle=False) as file:
+            present = sorted(file.files)
+            stored = {key: file[key] for key in keys or present if key in present}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise mismatch(str(path), expected, Words(f"a damaged or foreign file ({reason})")) from error
+    missing = [key for key in keys if key not in stored]
+    require(not missing, str(path), f"the keys {list(keys)}", Words(f"{present}, without {missing}"))
+    foreign = [key for key, array in stored.items() if not isinstance(array, np.ndarray)]
+    require(not foreign, str(path), expected, Words(f"parts that are no arrays: {foreign}"))
+    return stored
+
+
+def _kind(array: np.ndarray) -> Words:
+    return Words(f"shape {array.shape} of {array.dtype}")
+
+
+def _indices(array: np.ndarray, end: int | None, argument: str) -> Int64[Tensor, " indices"]:
+    """A row of indices from 0, below `end` where one is given."""
+    require(array.ndim == 1 and array.dtype.kind in "iu", argument, "a row of integers", _kind(array))
+    least, most = (int(array.min()), int(array.max())) if len(array) else (0, 0)
+    fits = least >= 0 and (not len(array) or most < (2**63 if end is None else end))
+    expected = "integers from 0" if end is None else f"integers from 0 to {end - 1}"
+    require(fits, argument, expected, Words(f"{least} to {most}"))
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _rgb(data: bytes, argument: str) -> np.ndarray:
+    """The pixels of a 32×32 color image; its size is compared before it is decoded."""
+    from PIL import Image
+
+    expected = "an RGB image of 32×32 pixels"
+    try:
+        image = Image.open(io.BytesIO(data))
+        found = Words(f"{image.mode} of {image.width}×{image.height}")
+        pixels = np.asarray(image) if (image.mode, image.size) == ("RGB", (32, 32)) else None
+    except Exception as error:  # Pillow raises many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise mismatch(argument, expected, Words(f"bytes that cannot be read as one ({reason})")) from error
+    if pixels is None:
+        raise mismatch(argument, expected, found)
+    return pixels
 
 
 CIFAR10_TREE: Tree = {
