@@ -40,7 +40,9 @@ PAIRS = {  # the last source stage with the target layer of its size; each stage
     "all": None,
 }
 # What each method adds to a target's training on the task. "_views" and "_unlabelled" join half a batch of strong views
-# or of unlabelled images to half a batch of labelled ones; "recommended" also distills the answers of the probe.
+# or of unlabelled images to half a batch of labelled ones (or `extra_images` to a whole one); "recommended" also
+# distills the answers of the probe. "l2t" is L2T-ww, with a lookahead at every `meta_every`-th step; the others are
+# fixed.
 MATCHING: dict[str, str] = {
     "matching_single": "single",
     "matching_one": "one",
@@ -49,6 +51,7 @@ MATCHING: dict[str, str] = {
     "matching_all_unlabelled": "all",
     "recommended": "all",
     "recommended_unlabelled": "all",
+    "l2t": "all",
 }
 TERMS: dict[str, tuple[str, ...]] = {
     "lwf": ("lwf",),
@@ -132,18 +135,22 @@ def _trainer(
         return ProbeRun(probe, task, seconds)
     if method in ON_SOURCE:
         return _on_source(method, settings, source, task, options)
-    half = settings["batch_size"] // 2
+    extra = settings["extra_images"]  # beside the batch; 0: half of the batch in their place
+    labelled, extra = (settings["batch_size"], extra) if extra else (settings["batch_size"] // 2,) * 2
     if "views" in method or method == "recommended":
-        options |= {"views": half, "batch_size": half}
+        options |= {"views": extra, "batch_size": labelled}
     if "unlabelled" in method:
-        options |= {"unlabelled": pool, "unlabelled_per_step": half, "batch_size": half}
+        options |= {"unlabelled": pool, "unlabelled_per_step": extra, "batch_size": labelled}
     if method.startswith("recommended") or method == "probe_distilled":
         options["teacher"] = _probe(source, task.train)[0]
     if method in TERMS:
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
     options |= {"normalize_errors": bool(settings["normalize_errors"]), "teacher_weight": settings["weight_teacher"]}
-    options |= {"pairs": PAIRS[MATCHING[method]], "beta": settings["beta"], "what": False, "where": "off"}
+    options |= {"pairs": PAIRS[MATCHING[method]], "beta": settings["beta"]}
+    if method == "l2t":
+        return TransferTrainer(source, make, task, meta_every=settings["meta_every"], **options)
+    options |= {"what": False, "where": "off"}
     return TransferTrainer(source, make, task, **options)
 
 
@@ -213,10 +220,12 @@ BASELINES: Settings = {
     "width": 32,
     "steps": 4000,
     "batch_size": 64,
+    "extra_images": 0,
+    "meta_every": 1,
     "lr": 0.05,
     "lr_fine_tuning": 0.02,
     "weight_decay": 5e-4,
-    "beta": 0.5,
+    "beta": 2.0,  # chosen on validation images, see data/results/baselines_cifar10_search.csv
     "normalize_errors": 0,
     "weight_lwf": 1.0,
     "weight_at": 1000.0,
