@@ -3,7 +3,8 @@
 Convolutional networks put channels first, (B, C, H, W). Parts of ConvNeXt and Swin put them last, (B, H, W, C), and a
 vision transformer gives tokens, (B, N, C). Shapes alone do not tell these apart, so the layout is inferred from the
 modules that run: a convolution, batch norm or 2-d pooling leaves channels first; a `LayerNorm` or `Linear` over the
-last axis leaves them last; a torchvision `Permute` moves them.
+last axis leaves them last; a torchvision `Permute` moves them. A `Linear` across the pixels, as in an MLP-Mixer, gets
+the transposed tokens (B, C, N); what it leaves is no map.
 """
 
 import math
@@ -39,6 +40,8 @@ class LayoutRecorder:
     def __init__(self) -> None:
         self._axis = 1
         self._channels: int | None = None  # how many the last informative module left on this axis
+        self._shape: tuple[int, ...] = ()  # of its output
+        self._pixels_mixed = False  # a Linear ran along the pixels
         self._in_windows = False  # MaxViT's windows of pixels are no map
 
     def layout(self, output: Any) -> Layout | None:
@@ -50,15 +53,39 @@ class LayoutRecorder:
             # A `permute` that is no module may have moved the channels since.
             moved = self._channels is not None and output.shape[self._axis] != self._channels == output.shape[other]
             return "channels first" if (other if moved else self._axis) == 1 else "channels last"
-        return "tokens" if output.ndim == 3 and self._axis == -1 else None
+        if output.ndim != 3 or self._axis == 1 or self._is_transposed(output):
+            return None
+        unclear = self._pixels_mixed and output.shape[1] == output.shape[2]  # either axis may be that of the channels
+        return None if unclear else "tokens"
 
-    def _update(self, module: nn.Module, _args: Any, output: Any) -> None:
+    def _is_transposed(self, tokens: Tensor) -> bool:
+        """Whether tokens were turned to (B, C, N) or back, outside of any module, since the last informative one."""
+        first, last = tokens.shape[1:]
+        if first == last:  # only the memory tells
+            return self._shape == tokens.shape and tokens.stride(1) < tokens.stride(2)
+        channels, other = (last, first) if self._axis == -1 else (first, last)
+        return channels != self._channels == other
+
+    def _mixes_pixels(self, tokens: Any) -> bool:
+        """Whether a `Linear` gets (B, C, N) or (B, C, H, W), and so runs along the pixels."""
+        if not isinstance(tokens, Tensor):
+            return False
+        if tokens.ndim == 3:
+            known = self._axis == -1 or tokens.shape[1] == self._channels or tokens.shape[2] == self._channels
+            return known and (self._axis == 1) != self._is_transposed(tokens)
+        batch, *sides = self._shape or (0,)
+        moved = self._axis == -1 and tokens.shape == (batch, *sides[-1:], *sides[:-1])
+        return moved and tokens.shape != self._shape
+
+    def _update(self, module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim < 3:
             return
         if isinstance(module, _FIRST):
             self._axis = 1
-        elif isinstance(module, nn.Linear | nn.MultiheadAttention):
-            self._axis = -1
+        elif isinstance(module, nn.Linear):
+            mixes_pixels = bool(args) and self._mixes_pixels(args[0])
+            self._axis = 1 if mixes_pixels else -1
+            self._pixels_mixed |= mixes_pixels
         elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:  # else it tells nothing
             channels = module.normalized_shape[-1]
             # torchvision's LayerNorm2d permutes, normalizes and permutes back.
@@ -70,7 +97,7 @@ class LayoutRecorder:
         elif type(module).__name__ == "Permute" and hasattr(module, "dims"):
             axis = 1 if self._axis == 1 else output.ndim - 1
             self._axis = 1 if list(module.dims).index(axis) == 1 else -1
-        self._channels = output.shape[self._axis]
+        self._channels, self._shape = output.shape[self._axis], output.shape
 
 
 @contextmanager
@@ -79,7 +106,7 @@ def record_layouts(network: nn.Module) -> Iterator[LayoutRecorder]:
     recorder = LayoutRecorder()
     with ExitStack() as handles:
         for module in network.modules():
-            informative = (*_FIRST, nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
+            informative = (*_FIRST, nn.Linear, nn.LayerNorm)
             if isinstance(module, informative) or type(module).__name__ in ("Permute", *_WINDOWS):
                 handles.callback(module.register_forward_hook(recorder._update).remove)
         yield recorder

@@ -121,3 +121,53 @@ def test_a_permute_that_is_no_module() -> None:
     found = outputs(nn.Sequential(Block()).eval())
     assert found["0"] == ("channels first", (2, 12, 16, 16))
     assert found["0.linear"][0] == "channels last"
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer of one block, with the transposes in its forward pass, as its authors and timm write it."""
+
+    def __init__(self, channels: int, hidden: int, normalize: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 16, 16)
+        self.norm, self.norm2 = (nn.LayerNorm(channels) if normalize else nn.Identity() for _ in range(2))
+        self.pixels1, self.pixels2 = nn.Linear(16, hidden), nn.Linear(hidden, 16)
+        self.act = nn.GELU()
+        self.channels1, self.channels2 = nn.Linear(channels, 24), nn.Linear(24, channels)
+        self.transposed = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens (batch, tokens, channels)."""
+        tokens = self.stem(images).flatten(2).transpose(1, 2)
+        turned = self.norm(tokens).transpose(1, 2)
+        tokens = tokens + self.pixels2(self.act(self.pixels1(turned))).transpose(1, 2)
+        tokens = tokens + self.channels2(self.channels1(self.norm2(tokens)))
+        self.transposed(tokens.transpose(1, 2))
+        return tokens
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["Mixer", "ResMLP"])
+@pytest.mark.parametrize(("channels", "hidden"), [(12, 8), (12, 12), (12, 16), (16, 8), (16, 16)])
+def test_a_linear_layer_across_the_pixels(channels: int, hidden: int, normalize: bool) -> None:
+    """Channels are not taken for tokens; where there are as many tokens as channels (16), neither is told apart."""
+    found = outputs(nn.Sequential(Mixer(channels, hidden, normalize)).eval())
+    layouts = {path.removeprefix("0."): layout for path, (layout, _) in found.items()}
+    assert [layouts[path] for path in ("pixels1", "act", "pixels2", "transposed")] == [None] * 4
+    assert [layouts[path] for path in ("stem", "channels1")] == ["channels first", "tokens"]
+    told = None if channels == 16 else "tokens"
+    assert [layouts[path] for path in ("channels2", "0")] == [told] * 2
+
+
+def test_a_linear_layer_along_rows() -> None:
+    """Maps (B, H, W, C) whose rows a Linear mixes after a permute to (B, C, H, W): the channels are first there."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.rows = nn.Conv2d(3, 12, 16, 16), nn.LayerNorm(12), nn.Linear(4, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.rows(self.norm(self.stem(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    found = outputs(nn.Sequential(Rows()).eval())
+    assert found["0.norm"] == ("channels last", (2, 4, 4, 12))
+    assert found["0.rows"] == ("channels first", (2, 12, 4, 4))
