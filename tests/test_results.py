@@ -168,6 +168,56 @@ def test_cifar10_few(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     check(section(root, "CIFAR-10 with 50 labels per class"), figures, settings)
 
 
+def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section on transfer at a credible length agrees with its tables."""
+    results = tables("long_cifar10_n50")
+    summary = measure.summarize(results).set_index("method")
+    names = {
+        "probe": "the source, linear probe",
+        "fine_tuning_probe": "the source, fine-tuned",
+        "scratch": "VGG-9, from scratch",
+        "matching_all": "VGG-9, all-to-all, λ = 1",
+        "recommended": "VGG-9, labels only",
+        "recommended_unlabelled": "VGG-9, with unlabelled images",
+    }
+    assert set(results["method"]) == set(names)
+    assert set(results["steps"]) == {0, 4000}
+    figures = []
+    for method, words in names.items():
+        accuracy, share = results.loc[results["method"] == method, "accuracy"], summary["share"][method]
+        assert sorted(results.loc[results["method"] == method, "seed"]) == list(range(len(accuracy)))
+        share = "–" if np.isnan(share) else f"{share:.2f}"
+        figures.append(f"| {words} | `{method}` | {spread(accuracy)} | {share} |")
+    percent = 100 * results.pivot_table(index="seed", columns="method", values="accuracy")
+    mean = percent.mean()
+    above, scratch = mean["recommended"] - mean["probe"], percent.loc[0, "recommended"] - percent.loc[0, "scratch"]
+    figures.append(f"{above:.1f} points above the probe and {scratch:.0f} points above training from scratch")
+    figures.append(f"{mean['fine_tuning_probe'] - mean['recommended']:.1f} points below fine-tuning the source")
+    unlabelled = mean["recommended_unlabelled"]
+    figures.append(f"{unlabelled - mean['recommended']:+.1f} points. They are {unlabelled - mean['probe']:.1f} points")
+
+    search = tables("baselines_cifar10_search").set_index(["method", "beta", "normalize_errors"])["accuracy"] * 100
+    assert search.xs(("recommended", 2, 0)).max() == search.xs("recommended").max()
+    read = {beta: search.xs(("matching_all", beta, 0)).iloc[0] for beta in (0.5, 2, 5)}
+    own = {beta: search.xs(("recommended", beta, 0)).iloc[0] for beta in (0.5, 2)}
+    figures.append(f"β = 2 reads {read[2]:.1f} for all-to-all matching and {own[2]:.1f} for `recommended`")
+    figures.append(f"β = 0.5 reads {read[0.5]:.1f} and {own[0.5]:.1f}, β = 5 reads {read[5]:.1f} for the first")
+    figures.append(f"β = 1 read {search.xs(('matching_all', 1, 1)).iloc[0]:.1f}")
+    settings = [
+        "4,000 steps",
+        "32 labelled images and 32 strong views",
+        "has 32 of",
+        "seeds 0, 1 and 2 (seed 0",
+        "at seed 0",
+    ]
+    settings += [
+        "50 labels per class",
+        "10,000 other training images (seed 100, a target of half the width, 1,000 steps",
+    ]
+    settings += [provenance(root, "long_cifar10_n50")[-1]]
+    check(section(root, "CIFAR-10 with 50 labels per class, trained to the end"), figures, settings)
+
+
 def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     """The section on anytime networks agrees with its tables."""
     curves = tables("anytime_cifar10")
@@ -206,13 +256,17 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
 
 
 def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
-    """The README's three findings agree with the tables."""
+    """The README's findings agree with the tables."""
     percent = 100 * tables("transfer_builtin").groupby("method")["accuracy"].mean()
     matched = percent.drop("scratch")
     figures = [f"from {percent['scratch']:.1f} % to between {matched.min():.0f} and {matched.max():.0f} %"]
     figures.append(
         f"L2T-ww reaches {percent['l2t']:.1f} %, one-to-one pairs chosen by hand {percent['matching_one']:.1f} %"
     )
+    long = 100 * tables("long_cifar10_n50").groupby("method")["accuracy"].mean()
+    figures.append(f"reaches {long['recommended']:.1f} %, against {long['probe']:.1f} % by that probe")
+    figures.append(f"and {long['scratch']:.1f} % from scratch")
+    figures.append(f"fine-tuning the source itself reaches {long['fine_tuning_probe']:.1f} %")
     few = tables("transfer_cifar10_n50").query("lr == 0.01")
     learned, fixed = (spread(few.loc[few["method"] == method, "last_accuracy"]) for method in ("l2t", "matching_all"))
     figures.append(
@@ -227,7 +281,7 @@ def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> N
     figures.append(
         f"the gap is {own['gap_points'].min():.1f} to {own['gap_points'].max():.1f} points, below its standard error"
     )
-    settings = ["50 labels per class", "8 epochs, 10,000 images"]
+    settings = ["50 labels per class", "8 epochs, 10,000 images", "In 800 steps"]
     check(section(root, "What we found", "README.md"), figures, settings)
 
 
