@@ -25,10 +25,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(baselines, "load_l2t_resnet32", lambda path: source)
     monkeypatch.setattr(baselines, "VALIDATION_PER_CLASS", 4)
     monkeypatch.setitem(SMALL, "source", str(tmp_path))
-    for cached in (baselines._source, baselines._probe, baselines._task):
+    for cached in (baselines._source, baselines.timed_probe, baselines._task):
         cached.cache_clear()
     yield
-    for cached in (baselines._source, baselines._probe, baselines._task):
+    for cached in (baselines._source, baselines.timed_probe, baselines._task):
         cached.cache_clear()
 
 

@@ -28,7 +28,7 @@ def cifar(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
     practitioner._task.cache_clear()
     yield task
     practitioner._task.cache_clear()
-    practitioner._probe.cache_clear()
+    practitioner.timed_probe.cache_clear()
 
 
 def test_every_method(cifar: Task, tmp_path: Path) -> None:

