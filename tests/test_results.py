@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from mtanytime import measure
+from mtanytime.experiments.runner import RECIPES
 
 METHODS = {
     "scratch": "from scratch",
@@ -195,6 +196,11 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     figures.append(f"{mean['fine_tuning_probe'] - mean['recommended']:.1f} points below fine-tuning the source")
     unlabelled = mean["recommended_unlabelled"]
     figures.append(f"{unlabelled - mean['recommended']:+.1f} points. They are {unlabelled - mean['probe']:.1f} points")
+
+    recipe = ["probe", "fine-tuned source", "recommended", "unlabelled"]
+    methods = ["probe", "fine_tuning_probe", "recommended", "recommended_unlabelled"]
+    words = ", ".join(f"{name} {mean[method]:.1f} %" for name, method in zip(recipe, methods, strict=True))
+    assert words in RECIPES["cifar10-long"].expected
 
     search = tables("baselines_cifar10_search")
     search = search[search["weight_teacher"].fillna(1) == 1].set_index(["method", "beta", "normalize_errors"])

@@ -15,14 +15,18 @@ from mtanytime.measure.tables import require_rows
 RESULTS = "results table"
 DOT, MEAN = "#56B4E9", "#000000"
 # Methods that keep the source's own network: lines to compare the others with.
-REFERENCES = {"probe": ("linear probe of the source", "#D55E00"), "fine_tuning": ("the source, fine-tuned", "#009E73")}
+REFERENCES = {
+    "probe": ("linear probe of the source", "#D55E00"),
+    "fine_tuning": ("the source, fine-tuned", "#009E73"),
+    "fine_tuning_probe": ("the source, fine-tuned from its probe", "#CC79A7"),
+}
 
 
 def accuracy_by_method(results: Table) -> Picture:
     """Draw the accuracy of every method, in table order: one dot per seed, and a diamond for the mean.
 
-    With three seeds or more, a bar shows the mean's 95 % confidence interval (Student's t). The means of `probe` and
-    `fine_tuning`, which keep the source's own network, are lines beside the other methods.
+    With three seeds or more, a bar shows the mean's 95 % confidence interval (Student's t). The means of the
+    methods in `REFERENCES`, which keep the source's own network, are lines beside the others.
 
     Args:
         results: method, seed, accuracy (a fraction of 1).
@@ -67,8 +71,8 @@ def accuracy_by_method(results: Table) -> Picture:
 def accuracy_by_seconds(results: Table) -> Picture:
     """Draw accuracy against training time: one dot per run; a larger marker shows each method's mean.
 
-    The bars of a mean show one standard deviation over the method's runs. The means of `probe` and `fine_tuning` are
-    lines.
+    The bars of a mean show one standard deviation over the method's runs. The means of the methods in
+    `REFERENCES` are lines.
 
     Args:
         results: method, seed, accuracy (a fraction of 1), train_seconds.
