@@ -229,7 +229,7 @@ RECIPES = {
     "cifar10-long": Recipe(
         reproduces="the same at full width: 4,000 steps of 32 labelled images and 32 views or unlabelled ones",
         duration="70 to 80 minutes per method and seed on one core with bfloat16",
-        expected="test accuracy: probe 61.7 %, fine-tuned source 68.0 %, recommended 65.7 %, unlabelled 65.8 % (RESULTS.md)",
+        expected="test accuracy: probe 61.7 %, fine-tuned source 68.0 %, recommended 65.7 %, unlabelled 65.8 %",
         settings=BASELINES | {"width": 64, "methods": ("probe", "recommended", "recommended_unlabelled")},
         trainers=cifar10_baselines,
         rows=rows,
