@@ -1,7 +1,6 @@
 """Recipes that compare transfer with what one could do instead: CIFAR-10 with few labels, one training loop for all."""
 
-from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,12 @@ from mtanytime.experiments.recipe import (
     row_of,
     run_folder,
 )
-from mtanytime.training.identity import fingerprint
+from mtanytime.experiments.search_run import SearchRun
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.baselines import BaselineTrainer
+from mtanytime.transfer.fine_tuning import FineTuning, Head, choose_head, with_head
 from mtanytime.transfer.l2sp import L2SP
-from mtanytime.transfer.probe import fit_probe
 
 VALIDATION_PER_CLASS = 1000  # training images to score on in place of the test set; in no unlabelled pool
 PAIRS = {  # the last source stage with the target layer of its size; each stage with the layer of its size
@@ -60,7 +59,9 @@ TERMS: dict[str, tuple[str, ...]] = {
     "reviewkd": ("reviewkd",),
     "probe_distilled": ("teacher",),
 }
-ON_SOURCE = ("probe", "fine_tuning", "fine_tuning_probe", "l2sp")  # which keep the source's own architecture
+# These keep the source's own architecture. "fine_tuning" takes the better of the two starts of its head, chosen on
+# labels held back in a quarter of the steps.
+ON_SOURCE = ("probe", "fine_tuning", "fine_tuning_new", "fine_tuning_probe", "l2sp")
 METHODS = ("scratch", *TERMS, *MATCHING, *ON_SOURCE)
 
 
@@ -74,17 +75,6 @@ class PenalizedLoss:
     def __call__(self, output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The loss of a batch."""
         return F.cross_entropy(output, labels) + self._penalty(self._network)
-
-
-class FineTuning(Trainer):
-    """A trainer whose run is also identified by the trained network that it starts from."""
-
-    def __init__(self, start: nn.Module, *arguments: Any, **options: Any) -> None:
-        self._start = fingerprint(start.state_dict())
-        super().__init__(*arguments, **options)
-
-    def _config(self) -> dict[str, Any]:
-        return super()._config() | {"start": self._start}
 
 
 def cifar10_baselines(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -139,27 +129,26 @@ def _trainer(
     return TransferTrainer(source, make, task, **options)
 
 
-def _on_source(method: str, settings: Settings, source: Normalized, task: Task, options: dict[str, Any]) -> Trainer:
-    """Fine-tune a copy of the source with a head for the task's classes, new or from the probe of its last layer."""
+def _on_source(method: str, settings: Settings, source: nn.Module, task: Task, options: dict[str, Any]) -> Any:
+    """Fine-tune a copy of the source with a head for the task's classes."""
     options |= {"lr": settings["lr_fine_tuning"]}
+    if method == "l2sp":
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(options["seed"])
+            network = with_head(source, task.train)
+        options["weight_decay"] = 0.0
+        penalty = L2SP(dict(source.named_parameters()), settings["l2sp_alpha"], settings["l2sp_beta"])
+        return FineTuning(source, network, task, loss=PenalizedLoss(network, penalty), **options)
+    place = options.pop("folder")
 
-    def make() -> nn.Module:
-        network = deepcopy(source).requires_grad_()
-        head = nn.Linear(network.network.fc.in_features, len(task.classes))
-        if method == "fine_tuning_probe":
-            probe = fit_probe(source, task.train, layers=[source.feature_layers[-1]], with_output=False)
-            head.load_state_dict(probe.linear.state_dict())
-        network.network.fc = head
-        return network
+    def trainer(head: Head, folder: Path | None) -> FineTuning:
+        return FineTuning(source, lambda: with_head(source, task.train, head), task, folder=folder, **options)
 
-    if method != "l2sp":
-        return FineTuning(source, make, task, **options)
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(options["seed"])
-        network = make()
-    options["weight_decay"] = 0.0
-    penalty = L2SP(dict(source.named_parameters()), settings["l2sp_alpha"], settings["l2sp_beta"])
-    return FineTuning(source, network, task, loss=PenalizedLoss(network, penalty), **options)
+    if method != "fine_tuning":
+        return trainer(method.removeprefix("fine_tuning_"), place)
+    trial = options | {"steps": max(1, options["steps"] // 4)}
+    search = partial(choose_head, source, task.train, folder=run_folder(place, "choice"), **trial)
+    return SearchRun(search, lambda choice: trainer(choice.head, run_folder(place, "train")))
 
 
 # A recipe's trainers are built twice, first to validate them: the source and the task are the same objects.

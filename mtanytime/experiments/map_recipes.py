@@ -21,9 +21,8 @@ from mtanytime.experiments.search_run import SearchRun
 from mtanytime.experiments.transfer_recipes import digits_task, letters_task
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.outer import FreshBatch
-from mtanytime.transfer.search import random_search, search_map
+from mtanytime.transfer.search import MapSearch, random_search, search_map
 from mtanytime.transfer.trainer import TransferTrainer
-from mtanytime.transfer.transfer_map import TransferMap
 
 PAIRS = {
     "matching_single": [("layer3", "features.13")],
@@ -82,8 +81,8 @@ def _trainer(
         search |= {"splits": settings["splits"], "meta_lr": settings["meta_lr"]}
         searching = partial(search_map, source, make, task.train, **search)
 
-    def train(found: TransferMap) -> TransferTrainer:
-        return TransferTrainer(source, make, task, map=found, folder=run_folder(place, "train"), **options)
+    def train(found: MapSearch) -> TransferTrainer:
+        return TransferTrainer(source, make, task, map=found.map, folder=run_folder(place, "train"), **options)
 
     return SearchRun(searching, train)
 

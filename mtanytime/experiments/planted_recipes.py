@@ -28,7 +28,7 @@ from mtanytime.experiments.search_run import SearchRun
 from mtanytime.experiments.transfer_recipes import letters_task
 from mtanytime.randomness import generator_for
 from mtanytime.training.trainer import Trainer, TrainingResult
-from mtanytime.transfer.search import search_map
+from mtanytime.transfer.search import MapSearch, search_map
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
@@ -97,9 +97,9 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
 
 
 def _final(
-    networks: Any, make: Callable[[], nn.Module], data: Task, folder: Path | None, options: Any, found: TransferMap
+    networks: Any, make: Callable[[], nn.Module], data: Task, folder: Path | None, options: Any, found: MapSearch
 ) -> TransferTrainer:
-    return TransferTrainer(networks, make, data, map=found, folder=folder, **options)
+    return TransferTrainer(networks, make, data, map=found.map, folder=folder, **options)
 
 
 def _source_of(

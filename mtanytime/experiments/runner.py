@@ -31,7 +31,7 @@ from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, near
 from mtanytime.experiments.search_run import SearchRun
 from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import MapSearch, TransferTrainer
 
 RECIPES: dict[str, Recipe] = {
     **transfer_recipes.RECIPES,
@@ -97,7 +97,7 @@ def run(
             if result is not None and isinstance(trainer, TransferTrainer) and trainer.meta_optimizer is not None:
                 keys, trace = {"method": part, "seed": seed, "beta": beta}, result.trace
                 maps.append(trace[trace["step"] == trace["step"].max()].assign(**keys)[[*keys, *trace.columns]])
-            if isinstance(trainer, SearchRun) and trainer.searched is not None:
+            if isinstance(trainer, SearchRun) and isinstance(trainer.searched, MapSearch):
                 keys, trace = {"method": part, "seed": seed, "beta": beta}, trainer.searched.map.trace
                 maps.append(trace.assign(**keys)[[*keys, *trace.columns]])
     return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)

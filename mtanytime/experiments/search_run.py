@@ -1,39 +1,45 @@
-"""A search for a map and the training with it, as one run of a recipe."""
+"""A search (for a map, or for the start of a head) and the training with what it found, as one run of a recipe."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from mtanytime.training.trainer import TrainingResult
+from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.transfer.fine_tuning import HeadChoice
 from mtanytime.transfer.search import MapSearch
-from mtanytime.transfer.trainer import TransferTrainer
-from mtanytime.transfer.transfer_map import TransferMap
+
+Found = TypeVar("Found", MapSearch, HeadChoice)
 
 
-class SearchRun:
+class SearchRun(Generic[Found]):
     """A search and the training with its map, in the place of a trainer.
 
     Args:
         search: does the search, or reads a finished one from its folder.
-        train: makes the final trainer for a map.
+        train: makes the final trainer for what was found.
 
     Attributes:
         seconds: of the search and of the final training.
         searched: the search, once it is done.
     """
 
-    def __init__(self, search: Callable[[], MapSearch], train: Callable[[TransferMap], TransferTrainer]) -> None:
+    def __init__(self, search: Callable[[], Found], train: Callable[[Found], Trainer]) -> None:
         self._search, self._train = search, train
-        self.searched: MapSearch | None = None
-        self.trainer: TransferTrainer | None = None
-        self.step = self.steps = self.epochs = 0  # until the search is done, its steps are not known
+        self.searched: Found | None = None
+        self.trainer: Trainer | None = None
+        self.step = self.epochs = 0  # until the search is done, its steps are not known
         self.origin: dict[str, Any] = {}  # what `runner.run` gives every trainer
 
     def train(self) -> TrainingResult:
         """Do what remains of both and return the final training's result."""
         self.searched = self._search()
-        self.trainer = self._train(self.searched.map)
+        self.trainer = self._train(self.searched)
         self.trainer.origin = self.origin
         return self.trainer.train()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the final training; 0 before the search is done."""
+        return 0 if self.trainer is None else self.trainer.steps
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,116 @@
+"""Fine-tuning the source itself: what one would do whose target may keep the source's architecture.
+
+A copy of the source gets a head for the task's classes and is trained on the task (Yosinski, Clune, Bengio, Lipson
+2014, arXiv:1411.1792). The head starts at random, or from a linear probe of the source's last layer (Kumar,
+Raghunathan, Jones, Ma, Liang 2022, arXiv:2202.10054); `choose_head` compares the two on labels held back.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from mtanytime.checks import Words, require
+from mtanytime.data.images import ImageSet
+from mtanytime.randomness import derive_seed
+from mtanytime.training.identity import fingerprint
+from mtanytime.training.trainer import Trainer
+from mtanytime.transfer.probe import fit_probe
+
+Head = Literal["new", "probe"]
+HEADS: tuple[Head, ...] = get_args(Head)
+_SPLIT = -12  # purpose of a derived seed
+
+
+class FineTuning(Trainer):
+    """A trainer whose run is also identified by the trained network that it starts from."""
+
+    def __init__(self, start: nn.Module, *arguments: Any, **options: Any) -> None:
+        self._start = fingerprint(start.state_dict())
+        super().__init__(*arguments, **options)
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"start": self._start}
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """The better start of a head, the accuracy of each on the held-back labels, and the seconds of both trainings."""
+
+    head: Head
+    scores: Mapping[Head, float]
+    seconds: float
+
+
+def with_head(source: nn.Module, data: ImageSet, head: Head = "new") -> nn.Module:
+    """A copy of the source for the data's classes: its last linear layer makes way for another.
+
+    Args:
+        source: the trained network; unchanged.
+        data: the labelled images, whose classes the head gets.
+        head: "new", drawn from torch's random state, or "probe", fitted to the features of the last of the source's
+            `feature_layers`, whose spatial means the head must read.
+
+    Raises:
+        ValueError: another `head`, a source without a linear layer, or, from the probe, one whose head does not read
+            the means of its last layer; and as `fit_probe`.
+    """
+    require(head in HEADS, "head", f"one of {HEADS}", head)
+    network = deepcopy(source).requires_grad_()
+    path, old = _head(network)
+    new = nn.Linear(old.in_features, len(data.classes)).to(old.weight)
+    if head == "probe":
+        probe = fit_probe(source, data, layers=source.feature_layers[-1:], with_output=False)
+        read = probe.linear.in_features
+        require(
+            read == old.in_features, "source", f"a head that reads the {read} means of the last of feature_layers", path
+        )
+        new.load_state_dict(probe.linear.state_dict())
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, new)
+    return network
+
+
+def choose_head(
+    source: nn.Module,
+    data: ImageSet,
+    *,
+    held_out: float = 0.2,
+    folder: Path | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> HeadChoice:
+    """Fine-tune with either start of the head on a part of the labels, and choose by the accuracy on the rest.
+
+    Args:
+        source, data: see `with_head`.
+        held_out: the fraction of each class's labels to choose by, in (0, 1).
+        folder: where to keep the runs, one per start, which are resumed; None keeps them in memory.
+        seed: of the split and of the trainings.
+        options: the keyword arguments of `Trainer`: steps or epochs, lr, …
+
+    Returns:
+        The choice; of equal ones, the new head.
+
+    Raises:
+        ValueError: as `with_head` and `Trainer`; `held_out` outside (0, 1), or a class with too few labels.
+    """
+    fit, held = data.split(held_out, derive_seed(seed, _SPLIT))
+    scores, seconds = {}, 0.0
+    for head in HEADS:
+        place = None if folder is None else folder / head
+        make = lambda head=head: with_head(source, fit, head)  # noqa: E731
+        result = FineTuning(source, make, fit, held, folder=place, seed=seed, **{"progress": False} | options).train()
+        scores[head] = result.last_accuracy
+        seconds += result.seconds
+    return HeadChoice(max(HEADS, key=scores.__getitem__), scores, seconds)
+
+
+def _head(network: nn.Module) -> tuple[str, nn.Linear]:
+    """The last linear layer and its path."""
+    linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    require(bool(linear), "source", "a network with a linear layer at its end", Words(type(network).__name__))
+    return linear[-1]
