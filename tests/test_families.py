@@ -180,7 +180,7 @@ FAMILIES: dict[str, tuple[str, int]] = {  # the smallest variant and the size of
     "Swin": ("swin_t", 32),
     "SwinV2": ("swin_v2_t", 32),
     "VGG": ("vgg11_bn", 32),
-    "ViT": ("vit_b_32", 32),
+    "ViT": ("vit_b_32", 64),
     "WideResNet": ("wide_resnet50_2", 32),
 }
 LONG = os.environ.get("MTANYTIME_LONG")
