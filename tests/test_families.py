@@ -146,6 +146,11 @@ def test_wrappers_are_taken_off_a_source() -> None:
         assert torch.equal(tap(normalized, ["first"])(x)[1]["first"], tap(plain, ["first"])(x)[1]["first"])
         assert normalized.network is wrapped
     assert transfer(source=nn.DataParallel(network)).sources[""].model is network
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert transfer(source=nn.parallel.DistributedDataParallel(network)).sources[""].model is network
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")

@@ -75,6 +75,8 @@ def test_exits_are_found() -> None:
     for output in (exits, tuple(exits), {"logits": exits, "features": FEATURES}):
         assert all(a is b for a, b in zip(find_exits(output), exits, strict=True))
     assert find_exits(LOGITS) == [LOGITS]
+    embedding = torch.rand(len(LOGITS), 9)
+    assert find_exits((embedding, LOGITS), classes=LOGITS.shape[1]) == [LOGITS]  # what is beside them is no exit
     assert find_exits({"x": exits}, pick=lambda output: output["x"]) == exits
 
 

@@ -45,13 +45,15 @@ def find_logits(output: Any, classes: int | None = None, pick: Pick | None = Non
 def find_exits(output: Any, classes: int | None = None, pick: Pick | None = None) -> list[Tensor]:
     """The logits of every exit, thin to wide: one for an output of `find_logits`.
 
-    Several exits are a list or plain tuple of tensors (batch, classes): what `pick` returns, the output itself, or its
-    attribute or key `logits` or `out`. Raises ValueError as `find_logits`.
+    Several exits are a list of tensors (batch, classes), or a plain tuple of such of one shape (so logits in a tuple
+    with an embedding are one exit): what `pick` returns, the output itself, or its attribute or key `logits` or `out`.
+    Raises ValueError as `find_logits`.
     """
     candidates = [output, *map(_named(output).get, _NAMES)] if pick is None else [pick(output)]
     for candidate in candidates:
         if type(candidate) in (list, tuple) and candidate and all(_is_matrix(part) for part in candidate):
-            return list(candidate)
+            if type(candidate) is list or len({part.shape for part in candidate}) == 1:
+                return list(candidate)
     return [find_logits(output, classes, pick)]
 
 
