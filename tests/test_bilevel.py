@@ -20,7 +20,7 @@ from mtanytime.data.batches import Batches
 from mtanytime.data.images import ImageSet
 from mtanytime.functional import functional_call
 from mtanytime.randomness import get_rng_state, seeded
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import PAPER, TransferTrainer
 from mtanytime.transfer.bilevel import (
     InnerStep,
     MetaGradient,
@@ -103,22 +103,11 @@ def reference_trainer(config: dict, order: list) -> TransferTrainer:
 
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(5)]
     tiny = ImageSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
-    trainer = TransferTrainer(
-        source.eval(),
-        target,
-        tiny,
-        pairs=[(blocks[s], target.feature_layers[t]) for s, t in config["pairs"]],
-        epochs=1,
-        lr=config["lr"],
-        momentum=config["mom"],
-        weight_decay=config["wd"],
-        beta=config["beta"],
-        inner_steps=config["T"],
-        meta_lr=config["mlr"],
-        meta_weight_decay=1e-4,
-        device="cpu",
-        progress=False,
-    )
+    pairs = [(blocks[s], target.feature_layers[t]) for s, t in config["pairs"]]
+    settings = {"lr": config["lr"], "momentum": config["mom"], "weight_decay": config["wd"], "beta": config["beta"]}
+    settings |= {"inner_steps": config["T"], "meta_lr": config["mlr"], "meta_weight_decay": 1e-4}
+    settings |= {"epochs": 1, "pairs": pairs, "device": "cpu", "progress": False}
+    trainer = TransferTrainer(source.eval(), target, tiny, **PAPER | settings)
     with torch.no_grad():
         for name, tensor in target_tensors(trainer).items():
             tensor.copy_(filled[name])
@@ -166,16 +155,19 @@ class Awkward(tiny.TinyNet):
 def tiny_trainer(target: nn.Module | None = None, **settings: object) -> TransferTrainer:
     """A transfer in float64 after two steps, so that it has momentum."""
     target = tiny.made(4, seed=1, dropout=0.3) if target is None else target
-    settings = {"lr": 0.1, "weight_decay": 0.01, "beta": 0.7, "meta_lr": 0.05, **settings}
+    settings = PAPER | {
+        "lr": 0.1,
+        "weight_decay": 0.01,
+        "beta": 0.7,
+        "meta_lr": 0.05,
+        "schedule": "constant",
+        **settings,
+    }
+    settings |= {"epochs": 2, "batch_size": 6, "device": "cpu", "progress": False}
     trainer = TransferTrainer(
         tiny.made(5, seed=2).double().eval(),
         target.double(),
         tiny.images(),
-        epochs=2,
-        batch_size=6,
-        device="cpu",
-        progress=False,
-        schedule="constant",
         **settings,
     )
     with seeded(3, CPU), torch.no_grad():

@@ -19,6 +19,7 @@ from mtanytime.data.views import StrongViews
 from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.extra_images import ExtraImages
 from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer.settings import PAPER
 from mtanytime.transfer.trainer import TransferTrainer
 
 SOURCE, TEACHER = tiny.made(5, seed=2).eval(), tiny.made(6, seed=7).eval()
@@ -27,7 +28,7 @@ LABELLED, UNLABELLED = tiny.images(12), tiny.images(20, seed=9)
 
 def transfer(folder: Path | None = None, **options: Any) -> TransferTrainer:
     """Three epochs of two batches of six images."""
-    settings = {"epochs": 3, "batch_size": 6, "lr": 0.05, "meta_lr": 0.01, "device": "cpu", "progress": False}
+    settings = PAPER | {"epochs": 3, "batch_size": 6, "lr": 0.05, "meta_lr": 0.01, "device": "cpu", "progress": False}
     target = options.pop("target", None) or tiny.made(4, seed=1)
     return TransferTrainer(options.pop("source", SOURCE), target, LABELLED, folder=folder, **settings | options)
 

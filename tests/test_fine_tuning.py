@@ -25,7 +25,7 @@ def test_the_head_from_the_probe_answers_as_the_probe_does() -> None:
     network, data = source(), tiny.images(30, classes=3, size=16)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     started = with_head(network, data, "probe")
-    probe = fit_probe(network, data, layers=["layer3"], with_output=False)
+    probe = fit_probe(network, data, layers=["layer3"])
     images = data.images / 255
     torch.testing.assert_close(started.eval()(images), probe(images))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -13,7 +13,7 @@ from torch import nn
 from typechecker import unchecked
 
 from mtanytime.features import tap
-from mtanytime.transfer import FeatureMatching, Lookahead, MetaNetworks, Student, TransferTrainer
+from mtanytime.transfer import PAPER, FeatureMatching, Lookahead, MetaNetworks, Student, TransferTrainer
 
 PAIRS = [("first", "second"), ("second", "first"), ("second", "second")]
 
@@ -36,19 +36,9 @@ def networks() -> tuple[nn.Module, nn.Module]:
 def test_own_loop_equals_the_trainer() -> None:
     """The README's loop ends with the trainer's θ, φ and momentum after two epochs with a smaller last batch."""
     source, target = networks()
-    trainer = TransferTrainer(
-        source.eval(),
-        target,
-        tiny.images(10),
-        pairs=PAIRS,
-        epochs=2,
-        batch_size=6,
-        schedule="constant",
-        beta=2.0,
-        meta_lr=0.01,
-        device="cpu",
-        progress=False,
-    )
+    settings = {"pairs": PAIRS, "epochs": 2, "batch_size": 6, "schedule": "constant", "beta": 2.0, "meta_lr": 0.01}
+    settings |= {"device": "cpu", "progress": False}
+    trainer = TransferTrainer(source.eval(), target, tiny.images(10), **PAPER | settings)
     batches = [(x.double(), y) for x, y in chain.from_iterable(trainer.batches.epoch(epoch) for epoch in range(2))]
     matching, meta = trainer.student.matching.state_dict(), trainer.meta.state_dict()
     start = {name: value.clone() for name, value in [*matching.items(), *meta.items()]}

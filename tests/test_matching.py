@@ -147,6 +147,19 @@ def test_in_units_of_the_sources_variance() -> None:
     assert matching(source, target, uniform).mean().item() == pytest.approx(len(ALL), rel=1e-9)
 
 
+def test_one_unit_for_each_source_network() -> None:
+    """The mean of the variances of the network's pairs; another network has its own."""
+    source, size = maps(SOURCE, 1), {"t": (3, 3)}
+    one, other = {f"a/{layer}": value for layer, value in source.items()}, {"b/s": 100 * source["s1"]}
+    pairs = [(layer, "t") for layer in [*one, *other]]
+    each = source_variances([one | other], pairs, size)
+    units = source_variances([one | other], pairs, size, by_network=True)
+    mean = sum(each[layer, "t"] for layer in one) / len(one)
+    assert units == pytest.approx({pair: mean if pair[0] in one else each[pair] for pair in pairs})
+    dead = {"x": torch.ones(4, 2, 3, 3), "y": torch.rand(4, 2, 3, 3)}
+    assert set(source_variances([dead], [("x", "t"), ("y", "t")], size, by_network=True)) == {("x", "t"), ("y", "t")}
+
+
 def test_constant_features_have_no_unit() -> None:
     """A dead source layer is named."""
     dead = {"s1": torch.ones(4, 2, 3, 3)}

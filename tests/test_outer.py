@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from typechecker import unchecked
 
 from mtanytime.data.batches import crop_flip
-from mtanytime.transfer import FreshBatch, TransferTrainer
+from mtanytime.transfer import PAPER, FreshBatch, TransferTrainer
 
 
 def transfer(folder: Path | None = None, seed: int = 0, **options: Any) -> TransferTrainer:
     """A small transfer of two epochs of two batches with an outer objective on fresh batches."""
     outer = FreshBatch(tiny.images(9, seed=8), 4, crop_flip(1))
-    settings = {"epochs": 2, "batch_size": 6, "lr": 0.1, "meta_lr": 0.05, "device": "cpu", "progress": False}
+    settings = PAPER | {"epochs": 2, "batch_size": 6, "lr": 0.1, "meta_lr": 0.05, "device": "cpu", "progress": False}
     settings |= {"outer": outer, "folder": folder, "seed": seed, **options}
     return TransferTrainer(tiny.made(5, seed=2).eval(), tiny.made(4, seed=1), tiny.images(), **settings)
 

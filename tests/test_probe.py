@@ -1,10 +1,13 @@
 """The linear probe against scikit-learn on features taken by hand."""
 
+import math
+
 import pytest
 import tiny
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.data.images import ImageSet
 from mtanytime.transfer.probe import OUTPUT, fit_probe
@@ -41,6 +44,29 @@ def test_candidates_are_compared_on_the_labelled_images() -> None:
     assert len(probe.table) == 6
     best = probe.table.loc[probe.table["accuracy"].idxmax()]
     assert (" ".join(probe.layers), probe.strength) == (best["layers"], best["strength"])
+
+
+def test_the_log_loss_chooses_answers_that_say_how_sure_they_are() -> None:
+    """By log loss, another strength may win than by accuracy: here, equally good answers that are less uniform."""
+    probe = fit_probe(SOURCE, TRAIN, scoring="log_loss", folds=3)
+    best = probe.table.loc[probe.table["log_loss"].idxmin()]
+    assert (" ".join(probe.layers), probe.strength) == (best["layers"], best["strength"])
+    sure = [
+        fit_probe(SOURCE, TRAIN, strengths=[c], layers=["second"], folds=3).table["log_loss"][0] for c in (1e-4, 1.0)
+    ]
+    assert sure[0] > sure[1]
+    assert sure[0] == pytest.approx(math.log(3), abs=0.02)  # nearly uniform over three classes
+
+
+def test_a_part_of_the_images() -> None:
+    """Of a set, as many of each class; of a loader, the first batches."""
+    seen: list[int] = []
+    hook = SOURCE.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    fit_probe(SOURCE, TRAIN, max_images=30, folds=10)  # ten of each of the three classes
+    loader = DataLoader(TensorDataset(TRAIN.images / 255, TRAIN.labels), 10)
+    fit_probe(SOURCE, loader, max_images=30, folds=2)
+    hook.remove()
+    assert seen == [30, 10, 10, 10]
 
 
 def test_logits_from_features_that_are_there() -> None:

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.data.images import ImageSet
-from mtanytime.transfer import TransferMap, TransferTrainer, random_search, search_map, search_then_train
+from mtanytime.transfer import PAPER, TransferMap, TransferTrainer, random_search, search_map, search_then_train
 from mtanytime.transfer.search import random_map
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
-SETTINGS = {"epochs": 2, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False}
+SETTINGS = PAPER | {"epochs": 2, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False}
 
 
 def target() -> tiny.TinyNet:

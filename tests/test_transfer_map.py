@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from mtanytime.explore import draw
-from mtanytime.transfer import TransferMap, TransferTrainer
+from mtanytime.transfer import PAPER, TransferMap, TransferTrainer
 
 PAIRS = [("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")]
 CHANNELS = {"first": 5, "second": 10}
@@ -21,7 +21,7 @@ UNEVEN = TransferMap(
 
 def transfer(**options: object) -> TransferTrainer:
     """Three epochs of two batches of six images."""
-    settings = {"epochs": 3, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False} | options
+    settings = PAPER | {"epochs": 3, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False} | options
     return TransferTrainer(tiny.made(5, seed=2).eval(), tiny.made(4, seed=1), tiny.images(12), **settings)
 
 

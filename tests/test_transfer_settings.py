@@ -68,6 +68,6 @@ def test_help_shows_every_keyword() -> None:
     for settings in (TransferSettings, TrainerSettings):
         for name, setting in inspect.signature(settings).parameters.items():
             assert shown[name].kind is inspect.Parameter.KEYWORD_ONLY
-            assert shown[name].default == setting.default
+            assert shown[name].default == TransferTrainer.defaults.get(name, setting.default)
     assert {"source_layers", "target_layers", "pairs", "validation", "device", "folder", "progress"} <= set(shown)
     assert not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in shown.values())

@@ -25,7 +25,7 @@ from mtanytime.data.images import ImageSet, Task
 from mtanytime.training import run_folder
 from mtanytime.training.stored_run import load_run
 from mtanytime.training.trainer import Trainer
-from mtanytime.transfer import Lookahead, TransferTrainer
+from mtanytime.transfer import PAPER, Lookahead, TransferTrainer
 
 Begin = Callable[..., ForkServerProcess]
 State = dict[str, Any]  # see `end_of`
@@ -92,8 +92,14 @@ def trainer(folder: Path | None = None, **options: Any) -> Trainer:
 
 def transfer(folder: Path | None = None, **options: Any) -> TransferTrainer:
     """A transfer between two tiny networks, with a checkpoint after every step."""
-    settings = {"epochs": 4, "batch_size": 5, "lr": 0.05, "device": "cpu", "progress": False, "validation": 0.25}
-    settings |= {"meta_lr": 0.01, "trace_every": 2, "augment": crop_flip(1), "checkpoint_seconds": 0.0}
+    settings = PAPER | {"epochs": 4, "batch_size": 5, "lr": 0.05, "device": "cpu", "progress": False}
+    settings |= {
+        "validation": 0.25,
+        "meta_lr": 0.01,
+        "trace_every": 2,
+        "augment": crop_flip(1),
+        "checkpoint_seconds": 0.0,
+    }
     settings |= {"source_layers": ["2", "6"], "target_layers": ["2", "6"], "folder": folder, **options}
     return TransferTrainer(network(5, width=3, seed=1).eval(), network(dropout=0.3), task(), **settings)
 

@@ -9,14 +9,21 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from mtanytime.transfer import PairWeights, TransferTrainer
+from mtanytime.transfer import PAPER, PairWeights, TransferTrainer
 
 CPU = torch.device("cpu")
 
 
 def transfer(folder: Path | None = None, **options: Any) -> TransferTrainer:
-    """A small transfer: two epochs of two batches of six images, unless `options` say otherwise."""
-    settings = {"epochs": 2, "batch_size": 6, "lr": 0.1, "weight_decay": 0.01, "schedule": "constant", "meta_lr": 0.05}
+    """A small transfer as in the paper: two epochs of two batches of six images, unless `options` say otherwise."""
+    settings = PAPER | {
+        "epochs": 2,
+        "batch_size": 6,
+        "lr": 0.1,
+        "weight_decay": 0.01,
+        "schedule": "constant",
+        "meta_lr": 0.05,
+    }
     settings |= {"beta": 0.7, "device": "cpu", "progress": False, "folder": folder, **options}
     source = settings.pop("source", None)
     source = tiny.made(5, seed=2).eval() if source is None else source

@@ -124,9 +124,8 @@ def _trainer(
     options |= {"normalize_errors": bool(settings["normalize_errors"]), "teacher_weight": settings["weight_teacher"]}
     options |= {"pairs": PAIRS[MATCHING[method]], "beta": settings["beta"]}
     if method == "l2t":
-        return TransferTrainer(source, make, task, meta_every=settings["meta_every"], **options)
-    options |= {"what": False, "where": "off"}
-    return TransferTrainer(source, make, task, **options)
+        options |= {"what": True, "where": "relu6", "meta_every": settings["meta_every"]}
+    return TransferTrainer(source, make, task, **{"views": None, "teacher": None} | options)
 
 
 def _on_source(method: str, settings: Settings, source: nn.Module, task: Task, options: dict[str, Any]) -> Any:

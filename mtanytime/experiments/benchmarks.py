@@ -29,7 +29,7 @@ from mtanytime.data.images import ImageSet
 from mtanytime.devices import best_device, synchronise
 from mtanytime.experiments.authors_code import authors_iteration, authors_joint_step
 from mtanytime.training.trainer import Trainer
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import PAPER, TransferTrainer
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Int[Tensor, " batch"]
@@ -114,7 +114,7 @@ def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Im
     if name == "step":
         trainer = Trainer(target, data, **common)
     else:
-        trainer = TransferTrainer(source, target, data, inner_steps=inner_steps, **arguments, **common)
+        trainer = TransferTrainer(source, target, data, inner_steps=inner_steps, **PAPER | arguments | common)
     images = data.images.to(trainer.device).float() / 255
     labels = data.labels.to(trainer.device)
     trainer.model.train()

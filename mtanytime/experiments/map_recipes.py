@@ -30,7 +30,6 @@ PAIRS = {
     "matching_all": None,
 }
 METHODS = ("scratch", "probe", *PAIRS, "random_search", "l2t", "search_then_train")
-FIXED = {"what": False, "where": "off"}
 
 
 def baselines_builtin(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -65,13 +64,14 @@ def _trainer(
     if method == "probe":
         probe, seconds = timed_probe(source, task.train)
         return ProbeRun(probe, task, seconds)
-    options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False)}
+    options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False), "teacher": None}
     options["beta"] = settings[f"beta_{method}"]
     if method in PAIRS:
-        return TransferTrainer(source, make, task, pairs=PAIRS[method], **FIXED, **options)
+        return TransferTrainer(source, make, task, pairs=PAIRS[method], **options)
     if method == "l2t":
         outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
-        learned = {"meta_lr": settings["meta_lr_l2t"], "outer": outer, "where_start": "even", "normalize_weights": True}
+        learned = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True, "outer": outer}
+        learned["meta_lr"] = settings["meta_lr_l2t"]
         return TransferTrainer(source, make, task, **learned, **options)
     place = options.pop("folder")
     search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}

@@ -77,6 +77,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             sources[name] = trainer.model
     names = ("steps", "batch_size", "lr", "weight_decay", "beta")
     options |= {name: settings[name] for name in names} | {"seed": seed, "views": settings["views"] or None}
+    options["teacher"] = None
     options |= {"schedule": "warm-up cosine", "remainder": "drop", "view_augment": StrongViews(flip=False)}
     make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
     data = digits(per_class=settings["digits_per_class"], seed=seed)
@@ -86,8 +87,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
         for method in settings["methods"]:
             place = run_folder(folder, f"{task}-{method}-seed{seed}")
             if method == "uniform":
-                fixed = {"what": False, "where": "off", "folder": place}
-                yield f"{task} {method}", TransferTrainer(networks, make, data, **shared | fixed)
+                yield f"{task} {method}", TransferTrainer(networks, make, data, folder=place, **shared)
                 continue
             search = {"splits": settings["splits"], "steps": settings["search_steps"], "meta_lr": settings["meta_lr"]}
             search["folder"] = run_folder(place, "search")

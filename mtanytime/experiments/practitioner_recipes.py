@@ -30,6 +30,7 @@ from mtanytime.experiments.recipe import (
 )
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer.probe import OUTPUT
 
 METHODS = ("scratch", "probe", "recommended")
 VALIDATION_SHARE = 0.04  # of the training images: 200 per class, scored on in place of the test set
@@ -67,12 +68,12 @@ def practitioner(settings: Settings, seed: int, folder: Path | None, progress: b
             yield method, Trainer(make, task, batch_size=batch_size, **options)
             continue
         # Its answers are distilled: with a smaller C they are as good, but nearly uniform, and say little.
-        probe, seconds = timed_probe(source, task.train, SOURCE_LAYERS, settings["strengths"])
+        probe, seconds = timed_probe(source, task.train, (*SOURCE_LAYERS, OUTPUT), settings["strengths"])
         if method == "probe":
             yield method, ProbeRun(probe, task, seconds)
             continue
         layers = {"source_layers": SOURCE_LAYERS, "target_layers": TARGET_LAYERS[target]}
-        how = {"what": False, "where": "off", "beta": settings["beta"], "teacher_weight": settings["weight_teacher"]}
+        how = {"beta": settings["beta"], "teacher_weight": settings["weight_teacher"]}
         how |= {"normalize_errors": bool(settings["normalize_errors"]), "views": batch_size // 2}
         batch = {"batch_size": batch_size - batch_size // 2}
         yield method, TransferTrainer(source, make, task, teacher=probe, **layers, **how, **batch, **options)

@@ -24,7 +24,7 @@ from mtanytime.experiments.recipe import (
     run_folder,
 )
 from mtanytime.training.trainer import Trainer, TrainingResult
-from mtanytime.transfer import FreshBatch, TransferTrainer
+from mtanytime.transfer import PAPER, FreshBatch, TransferTrainer
 
 # How each method trains the target: arguments of `TransferTrainer`; None trains from scratch. "matching_one" pairs each
 # source stage with the target layer of the same size. "l2t_another" is our variant of L2T-ww: it starts at λ = 1,
@@ -142,18 +142,9 @@ def _targets(
             arguments = arguments | {"outer": fresh_batch}
         for beta in settings["betas"] or [settings.get(f"beta_{method}", settings["beta"])]:
             suffix = f"-beta{beta:g}" if settings["betas"] else ""
-            trainer = TransferTrainer(
-                source,
-                make,
-                task,
-                folder=run_folder(folder, f"{method}{suffix}-seed{seed}"),
-                seed=seed,
-                beta=beta,
-                meta_lr=settings.get(f"meta_lr_{method}", settings["meta_lr"]),
-                **arguments,
-                **shared,
-            )
-            yield method, trainer
+            own = {"folder": run_folder(folder, f"{method}{suffix}-seed{seed}"), "seed": seed, "beta": beta}
+            own["meta_lr"] = settings.get(f"meta_lr_{method}", settings["meta_lr"])
+            yield method, TransferTrainer(source, make, task, **PAPER | shared | arguments | own)
 
 
 @cache  # the same for every seed, and rendering them takes seconds

@@ -51,9 +51,9 @@ def find_exits(output: Any, classes: int | None = None, pick: Pick | None = None
     """
     candidates = [output, *map(_named(output).get, _NAMES)] if pick is None else [pick(output)]
     for candidate in candidates:
-        if type(candidate) in (list, tuple) and candidate and all(_is_matrix(part) for part in candidate):
-            if type(candidate) is list or len({part.shape for part in candidate}) == 1:
-                return list(candidate)
+        listed = type(candidate) in (list, tuple) and candidate and all(_is_matrix(part) for part in candidate)
+        if listed and (type(candidate) is list or len({part.shape for part in candidate}) == 1):
+            return list(candidate)
     return [find_logits(output, classes, pick)]
 
 

@@ -23,13 +23,13 @@ def record(settings: Any) -> Row:
     """A dataclass of settings as a run's record holds it: numbers and strings as they are, functions by `name_of`.
 
     Fields with `metadata={"identifies": False}` are left out: they change how a run is computed, not its outcome. So
-    are fields with `metadata={"record_default": False}` at their default: runs from before they existed go on.
+    are fields with `metadata={"before": value}` at this value: runs from before they existed go on.
     """
     names = [
         field.name
         for field in fields(settings)
         if field.metadata.get("identifies", True)
-        and (field.metadata.get("record_default", True) or getattr(settings, field.name) != field.default)
+        and not ("before" in field.metadata and getattr(settings, field.name) == field.metadata["before"])
     ]
     return {name: name_of(getattr(settings, name)) for name in names}
 

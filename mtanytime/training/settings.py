@@ -19,7 +19,11 @@ from mtanytime.devices import Precision
 from mtanytime.training.schedule import SCHEDULES, Schedule
 
 T = TypeVar("T")
-NEW = {"record_default": False}  # of a field that old runs did not have: left out of a run's record at its default
+
+
+def new(before: Any) -> dict[str, Any]:
+    """Metadata of a field that old runs did not have: a run's record leaves it out where it has the value `before`."""
+    return {"before": before}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +58,17 @@ class TrainerSettings:
     """
 
     epochs: int | None = None
-    steps: int | None = field(default=None, metadata=NEW)
+    steps: int | None = field(default=None, metadata=new(None))
     batch_size: int = 128
-    remainder: Remainder = field(default="keep", metadata=NEW)
+    remainder: Remainder = field(default="keep", metadata=new("keep"))
     lr: float | None = None
-    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = field(default=None, metadata=NEW)
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = field(default=None, metadata=new(None))
     momentum: float = 0.9
     weight_decay: float = 1e-4
     nesterov: bool = False
     schedule: Schedule = "cosine"
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
-    logits: Callable[[Any], Any] | None = field(default=None, metadata=NEW)
+    logits: Callable[[Any], Any] | None = field(default=None, metadata=new(None))
     augment: Augment | None = None
     seed: int = 0
     precision: Precision = "float32"
@@ -114,7 +118,7 @@ def with_keywords_of(*owners: type) -> Callable[[type[T]], type[T]]:
     """Class decorator: `help()` and `inspect.signature` show the keywords of `owners` in place of `**settings`.
 
     An owner is a dataclass of settings, or the base class that the rest of the keywords is handed to. A keyword that
-    the class itself takes is not repeated.
+    the class itself takes is not repeated. Defaults in the class attribute `defaults` take the place of the owners'.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -122,11 +126,22 @@ def with_keywords_of(*owners: type) -> Callable[[type[T]], type[T]]:
         own = [p for p in list(signature.parameters.values())[1:] if p.kind is not p.VAR_KEYWORD]
         keywords = {p.name: p for owner in owners for p in inspect.signature(owner).parameters.values()}
         taken = {p.name for p in own}
-        shared = [p for p in keywords.values() if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+        shared = [
+            p.replace(default=cls.defaults.get(p.name, p.default))
+            for p in keywords.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in taken
+        ]
         cls.__signature__ = signature.replace(parameters=own + shared, return_annotation=inspect.Signature.empty)
         return cls
 
     return decorate
+
+
+def complete(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of a trainer of its own kind: no steps beside epochs, no rate beside an optimizer."""
+    ruled_out = {"steps"} if settings.get("epochs") is not None else set()
+    ruled_out |= {"lr", "weight_decay"} if settings.get("optimizer") is not None else set()
+    return {name: value for name, value in defaults.items() if name not in ruled_out} | dict(settings)
 
 
 def split_settings(keywords: Mapping[str, Any], settings: type) -> tuple[dict[str, Any], dict[str, Any]]:

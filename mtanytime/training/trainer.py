@@ -40,7 +40,7 @@ from mtanytime.training.progress import with_progress
 from mtanytime.training.run_folder import Row, RunFolder
 from mtanytime.training.schedule import check_extension
 from mtanytime.training.sets import prepare_sets
-from mtanytime.training.settings import TrainerSettings, check_keywords, with_keywords_of
+from mtanytime.training.settings import TrainerSettings, check_keywords, complete, with_keywords_of
 from mtanytime.training.stored_run import describe_network
 from mtanytime.training.trial import Images, Labels, check_labels, training_probe, try_network
 
@@ -114,6 +114,7 @@ class Trainer:
     """
 
     result_type: ClassVar[type[TrainingResult]] = TrainingResult
+    defaults: ClassVar[Mapping[str, Any]] = {}  # of settings, where a subclass has others than `TrainerSettings`
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class Trainer:
         **settings: Any,
     ) -> None:
         check_keywords(type(self), settings)
-        self.settings = settings = TrainerSettings(**settings)
+        self.settings = settings = TrainerSettings(**complete(settings, self.defaults))
         self.loss, self.seed, self.precision = settings.loss, settings.seed, settings.precision
         self.device = torch.device(device) if device is not None else best_device()
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
@@ -148,7 +149,6 @@ class Trainer:
         self.optimizers["optimizer"] = self.optimizer
         self._group_rates = group_rates(self.optimizer, settings.schedule, self.steps, len(self.batches))
         self.rates = self._group_rates[0]  # one per step
-
         self.step, self.seconds = 0, 0.0
         self._best: dict[str, Any] | None = None  # epoch, val_accuracy and weights of the best validation epoch
         self._last: dict[str, Tensor] | None = None  # the run's own weights while `load_best` shows others

@@ -7,10 +7,12 @@ from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import MetaNetworks, PairWeights
 from mtanytime.transfer.outer import FreshBatch
 from mtanytime.transfer.search import MapSearch, random_search, search_map, search_then_train
+from mtanytime.transfer.settings import PAPER
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
 __all__ = [
+    "PAPER",
     "FeatureMatching",
     "FreshBatch",
     "InnerStep",

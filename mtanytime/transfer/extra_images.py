@@ -7,6 +7,7 @@ labels, this is worth more than the choice of pairs: the source's answers on new
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,8 +31,9 @@ class ExtraImages:
 
     Args:
         batches: the labelled training batches.
-        views: strong views of labelled images per step; None for none. Images are drawn from the training set with
-            replacement, or from the step's own batch if the training data is a `DataLoader`.
+        views: strong views of labelled images per step; "batch": as many as labelled images, or none beside unlabelled
+            ones; None: none. Images are drawn from the training set with replacement, or from the step's own batch if
+            the training data is a `DataLoader`.
         view_augment: makes a view, `view_augment(images, generator)`.
         unlabelled: images whose labels are not read: an image set, a DataLoader of (images,
             labels), or a folder.
@@ -46,13 +48,15 @@ class ExtraImages:
     def __init__(
         self,
         batches: Batches,
-        views: int | None,
+        views: int | Literal["batch"] | None,
         view_augment: Augment,
         unlabelled: Unlabelled | None,
         per_step: int | None,
         image_shape: tuple[int, int, int],
         seed: int,
     ) -> None:
+        if views == "batch":
+            views = None if unlabelled is not None else _batch_size(batches)
         for name, count in (("views", views), ("unlabelled_per_step", per_step)):
             require(count is None or (isinstance(count, Integral) and count >= 1), name, "a whole number >= 1", count)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
@@ -63,7 +67,7 @@ class ExtraImages:
         self.unlabelled: Batches | None = None
         if unlabelled is not None:
             data = _as_set(unlabelled, image_shape)
-            count = per_step or batches.batch_size or batches.data.batch_size
+            count = per_step or _batch_size(batches)
             self.unlabelled = batches_of(
                 data, count, seed=derive_seed(seed, _UNLABELLED), augment=batches.augment, remainder="drop"
             )
@@ -100,6 +104,10 @@ class ExtraImages:
         length = Words(f"one that ends after {position}")
         require(batch is not None, "unlabelled", f"a DataLoader of {len(self.unlabelled)} batches", length)
         return batch[0]
+
+
+def _batch_size(batches: Batches) -> int:
+    return batches.batch_size or batches.data.batch_size
 
 
 def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> ImageSet | DataLoader:

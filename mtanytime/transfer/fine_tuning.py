@@ -63,7 +63,7 @@ def with_head(source: nn.Module, data: ImageSet, head: Head = "new") -> nn.Modul
     path, old = _head(network)
     new = nn.Linear(old.in_features, len(data.classes)).to(old.weight)
     if head == "probe":
-        probe = fit_probe(source, data, layers=source.feature_layers[-1:], with_output=False)
+        probe = fit_probe(source, data, layers=source.feature_layers[-1:])
         read = probe.linear.in_features
         require(
             read == old.in_features, "source", f"a head that reads the {read} means of the last of feature_layers", path

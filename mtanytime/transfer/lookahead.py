@@ -19,6 +19,7 @@ Deviation from the authors' code: the lookahead leaves the batch-norm statistics
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from numbers import Integral
@@ -33,6 +34,7 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.functional import functional_call, tensor_names, trial_run
+from mtanytime.measure.logits import Pick, find_logits
 from mtanytime.transfer.bilevel import (
     InnerStep,
     Loss,
@@ -125,6 +127,8 @@ class Lookahead:
         fast_layers: run the inner steps within `second_order`, which saves a third of the time. Not for a target that
             takes a gradient itself or recomputes activations (see `double_backward.allows_fast_layers`).
         teacher_weight, temperature: of the distillation of a teacher's logits, where `losses` gets some.
+        logits: picks the logits that are compared with the teacher's from the target's output; default: see
+            `measure.logits.find_logits`.
 
     Raises:
         ValueError: for bad settings.
@@ -144,6 +148,7 @@ class Lookahead:
     fast_layers: bool = True
     teacher_weight: float = 1.0
     temperature: float = 2.0
+    logits: Pick | None = None
 
     def __post_init__(self) -> None:
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
@@ -174,7 +179,8 @@ class Lookahead:
             matching = self.beta * self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
             total, distillation = task + matching, None
             if teacher_logits is not None:
-                distillation = self.teacher_weight * distillation_loss(output, teacher_logits, self.temperature).mean()
+                logits = find_logits(output, teacher_logits.shape[1], self.logits)
+                distillation = self.teacher_weight * distillation_loss(logits, teacher_logits, self.temperature).mean()
                 total = total + distillation
             return Losses(total, task, matching, distillation, labelled, batch)
 
@@ -298,14 +304,25 @@ class Lookahead:
 
 
 def _first(output: Any, images: int, count: int) -> Any:
-    """The part of a target's output that belongs to the first images."""
+    """The part of a target's output that belongs to the first images: of all tensors in it that have one row each."""
     if count == images:
         return output
-    if not isinstance(output, Tensor):
-        raise mismatch(
-            "target", "an output of one tensor where some images have no labels", Words(type(output).__name__)
-        )
-    return output[:count]
+    if isinstance(output, Tensor):
+        return output[:count] if output.ndim > 0 and len(output) == images else output
+    if isinstance(output, tuple | list):
+        parts = [_first(part, images, count) for part in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+    if isinstance(output, Mapping):
+        cut = copy(output)
+        for name, part in output.items():
+            cut[name] = _first(part, images, count)
+        return cut
+    if hasattr(output, "__dict__"):
+        cut = copy(output)
+        for name, part in vars(output).items():
+            object.__setattr__(cut, name, _first(part, images, count))  # a frozen dataclass, too
+        return cut
+    return output
 
 
 def check_settings(beta: float, inner_steps: float, stages: int, mode: str, first_order: bool) -> None:

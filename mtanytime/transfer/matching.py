@@ -165,16 +165,19 @@ def source_variances(
     batches: Iterable[Mapping[str, Float[Tensor, "batch _ _ _"]]],
     pairs: Sequence[Pair],
     target_sizes: Mapping[str, tuple[int, int]],
+    by_network: bool = False,
 ) -> dict[Pair, float]:
     """The variance of each pair's source maps, resized to the target's, over images and pixels; a mean over channels.
 
     With uniform channel weights, an error divided by it is 1 - R² of the regressor: 1 for one that answers with each
-    channel's mean. ValueError for a layer whose maps are constant.
+    channel's mean. ValueError for a layer whose maps are constant, or for a network all of whose maps are.
 
     Args:
         batches: the source's maps by layer, one batch of images after another.
         pairs: the (source layer, target layer) pairs.
         target_sizes: height and width of the target's maps by layer.
+        by_network: one unit for all pairs of a source network, the mean of their variances, so that layers whose maps
+            vary more keep their larger share.
     """
     moments: dict[Pair, Tensor] = {}
     count = 0
@@ -184,11 +187,18 @@ def source_variances(
             values = resize_maps(maps[source], target_sizes[target]).flatten(2)
             sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu().double()
             moments[source, target] = moments.get((source, target), 0) + sums
-    variances = {}
-    for (source, target), (first, second) in moments.items():
-        variances[source, target] = value = (second / count - (first / count) ** 2).mean().item()
-        varies = value > 1e-9 * (second / count).mean().item()
-        require(varies, "source", f"maps of {source!r} that differ between images", Words("constant ones"))
+    variances, squares = {}, {}
+    for pair, (first, second) in moments.items():
+        squares[pair] = (second / count).mean().item()
+        variances[pair] = (second / count - (first / count) ** 2).mean().item()
+    units: dict[str, list[Pair]] = {}
+    for pair in variances:  # "network/layer" where there are several networks
+        units.setdefault(pair[0].rpartition("/")[0] if by_network else repr(pair), []).append(pair)
+    for group in units.values():
+        mean, square = (sum(values[pair] for pair in group) / len(group) for values in (variances, squares))
+        layers = ", ".join(dict.fromkeys(repr(source) for source, _ in group))
+        require(mean > 1e-9 * square, "source", f"maps of {layers} that differ between images", Words("constant ones"))
+        variances |= dict.fromkeys(group, mean)
     return variances
 
 

@@ -5,20 +5,24 @@ read and the strength of the regularization are chosen by cross-validation on th
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.batches import batches_of
-from mtanytime.data.images import ImageSet
+from mtanytime.data.batches import batches_of, class_names
+from mtanytime.data.images import ImageSet, shuffled_by_class
 from mtanytime.features import Tapped, tap
+from mtanytime.randomness import generator_for
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty
 OUTPUT = "output"  # the source's own logits among the features
+Scoring = Literal["accuracy", "log_loss"]
 
 
 class LinearProbe(nn.Module):
@@ -29,7 +33,7 @@ class LinearProbe(nn.Module):
     Attributes:
         layers: the layers that are read; `OUTPUT` stands for the source's own logits.
         strength: scikit-learn's C.
-        table: layers, strength and accuracy of everything that cross-validation compared.
+        table: layers, strength, accuracy and log loss (nats per image) of everything that cross-validation compared.
     """
 
     def __init__(
@@ -66,77 +70,76 @@ class LinearProbe(nn.Module):
 
 def fit_probe(
     source: nn.Module,
-    data: ImageSet,
+    data: ImageSet | DataLoader,
     *,
     layers: Sequence[str] | None = None,
-    with_output: bool = True,
     strengths: Sequence[float] = STRENGTHS,
     folds: int = 5,
     seed: int = 0,
-    batch_size: int = 256,
+    scoring: Scoring = "accuracy",
+    max_images: int | None = None,
 ) -> LinearProbe:
     """Fit a linear probe, its layers and strength chosen by cross-validation on the labelled images.
 
     Candidates for the layers are the last one, all of them, and all of them with the source's output. Features are
-    standardized over the labelled images. With equal accuracy the candidate with fewer features and the smaller
+    standardized over the labelled images. Of equally good candidates, the one with fewer features and the smaller
     strength wins.
 
     Args:
         source: a trained network; it is put in eval mode and otherwise unchanged.
         data: labelled images, at least `folds` per class.
-        layers: module paths; default: the network's own `feature_layers`.
-        with_output: let the source's own output be among the features.
+        layers: module paths, and `OUTPUT` for the source's own output, which is passed over if it is no tensor (batch,
+            outputs); default: the network's own `feature_layers` and `OUTPUT`.
         strengths: values of scikit-learn's C to compare.
         folds: of the cross-validation, balanced by class.
         seed: of the split into folds.
-        batch_size: images per forward pass.
+        scoring: what cross-validation compares: "accuracy", or "log_loss" for answers that say how sure they are, as a
+            teacher's should.
+        max_images: read about as many images at most: an equal number of each class, drawn at random from an
+            `ImageSet`, or the first batches of a `DataLoader`; None: all of them.
 
     Raises:
         ValueError: a class with fewer images than folds, no strengths, unknown layers, features that are not finite.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.model_selection import StratifiedKFold, cross_validate
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     require(len(strengths) > 0 and min(strengths) > 0, "strengths", "numbers above 0", list(strengths))
     require(folds >= 2, "folds", "a whole number >= 2", folds)
-    counts = torch.bincount(data.labels.cpu(), minlength=len(data.classes))
-    if counts.min() < folds:
-        few = data.classes[int(counts.argmin())]
-        raise mismatch(
-            "data", f"at least {folds} images per class", Words(f"{int(counts.min())} of {few!r}"), "lower folds"
-        )
+    require(scoring in get_args(Scoring), "scoring", f"one of {get_args(Scoring)}", scoring)
     if layers is None:
-        layers = getattr(source, "feature_layers", None)
-        require(bool(layers), "layers", "layers to read, as the network names none itself", layers)
-    tapped = tap(source, layers).eval()
-    like = next(source.parameters())
-    outputs, maps = [], []
-    with torch.no_grad():
-        for images, _ in batches_of(data, batch_size, seed=0, shuffle=False).epoch(0):
-            output, features = tapped(images.to(like.device, like.dtype))
-            outputs.append(output.cpu())
-            maps.append({layer: value.mean(dim=(2, 3), keepdim=True).cpu() for layer, value in features.items()})
-    output = torch.cat(outputs)
-    pooled = {layer: torch.cat([part[layer] for part in maps]) for layer in tapped.layers}
-    labels = data.labels.cpu().numpy()
+        own = getattr(source, "feature_layers", None)
+        require(bool(own), "layers", "layers to read, as the network names none itself", own)
+        layers = (*own, OUTPUT)
+    tapped = tap(source, [layer for layer in layers if layer != OUTPUT]).eval()
+    output, pooled, labels = _read(tapped, data, max_images, seed)
+    names = class_names(data)
+    counts = np.bincount(labels, minlength=len(names or ()))
+    if counts.min() < folds:
+        few = Words(f"{counts.min()} of {(names or range(len(counts)))[counts.argmin()]!r}")
+        raise mismatch("data", f"at least {folds} images per class", few, "lower folds")
 
     candidates = list(dict.fromkeys([(tapped.layers[-1],), tapped.layers]))
-    if with_output:
+    if OUTPUT in layers and isinstance(output, Tensor) and output.ndim == 2:
         candidates.append((*tapped.layers, OUTPUT))
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    rows, best = [], (-1.0, (), 0.0)
+    rows, best = [], (-np.inf, (), 0.0)
     for candidate in candidates:
         features = _pooled(output, pooled, candidate).double().numpy()
         if not np.isfinite(features).all():
             raise mismatch("source", "finite features", Words(f"some that are not, in {', '.join(candidate)}"))
         for strength in sorted(strengths):
             classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-            accuracy = cross_val_score(classifier, features, labels, cv=splits).mean()
-            rows.append({"layers": " ".join(candidate), "strength": strength, "accuracy": accuracy})
-            if accuracy > best[0]:
-                best = (accuracy, candidate, strength)
+            scores = cross_validate(classifier, features, labels, cv=splits, scoring=("accuracy", "neg_log_loss"))
+            accuracy, log_loss = scores["test_accuracy"].mean(), -scores["test_neg_log_loss"].mean()
+            rows.append(
+                {"layers": " ".join(candidate), "strength": strength, "accuracy": accuracy, "log_loss": log_loss}
+            )
+            score = accuracy if scoring == "accuracy" else -log_loss
+            if score > best[0]:
+                best = (score, candidate, strength)
     _, chosen, strength = best
     features = _pooled(output, pooled, chosen).double().numpy()
     scaler = StandardScaler().fit(features)
@@ -146,12 +149,36 @@ def fit_probe(
         coefficients, intercept = np.stack([-coefficients[0], coefficients[0]]) / 2, np.r_[-intercept, intercept] / 2
     weight = coefficients / scaler.scale_
     bias = intercept - weight @ scaler.mean_
-    as_tensor = (torch.from_numpy(part).to(like) for part in (weight, bias))
+    as_tensor = (torch.from_numpy(part).to(next(source.parameters())) for part in (weight, bias))
     return LinearProbe(tapped, chosen, *as_tensor, strength, pd.DataFrame(rows))
 
 
+def _read(
+    tapped: Tapped, data: ImageSet | DataLoader, max_images: int | None, seed: int
+) -> tuple[Any, dict[str, Float[Tensor, "images channels 1 1"]], np.ndarray]:
+    """The source's outputs (None if they are no tensors), the spatial means of its layers, and the labels."""
+    if max_images is not None and isinstance(data, ImageSet) and len(data) > max_images:
+        each = max(max_images // len(data.classes), 2)
+        by_class = shuffled_by_class(data.labels.cpu(), len(data.classes), generator_for(seed))
+        data = data.subset(torch.cat([index[:each] for index in by_class]).sort().values)
+    like = next(tapped.parameters())
+    outputs, maps, labels, read = [], [], [], 0
+    with torch.no_grad():
+        for images, batch_labels in batches_of(data, 256, seed=seed, shuffle=False).epoch(0):
+            output, features = tapped(images.to(like.device, like.dtype))
+            outputs.append(output.cpu() if isinstance(output, Tensor) else None)
+            maps.append({layer: value.mean(dim=(2, 3), keepdim=True).cpu() for layer, value in features.items()})
+            labels.append(batch_labels.cpu())
+            read += len(images)
+            if max_images is not None and read >= max_images:
+                break
+    output = None if any(part is None for part in outputs) else torch.cat(outputs)
+    pooled = {layer: torch.cat([part[layer] for part in maps]) for layer in tapped.layers}
+    return output, pooled, torch.cat(labels).numpy()
+
+
 def _pooled(
-    output: Tensor, features: Mapping[str, Float[Tensor, "batch _ _ _"]], layers: Sequence[str]
+    output: Any, features: Mapping[str, Float[Tensor, "batch _ _ _"]], layers: Sequence[str]
 ) -> Float[Tensor, "batch features"]:
     """Spatial means of the layers, side by side; `OUTPUT` stands for the network's output."""
     parts = [output if layer == OUTPUT else features[layer].mean(dim=(2, 3)) for layer in layers]

@@ -31,8 +31,15 @@ from mtanytime.transfer.transfer_map import TransferMap
 Source = nn.Module | Mapping[str, nn.Module]
 Target = nn.Module | Callable[[], nn.Module]
 Data = Task | ImageSet | DataLoader  # a DataLoader is refused with a remedy
-# What the search sets for its trainers unless told otherwise: safe from divergence at a rate at which maps take shape.
-SEARCH: dict[str, Any] = {"where_start": "even", "normalize_weights": True, "meta_lr": 1e-2, "meta_clip": 1.0}
+# What the search sets for its trainers unless told otherwise: safe from divergence, at a rate at which maps take shape.
+SEARCH: dict[str, Any] = {
+    "what": True,
+    "where": "relu6",
+    "where_start": "even",
+    "normalize_weights": True,
+    "meta_lr": 1e-3,
+    "meta_clip": 1.0,
+}
 _SPLIT, _TRIAL = -8, -9  # purposes of derived seeds
 
 
@@ -83,6 +90,8 @@ def search_map(
     require(splits >= 1, "splits", "a whole number >= 1", splits)
     train, make = _training_set(data), _maker(target)
     settings = SEARCH | settings
+    if settings["where"] not in ("relu6", "relu"):
+        settings["where_start"] = "random"  # the others start even of themselves
     batch_size = settings.get("batch_size", 128)
     maps, seconds = [], 0.0
     for split in range(splits):
@@ -124,9 +133,8 @@ def random_search(
     fit, held = _training_set(data).split(held_out, derive_seed(seed, _SPLIT, 0))
     make, maps, scores, seconds = _maker(target), [], [], 0.0
     settings = {"progress": False, "seed": seed} | settings
-    plain = TransferTrainer(
-        source, make(), fit, held, what=False, where="off", **settings
-    )  # to read pairs and channels
+    plain = TransferTrainer(source, make(), fit, held, **settings)  # to read pairs and channels
+    settings["teacher"] = plain.teacher  # a probe is fitted once
     for trial in range(trials):
         drawn = random_map(plain.pairs, plain.student.matching.source_channels, derive_seed(seed, _TRIAL, trial))
         run = {"map": drawn, "folder": _folder(folder, f"trial{trial}")}

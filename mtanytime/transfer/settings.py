@@ -3,36 +3,64 @@
 import math
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import Any, Literal
 
 from mtanytime.checks import require
 from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.data.views import StrongViews
-from mtanytime.training.settings import NEW
+from mtanytime.training.settings import new
 from mtanytime.transfer.bilevel import Mode
 from mtanytime.transfer.lookahead import OuterObjective, check_settings
 from mtanytime.transfer.meta_networks import Where, WhereStart, check_where
 
+# The settings of the paper and of the authors' code: TransferTrainer(source, target, data, **PAPER)
+PAPER: dict[str, Any] = {
+    "what": True,
+    "where": "relu6",
+    "beta": 0.5,
+    "normalize_errors": False,
+    "views": None,
+    "teacher": None,
+    "epochs": 200,
+    "batch_size": 128,
+    "remainder": "keep",
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+}
+# Those of a training with few labels (see data/results/long_cifar10_n50.csv); views double the batch.
+FEW_LABELS: dict[str, Any] = {
+    "steps": 4000,
+    "batch_size": 32,
+    "remainder": "drop",
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+    "schedule": "warm-up cosine",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """How `TransferTrainer` transfers. All but `mode` identify the run.
+    """How `TransferTrainer` transfers. All but `mode` identify the run. The defaults are what our tables show to win.
 
     Args:
         what: learn channel weights.
-        where: how the pair weights are learned: "relu6", "relu", "constant" or "off". With `what` off as well, the
-            matching is fixed, λ = 1 and w = 1/C, and there is no lookahead.
+        where: how the pair weights are learned: "relu6" (the paper), "relu", "constant" or "off". With `what` off as
+            well, the matching is fixed, λ = 1 and w = 1/C, and there is no lookahead.
         where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
         normalize_errors: count matching errors in units of the variance of the source's features, so that β means the
-            same for every layer and network: an error of 1 is that of a constant (see `matching.source_variances`).
+            same for every network. "network": one unit for all layers of a source, which keeps their shares; True: one
+            for each pair, whose error of 1 is that of a constant; False: none, as in the paper (see
+            `matching.source_variances`).
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         meta_every: steps from one lookahead to the next; 1 in the paper. The steps between take the meta-networks'
             present weights and cost what plain matching does.
         meta_clip: the largest norm of the meta-gradient, to which larger ones are scaled down; None: no limit.
         normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`).
         views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
-            None: none.
+            "batch": as many as labelled images, or none beside unlabelled ones; None: none.
         view_augment: makes a view, see `data.StrongViews`.
         unlabelled_per_step: unlabelled images per step; default: the batch size.
         teacher_weight, temperature: of the distillation of the teacher's answers, see `Lookahead`.
@@ -43,10 +71,10 @@ class TransferSettings:
         ValueError: a setting outside these limits, by name.
     """
 
-    what: bool = True
-    where: Where = "relu6"
+    what: bool = False
+    where: Where = "off"
     where_start: WhereStart = "random"
-    beta: float = 0.5
+    beta: float = 5.0
     inner_steps: int = 2
     stages: int = 3
     meta_lr: float = 1e-4
@@ -55,23 +83,27 @@ class TransferSettings:
     first_order: bool = False
     trace_every: int | None = None
     mode: Mode = field(default="keep", metadata={"identifies": False})
-    meta_every: int = field(default=1, metadata=NEW)
-    meta_clip: float | None = field(default=None, metadata=NEW)
-    normalize_weights: bool = field(default=False, metadata=NEW)
-    normalize_errors: bool = field(default=False, metadata=NEW)
-    views: int | None = field(default=None, metadata=NEW)
-    view_augment: Augment = field(default=StrongViews(), metadata=NEW)
-    unlabelled_per_step: int | None = field(default=None, metadata=NEW)
-    teacher_weight: float = field(default=1.0, metadata=NEW)
-    temperature: float = field(default=2.0, metadata=NEW)
+    meta_every: int = field(default=1, metadata=new(1))
+    meta_clip: float | None = field(default=None, metadata=new(None))
+    normalize_weights: bool = field(default=False, metadata=new(False))
+    normalize_errors: bool | Literal["network"] = field(default="network", metadata=new(False))
+    views: int | Literal["batch"] | None = field(default="batch", metadata=new(None))
+    view_augment: Augment = field(default=StrongViews(), metadata=new(StrongViews()))
+    unlabelled_per_step: int | None = field(default=None, metadata=new(None))
+    teacher_weight: float = field(default=1.0, metadata=new(1.0))
+    temperature: float = field(default=2.0, metadata=new(2.0))
 
     def __post_init__(self) -> None:
         check_where(self.where, self.where_start)
+        units = (False, True, "network")
+        require(self.normalize_errors in units, "normalize_errors", f"one of {units}", self.normalize_errors)
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
         require(0 < self.meta_lr < math.inf, "meta_lr", "a number > 0", self.meta_lr)
         require(0 <= self.meta_weight_decay < math.inf, "meta_weight_decay", "a number >= 0", self.meta_weight_decay)
         for name in ("trace_every", "views", "unlabelled_per_step", "meta_every"):
             value = getattr(self, name)
+            if name == "views" and value == "batch":
+                continue
             valid = (isinstance(value, Integral) and value >= 1) or (value is None and name != "meta_every")
             require(valid, name, "a whole number >= 1", value)
         require(self.meta_clip is None or 0 < self.meta_clip < math.inf, "meta_clip", "a number > 0", self.meta_clip)

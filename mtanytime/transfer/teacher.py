@@ -6,15 +6,18 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
+from mtanytime.data.images import ImageSet
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
-from mtanytime.transfer.probe import OUTPUT, LinearProbe
+from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe
 
 Images = Float[Tensor, "batch channel height width"]
 Passes = Mapping[str, tuple[Any, Mapping[str, Tensor]]]
+MAX_IMAGES = 5000  # that a probe is fitted to: with more labels than these it costs minutes
 
 
 class Teacher:
@@ -57,3 +60,24 @@ class Teacher:
         same = isinstance(logits, Tensor) and tuple(logits.shape) == (len(images), classes)
         got = Words(str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__)
         require(same, "teacher", f"logits of the target's {classes} classes", got)
+
+
+def fit_teacher(sources: Mapping[str, Tapped], data: ImageSet | DataLoader, seed: int) -> tuple[LinearProbe, str]:
+    """The linear probe of the source with the lowest log loss in cross-validation, and a note about it.
+
+    Raises ValueError, with the remedy, where no probe can be fitted to the labelled images.
+    """
+    probes, folds = {}, 5
+    if isinstance(data, ImageSet):
+        folds = min(max(int(torch.bincount(data.labels.cpu(), minlength=len(data.classes)).min()), 2), folds)
+    options = {"folds": folds, "seed": seed, "scoring": "log_loss", "max_images": MAX_IMAGES}
+    for name, source in sources.items():
+        try:
+            probes[name] = fit_probe(source.model, data, layers=[*source.layers, OUTPUT], **options)
+        except ValueError as error:
+            raise ValueError(f"teacher: no probe of the source can be fitted: {error}; or pass teacher=None") from error
+    name = min(probes, key=lambda name: probes[name].table["log_loss"].min())
+    best = probes[name].table.sort_values("log_loss").iloc[0]
+    of = f" of {name!r}" if name else ""
+    note = f"teacher: the linear probe{of} of {best['layers']}, accuracy {best['accuracy']:.1%} in cross-validation"
+    return probes[name], note

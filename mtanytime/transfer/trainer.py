@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -50,8 +50,8 @@ from mtanytime.transfer.matching import FeatureMatching, source_variances
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.running_mean import RunningMean
-from mtanytime.transfer.settings import TransferSettings
-from mtanytime.transfer.teacher import Teacher
+from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
+from mtanytime.transfer.teacher import Teacher, fit_teacher
 from mtanytime.transfer.transfer_map import FixedWeights, TransferMap
 
 Images = Float[Tensor, "batch channel height width"]
@@ -87,13 +87,16 @@ class TransferResult(TrainingResult):
 
 @with_keywords_of(TransferSettings, Trainer)
 class TransferTrainer(Trainer):
-    """Train a target network on a task while learning what and where to transfer from trained source networks.
+    """Train a target network on a task by matching its features with those of trained source networks.
 
-    Each batch is one step of Algorithm 1 (see `lookahead`): an SGD step on the task's loss plus β times the matching
-    loss, then a lookahead, whose meta-gradient gives an Adam step on the meta-networks.
+    Each batch is an SGD step on the task's loss plus β times the matching loss. With `what` or `where`, this is
+    L2T-ww's Algorithm 1 (see `lookahead`): a lookahead follows, whose meta-gradient gives an Adam step on the
+    meta-networks, which learn what and where to transfer.
 
-    Deviations from the authors' code are named in `meta_networks`, `matching` and `lookahead`; also, the source runs
-    once per batch.
+    The defaults are what wins in our tables, not the paper's: matching with fixed weights on the labelled images and on
+    strong views of them, where the answers of the source's linear probe are distilled, too.
+    `TransferTrainer(..., **PAPER)` is the paper's L2T-ww. Deviations from the authors' code are named in
+    `meta_networks`, `matching` and `lookahead`; also, the source runs once per batch.
 
     Args:
         source: the trained network, or several by name; their layers are then called "name/layer". Moved to the
@@ -107,21 +110,24 @@ class TransferTrainer(Trainer):
             and `where` are off), and the map's pairs are matched.
         unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
             well: an `ImageSet` or a `DataLoader`, whose labels are not read, or a folder.
-        teacher: a trained network with the target's classes, such as `probe.fit_probe` gives, whose answers are
-            distilled into the target on all images of a step; never trained.
+        teacher: a trained network with the target's classes, whose answers are distilled into the target on all images
+            of a step; never trained. "probe": a linear probe of the source, fitted to the labelled images when the
+            trainer is made (see `teacher.fit_teacher`); None: nobody.
         arrived: images not trained on, labels unread, for `TransferResult.arrived`: what the target has learned of each
             source layer, measured at every fifth row of the trace and at the last step (see `arrived.Arrived`).
-        settings: the fields of `TransferSettings`: what, where, beta, …; and the keyword arguments of `Trainer`, whose
-            defaults are the paper's for 32×32 images.
+        settings: the fields of `TransferSettings`: what, where, beta, …; and the keyword arguments of `Trainer`, some
+            with defaults for few labels.
 
     Raises:
         ValueError: as `Trainer`; also unknown or unsuitable layers, pairs outside them, a source that no pair uses, a
             matched target layer that gets no gradient, an outer objective that fails on a few images, unlabelled
-            images of another size, a teacher of other classes, or too few images for `arrived`.
+            images of another size, a teacher of other classes, labels that no probe can be fitted to, or too few images
+            for `arrived`.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
     result_type: ClassVar[type[TrainingResult]] = TransferResult
+    defaults: ClassVar[Mapping[str, Any]] = FEW_LABELS
 
     def __init__(
         self,
@@ -135,7 +141,7 @@ class TransferTrainer(Trainer):
         pairs: Sequence[Pair] | None = None,
         map: TransferMap | str | PathLike[str] | None = None,
         unlabelled: Unlabelled | None = None,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Literal["probe"] | None = "probe",
         arrived: ImageSet | None = None,
         **settings: Any,
     ) -> None:
@@ -158,7 +164,7 @@ class TransferTrainer(Trainer):
         images, labels = self._probe_batch()
         with error_context("target"):
             self._try_model()
-        teacher = {} if self.teacher is None else {"teacher": self.teacher}
+        teacher = {"teacher": self.teacher} if isinstance(self.teacher, nn.Module) else {}
         check_apart(self.networks | teacher, self.model)
         self.sources, target, self.pairs = tap_layers(self.networks, self.model, *self._layers)
 
@@ -180,7 +186,8 @@ class TransferTrainer(Trainer):
         self.modules |= {"matching": matching, "meta": self.meta}
         if settings.normalize_errors:
             sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
-            matching.variances = source_variances(self._source_batches(), self.pairs, sizes)
+            by_network = settings.normalize_errors == "network"
+            matching.variances = source_variances(self._source_batches(), self.pairs, sizes, by_network)
         self.optimizer = make_optimizer(self.settings, self.student)
         self.meta_optimizer, fast_layers = None, True
         if learned := list(self.meta.parameters()):
@@ -210,6 +217,11 @@ class TransferTrainer(Trainer):
             self.seed,
         )
         self._teacher: Teacher | None = None
+        self._probe = self.teacher == "probe"
+        if self._probe:
+            self.teacher, note = fit_teacher(self.sources, self.batches.data, self.seed)
+            self.notes.append(note)
+            self.modules["teacher"] = self.teacher.linear  # on another machine it would not be the same bit for bit
         if self.teacher is not None:
             self._teacher = Teacher(self.teacher, self.sources, self.device, self.precision)
             self.notes += self._teacher.notes
@@ -228,6 +240,7 @@ class TransferTrainer(Trainer):
             fast_layers=fast_layers,
             teacher_weight=settings.teacher_weight,
             temperature=settings.temperature,
+            logits=self.settings.logits,
         )
         self.arrived: Arrived | None = None
         if self._arrived_data is not None:
@@ -252,7 +265,7 @@ class TransferTrainer(Trainer):
         if self.extra_images.unlabelled is not None:
             row["unlabelled"] = describe_data(self.extra_images.unlabelled.data)
         if self.teacher is not None:
-            row["teacher"] = fingerprint(self.teacher.state_dict())
+            row["teacher"] = "probe" if self._probe else fingerprint(self.teacher.state_dict())
         if self.arrived is not None:
             row["arrived"] = describe_data(self.arrived.data)
         return row
