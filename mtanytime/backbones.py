@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.torch_files import load_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -195,28 +196,39 @@ def load_l2t_resnet32(path: str | PathLike[str]) -> Normalized:
 
     The file is in `logs/tinyimagenet-200-resnet32/0/` of their repository alinlab/L2T-ww. The network is returned in
     eval mode on the CPU, with ImageNet's normalisation, as they trained it. Their unused `alphas.*` are ignored.
-    Raises ValueError for a damaged or foreign file, naming the entries that are missing, unknown or of another shape.
+    Raises ValueError for a damaged or foreign file, naming the entries that are missing, unknown or of another shape or
+    type. Changed bits are found in files in torch's form since 1.6, which have a checksum.
     """
-    with open(path, "rb") as file:
-        try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            theirs = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("alphas.")}
-        except Exception as error:  # torch.load raises many kinds, OSError too, for a damaged or foreign file
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            expected = "a torch file with the `state_dict` of the L2T-ww authors' ResNet-32"
-            raise mismatch(str(path), expected, Words(f"a file that cannot be read as one ({reason})")) from error
+    expected = "a torch file with the `state_dict` of the L2T-ww authors' ResNet-32"
+    checkpoint = load_file(path, expected, old_form=True)
+    theirs = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    known = isinstance(theirs, dict) and all(isinstance(name, str) for name in theirs)
+    require(known, str(path), expected, Words(f"a file that cannot be read as one ({type(checkpoint).__name__})"))
+    theirs = {name: value for name, value in theirs.items() if not name.startswith("alphas.")}
     network, names = resnet(32, 200), l2t_resnet32_names()
-    shapes = {names[name]: value.shape for name, value in network.state_dict().items()}
+    own = {names[name]: value for name, value in network.state_dict().items()}
+    both = own.keys() & theirs.keys()
     wrong = {
-        "missing": [name for name in shapes if name not in theirs],
-        "unknown": [name for name in theirs if name not in shapes],
-        "of another shape": [
-            name for name in shapes if name in theirs and getattr(theirs[name], "shape", None) != shapes[name]
-        ],
+        "missing": [name for name in own if name not in theirs],
+        "unknown": [name for name in theirs if name not in own],
+        "of another shape": [name for name in own if name in both and _shape(theirs[name]) != own[name].shape],
     }
+    wrong["not of finite numbers"] = [
+        name for name in own if name in both.difference(*wrong.values()) and not _finite(theirs[name], own[name].dtype)
+    ]
     if any(wrong.values()):
         entries = [f"{len(v)} {k}: {', '.join(v[:3])}{', ...' * (len(v) > 3)}" for k, v in wrong.items() if v]
         expected = "the tensors of the L2T-ww authors' ResNet-32 with 200 classes"
         raise mismatch(str(path), expected, Words(", ".join(entries)))
     network.load_state_dict({ours: theirs[name] for ours, name in names.items()})
     return Normalized(network, IMAGENET_MEAN, IMAGENET_STD).eval()
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _finite(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether these are finite numbers, in memory, and whole or not as `dtype`."""
+    plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+    return plain and value.is_floating_point() == dtype.is_floating_point and bool(value.isfinite().all())

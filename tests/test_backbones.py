@@ -4,10 +4,15 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from damage import Creates, altered, checked, damaged, hostile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from long_mode import examples
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -256,10 +261,11 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_l2t_resnet32(path)
     stream = io.BytesIO()
     torch.save(checkpoint(), stream)
-    for damaged in (b"", b"<html>404</html>", stream.getvalue()[:50_000]):
-        path.write_bytes(damaged)
+    for content in (b"", b"<html>404</html>", stream.getvalue()[:50_000]):
+        path.write_bytes(content)
         with pytest.raises(
-            ValueError, match=r"model\.pth\.tar: expected .* the L2T-ww authors' ResNet-32, got .*cannot be read"
+            ValueError,
+            match=r"model\.pth\.tar: expected .* authors' ResNet-32, got a truncated or foreign file",
         ):
             load_l2t_resnet32(path)
     foreign = [
@@ -277,3 +283,55 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             load_l2t_resnet32(path)
+
+
+def test_values_of_another_kind_are_refused(tmp_path: Path) -> None:
+    """torch would cast complex and whole numbers in silence; NaN would make every answer NaN."""
+    bias, path = torch.zeros(200), tmp_path / "model.pth.tar"
+    for other in (bias.long(), bias.to(torch.complex64), bias / 0, torch.zeros(200, device="meta")):
+        torch.save(checkpoint(**{"fc.bias": other}), path)
+        with pytest.raises(ValueError, match=r"1 not of finite numbers: fc\.bias$"):
+            load_l2t_resnet32(path)
+    torch.save(checkpoint(**{"fc.bias": bias.double() + 0.5}), path)
+    assert torch.equal(load_l2t_resnet32(path).network.fc.bias, bias + 0.5)
+
+
+def in_bytes(content: object, archive: bool = True) -> bytes:
+    """The bytes of a file of torch, as an archive or in the form from before torch 1.6."""
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=archive)
+    return file.getvalue()
+
+
+FORM = checkpoint()
+FILES = {True: in_bytes(FORM), False: in_bytes(FORM, archive=False)}
+
+
+@settings(max_examples=examples(10))
+@given(data=st.data(), archive=st.booleans(), whole=st.booleans())
+def test_damaged_files(data: st.DataObject, archive: bool, whole: bool) -> None:
+    """Random, truncated and bit-flipped files in both of torch's forms, and whole ones with parts of other types.
+
+    An archive's checksums find every change; a file of the older form has none, and gives finite numbers or an error.
+    """
+    content = in_bytes(data.draw(altered(FORM)), archive) if whole else data.draw(damaged(FILES[archive]))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pth.tar"
+        path.write_bytes(content)
+        model = checked(load_l2t_resnet32, path)
+    if model is not None:
+        for ours, theirs in l2t_resnet32_names().items():
+            value = model.network.state_dict()[ours]
+            assert value.isfinite().all()
+            assert not archive or torch.equal(value, FORM["state_dict"][theirs])
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_pickles_that_execute_code(archive: bool, tmp_path: Path) -> None:
+    """Code in a file of either form, or in a plain pickle, is not executed."""
+    mark, path = tmp_path / "executed", tmp_path / "model.pth.tar"
+    within = checkpoint(**{"fc.bias": Creates(mark)})
+    for content in (*hostile(mark), in_bytes(Creates(mark), archive), in_bytes(within, archive)):
+        path.write_bytes(content)
+        assert checked(load_l2t_resnet32, path) is None
+    assert not mark.exists()

@@ -3,13 +3,16 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from damage import checked, damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from long_mode import examples
+from PIL import EpsImagePlugin, Image
 
 from mtanytime.data.pixels import read_pixels
 
@@ -147,22 +150,30 @@ def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         read_pixels(encoded(Image.fromarray(BAR)))
 
 
-@given(st.data())
-@settings(max_examples=150)
-def test_random_bytes_give_pixels_or_one_error(data: st.DataObject) -> None:
-    """Random bytes, and real files with bytes changed or cut off, never end in anything but pixels or a ValueError."""
-    format = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", None]))
-    if format is None:
-        source = data.draw(st.binary(max_size=200))
-    else:
-        changed = bytearray(encoded(Image.fromarray(BAR), format))
-        for place in data.draw(st.lists(st.integers(0, len(changed) - 1), max_size=6)):
-            changed[place] = data.draw(st.integers(0, 255))
-        source = bytes(changed[: data.draw(st.integers(0, len(changed)))])
-    try:
-        pixels = read_pixels(source)
-    except ValueError as error:
-        assert str(error).startswith("image: expected")  # noqa: PT017
-    else:
-        assert pixels.ndim == 3
+def test_postscript_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has Ghostscript execute PostScript, under any file name: a program in a folder of photographs."""
+    executed = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: executed.append(True))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(%pipe%id) (r) file\n%%EOF\n"
+    assert Image.open(io.BytesIO(program)).format == "EPS"
+    with pytest.raises(ValueError, match=r"^image: expected an image file, .*PostScript is a program"):
+        read_pixels(program)
+    assert executed == []
+
+
+VALID = [encoded(Image.fromarray(BAR), format) for format in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]
+VALID += [encoded(Image.fromarray(RAMP)), encoded(transparent("P"), transparency=1)]
+
+
+@settings(max_examples=examples(60))
+@given(content=damaged(*VALID), size=st.sampled_from([None, 4]))
+def test_damaged_files_give_pixels_or_one_error(content: bytes, size: int | None) -> None:
+    """Random bytes, and real files with bytes changed or cut off: pixels, or one line that names the file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a b.jpg"
+        path.write_bytes(content)
+        pixels = checked(lambda path: read_pixels(path, size), path)
+    if pixels is not None:
+        assert pixels.dtype == torch.uint8
         assert pixels.shape[0] == 3
+        assert size is None or pixels.shape[1:] == (4, 4)

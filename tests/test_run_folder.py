@@ -192,7 +192,7 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
         refused(tmp_path, f"checkpoint.pt: expected a checkpoint of this run, got one that does not fit it: {match}")
 
     unfit("[^$]*size mismatch for 0.weight", modules={"model": tiny_runs.network(width=5).state_dict()})
-    unfit("'model'", modules={})
+    unfit("modules: expected the states of networks, got dict with nothing", modules={})
     unfit("'optimizer'", optimizers={})
     states = content["optimizers"]["optimizer"]["state"]
     wrong = {**content["optimizers"]["optimizer"], "state": {**states, 0: {"momentum_buffer": torch.zeros(2)}}}

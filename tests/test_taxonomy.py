@@ -3,13 +3,16 @@
 import json
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from damage import PLAIN, altered, checked, damaged
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_trees import ANIMALS, CLASSES, drawn, paths_of, trees
+from long_mode import examples
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 from typechecker import unchecked
@@ -179,6 +182,19 @@ def test_files_without_a_valid_tree_are_refused_with_their_path(tmp_path: Path, 
         Taxonomy.from_json(path, "xy")
     with pytest.raises(FileNotFoundError):
         Taxonomy.from_json(tmp_path / "none.json", "xy")
+
+
+@settings(max_examples=examples(20))
+@given(st.data())
+def test_damaged_files(data: st.DataObject) -> None:
+    """Random bytes, damaged trees, and trees with parts of other types: each class once, or the file is named."""
+    tree = {"animal": {"pet": ["cat", "dog"], "wild": ["fox"]}, "plant": ["ivy"]}
+    other = altered(tree, PLAIN).map(lambda content: json.dumps(content, default=str).encode())
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tree.json"
+        path.write_bytes(data.draw(st.one_of(damaged(json.dumps(tree).encode()), other)))
+        found = checked(lambda path: Taxonomy.from_json(path, ("cat", "dog", "fox", "ivy")), path)
+    assert found is None or found.names(found.levels) == ("cat", "dog", "fox", "ivy")
 
 
 @pytest.mark.parametrize("level", [0, 4, -1, 1.5, "1", None])

@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
 import tiny
 import torch
+from damage import PLAIN, altered, checked, damaged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from long_mode import examples
 
 from mtanytime.explore import draw
 from mtanytime.transfer import PAPER, TransferMap, TransferTrainer
@@ -148,3 +153,20 @@ def test_foreign_files(tmp_path: Path) -> None:
         TransferMap.load(tmp_path / "bytes.json")
     with pytest.raises(FileNotFoundError):
         TransferMap.load(tmp_path / "none.json")
+
+
+@settings(max_examples=examples(20))
+@given(st.data())
+def test_damaged_files(data: st.DataObject) -> None:
+    """Random bytes, damaged maps, and maps with parts of other types: a whole map, or one line that names the file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "map.json"
+        UNEVEN.save(path)
+        valid = path.read_bytes()
+        other = altered(json.loads(valid), PLAIN).map(lambda content: json.dumps(content, default=str).encode())
+        path.write_bytes(data.draw(st.one_of(damaged(valid), other)))
+        found = checked(TransferMap.load, path)
+    if found is not None:
+        assert all(type(name) is str for pair in found.pairs for name in pair)
+        assert all(type(weight) is float and weight >= 0 for weight in found.pairs.values())
+        assert all(sum(weights) == pytest.approx(1, abs=1e-3) for weights in found.channels.values())

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mtanytime.checks import Words, mismatch
+from mtanytime.checks import Words, mismatch, one_line
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
@@ -38,28 +38,35 @@ def read_pixels(
         name: what errors call the file; default: its path.
 
     Raises:
-        ValueError: the file cannot be decoded, is truncated, has more pixels than Pillow accepts, or holds grey levels
-            whose scale is unknown (floats outside [0, 1], integers outside 0 to 65535).
+        ValueError: the file cannot be decoded, is truncated or PostScript, has more pixels than Pillow accepts, or
+            holds grey levels whose scale is unknown (floats outside [0, 1], integers outside 0 to 65535).
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source)) as opened:
+            refuse_postscript(opened)
             image = to_rgb(ImageOps.exif_transpose(opened), background, name)
             if size is not None:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             pixels = np.array(image)
-    except (FileNotFoundError, PermissionError, MemoryError):
+    except (FileNotFoundError, PermissionError):
         raise
     except Image.DecompressionBombError as error:
         remedy = "resize the file, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         raise mismatch(name, f"at most {2 * Image.MAX_IMAGE_PIXELS:,} pixels", Words(error), remedy) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, … for a damaged file
-        if str(error).startswith(f"{name}: "):
+        if str(error).startswith(f"{one_line(name)}: "):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         got = Words(f"one that Pillow cannot decode ({type(error).__name__}: {reason})")
         raise mismatch(name, "an image file", got, "repair the file or remove it") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def refuse_postscript(image: Image.Image) -> None:
+    """Raise ValueError for a PostScript file under any name: Pillow would have Ghostscript execute it."""
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program, which is not executed")
 
 
 def to_rgb(image: Image.Image, background: Color = WHITE, name: str = "image") -> Image.Image:

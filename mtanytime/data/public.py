@@ -2,7 +2,8 @@
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def _cifar(kind: str, root: str | Path, download: bool, tree: Tree) -> Task:
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(data.targets), tuple(data.classes), tree, kind)
 
-    return Task(load(True), load(False))
+    with _files_of(kind, root):
+        return Task(load(True), load(False))
 
 
 def stl10(root: str | Path, size: int = 32, download: bool = False) -> Task:
@@ -50,7 +52,8 @@ def stl10(root: str | Path, size: int = 32, download: bool = False) -> Task:
             images = torch.cat([F.interpolate(c, (size, size), mode="bilinear", antialias=True) for c in chunks])
         return ImageSet(images, torch.from_numpy(data.labels).long(), tuple(data.classes), STL10_TREE, "STL10")
 
-    return Task(load("train"), load("test"))
+    with _files_of("STL10", root):
+        return Task(load("train"), load("test"))
 
 
 def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> Any:
@@ -61,7 +64,22 @@ def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> An
     except RuntimeError as error:
         if download:
             raise
-        raise FileNotFoundError(f"{kind} is not complete in {root}; pass download=True to download it") from error
+        # torchvision compares the files' checksums before it unpickles them
+        raise FileNotFoundError(
+            f"{kind} is not complete in {root}; pass download=True to download it, or again if it is damaged"
+        ) from error
+
+
+@contextmanager
+def _files_of(kind: str, root: str | Path) -> Iterator[None]:
+    """Name the folder in the error for files with other contents than torchvision's readers take for granted."""
+    try:
+        yield
+    except (OSError, RuntimeError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise mismatch(str(root), f"the files of {kind}", Words(f"others ({reason})"), "download them again") from error
 
 
 def cifar10_jpeg(path: str | Path) -> Task:
@@ -151,9 +169,12 @@ def _rgb(data: bytes, argument: str) -> np.ndarray:
     """The pixels of a 32×32 color image; its size is compared before it is decoded."""
     from PIL import Image
 
+    from mtanytime.data.pixels import refuse_postscript
+
     expected = "an RGB image of 32×32 pixels"
     try:
         image = Image.open(io.BytesIO(data))
+        refuse_postscript(image)
         found = Words(f"{image.mode} of {image.width}×{image.height}")
         pixels = np.asarray(image) if (image.mode, image.size) == ("RGB", (32, 32)) else None
     except Exception as error:  # Pillow raises many kinds

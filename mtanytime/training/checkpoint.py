@@ -1,9 +1,9 @@
 """A run's checkpoint: write and read the file; collect, check and restore the states of networks and optimisers."""
 
+import copy
 import math
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mtanytime.checks import Words, mismatch
+from mtanytime.checks import Words, mismatch, require
+from mtanytime.torch_files import load_file
+from mtanytime.training.identity import is_structure
 
 State = dict[str, Any]
 
@@ -27,31 +29,65 @@ def write_checkpoint(checkpoint: State, file: IO[bytes]) -> None:
 def read_checkpoint(path: Path) -> State:
     """Read a checkpoint on the CPU, without executing code from it.
 
-    ValueError for a foreign file and for a damaged one, whether truncated or with changed bits: torch does not compare
-    the checksums that it writes, so they are compared here.
+    ValueError for a foreign file and for a damaged one, whether truncated or with changed bits.
     """
     expected = "a checkpoint that this library wrote"
-    try:
-        checkpoint = _verified(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        remedy = "restore it from a copy, or remove it to start the run again"
-        raise mismatch(str(path), expected, Words(f"a truncated or foreign file ({reason})"), remedy) from error
+    remedy = "restore it from a copy, or remove it to start the run again"
+    checkpoint = load_file(path, expected, remedy=remedy)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
         raise mismatch(str(path), expected, Words("a foreign file"))
     return checkpoint
 
 
-def _verified(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        members, size = archive.infolist(), path.stat().st_size
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-            raise ValueError("its parts are compressed")  # torch.save compresses nothing; these may expand without end
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of its part {damaged} is wrong: bits were changed")
-    return torch.load(path, map_location="cpu", weights_only=True)
+def check_contents(checkpoint: State, steps: int | None = None) -> None:
+    """Raise ValueError, which names the entry, unless a checkpoint has what `Trainer` writes, in the right types.
+
+    `steps` is the number of steps of its run, if known.
+    """
+    missing = [key for key in ("step", "seconds", "best", "scores", "modules", "optimizers") if key not in checkpoint]
+    require(not missing, "checkpoint", "the entries of a run", Words(f"one without {', '.join(missing)}"))
+    step, best, modules = checkpoint["step"], checkpoint["best"], checkpoint["modules"]
+    fits = type(step) is int and 0 <= step <= (step if steps is None else steps)
+    require(fits, "step", "a whole number from 0" + ("" if steps is None else f" to {steps}"), step)
+    require(_is_number(checkpoint["seconds"]), "seconds", "a finite number", checkpoint["seconds"])
+    known = best is None or (isinstance(best, dict) and {"epoch", "val_accuracy", "model"} <= best.keys())
+    require(known, "best", "None or an epoch, val_accuracy and model", Words(_kind(best)))
+    if best is not None:
+        require(type(best["epoch"]) is int and best["epoch"] >= 1, "best epoch", "a whole number from 1", best["epoch"])
+        require(_is_number(best["val_accuracy"]), "best val_accuracy", "a finite number", best["val_accuracy"])
+    scores = checkpoint["scores"]
+    known = scores is None or (isinstance(scores, dict) and {"accuracy", "last_accuracy"} <= scores.keys())
+    require(known, "scores", "None or an accuracy and last_accuracy", Words(_kind(scores)))
+    for key, value in (scores or {}).items():
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        require(all(map(_is_number, numbers)), f"scores {key}", "None, a number or one per exit", value)
+    require(
+        isinstance(modules, dict) and "model" in modules, "modules", "the states of networks", Words(_kind(modules))
+    )
+    require(isinstance(checkpoint["optimizers"], dict), "optimizers", "their states", checkpoint["optimizers"])
+    if "network" in checkpoint:
+        _check_description(checkpoint["network"])
+
+
+def _check_description(network: Any) -> None:
+    """Raise ValueError unless this is what `stored_run.describe_network` and a run's origin give."""
+    require(isinstance(network, dict), "network", "its description", Words(_kind(network)))
+    structure, origin = network.get("structure"), network.get("origin", {})
+    require(is_structure(structure), "network structure", "its modules as JSON", structure)
+    for key, kind in (("classes", str), ("image_shape", int)):
+        values = network.get(key)
+        fits = values is None or (isinstance(values, list) and all(type(value) is kind for value in values))
+        require(fits, f"network {key}", f"None or a list of {kind.__name__}", values)
+    require(isinstance(origin, dict), "network origin", "a recipe, part and settings", origin)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _kind(value: Any) -> str:
+    keys = f" with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else ""
+    return f"{type(value).__name__}{keys}"
 
 
 def get_states(
@@ -67,16 +103,63 @@ def get_states(
     return states | {"optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()}}
 
 
-def set_states(states: State, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> None:
-    """Load the states of all modules and optimisers; raises where one is missing or of another shape."""
-    for name, module in modules.items():
-        module.load_state_dict(states["modules"][name])
+def set_states(
+    states: State, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], steps: int | None = None
+) -> None:
+    """Load the states of all modules and optimisers; raises where one is missing or of another shape or type.
+
+    The rest of the checkpoint, of a run of so many steps, is checked as well, and the weights of the best validation
+    epoch are tried. After an error the modules are as they were.
+    """
+    check_contents(states, steps)
+    best = states["best"]
+    with unchanged_on_error(*modules.values()):
+        if best is not None:
+            load_state(modules["model"], best["model"])
+        for name, module in modules.items():
+            load_state(module, states["modules"][name])
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(states["optimizers"][name])
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():  # torch itself does not compare these shapes
-                if isinstance(value, Tensor) and value.ndim and not _fits(value, parameter):
-                    raise mismatch(key, f"shape {tuple(parameter.shape)}", tuple(value.shape))
+        _load_optimizer(optimizer, states["optimizers"][name])
+
+
+def load_state(module: nn.Module, state: Any) -> None:
+    """Load a module's state. Raises ValueError, TypeError or RuntimeError for one that is not of such a module."""
+    require(isinstance(state, dict), "state", "tensors by name", Words(_kind(state)))
+    own = module.state_dict()
+    for name, value in state.items():  # torch itself casts numbers of another kind
+        if isinstance(value, Tensor) and isinstance(own.get(name), Tensor):
+            same = (value.is_floating_point(), value.is_complex()) == (
+                own[name].is_floating_point(),
+                own[name].is_complex(),
+            )
+            require(same, str(name), str(own[name].dtype), value.dtype)
+    module.load_state_dict(state)
+
+
+@contextmanager
+def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
+    """Give modules back the weights and buffers they had if the block raises."""
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    try:
+        yield
+    except Exception:
+        for module, state in zip(modules, before, strict=True):
+            with suppress(RuntimeError):  # lazy layers that have a shape meanwhile
+                module.load_state_dict(state)
+        raise
+
+
+def _load_optimizer(optimizer: Optimizer, state: State) -> None:
+    groups = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for before, group in zip(groups, optimizer.param_groups, strict=True):
+        for key in before.keys() & group.keys() - {"params"}:
+            same = type(group[key]) is type(before[key]) or (_is_number(group[key]) and _is_number(before[key]))
+            require(same, f"optimizer {key}", f"a {type(before[key]).__name__}", group[key])
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():  # torch itself does not compare these shapes
+            if isinstance(value, Tensor) and value.ndim and not _fits(value, parameter):
+                raise mismatch(key, f"shape {tuple(parameter.shape)}", tuple(value.shape))
 
 
 def _fits(value: Tensor, parameter: Tensor) -> bool:

@@ -109,6 +109,15 @@ def structure_of(model: nn.Module) -> str:
     return json.dumps(modules, sort_keys=True)
 
 
+def is_structure(text: object) -> bool:
+    """Whether a text has the form of `structure_of`."""
+    try:
+        modules = json.loads(text)
+        return all(len(pair) == 2 and isinstance(pair[1], dict) for pair in modules.values())
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return False
+
+
 def same_structure(one: str, other: str) -> bool:
     """Whether two results of `structure_of` have the same modules, with equal values of the settings in both.
 

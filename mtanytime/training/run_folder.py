@@ -5,8 +5,10 @@ import errno
 import io
 import json
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -14,8 +16,8 @@ from typing import IO, Any, NoReturn
 import filelock
 import pandas as pd
 
-from mtanytime.checks import Words, mismatch
-from mtanytime.training.checkpoint import read_checkpoint, write_checkpoint
+from mtanytime.checks import Words, mismatch, one_line, require
+from mtanytime.training.checkpoint import check_contents, read_checkpoint, write_checkpoint
 from mtanytime.training.identity import Row, same_structure
 
 _LEFT_OVERS = {".lock", "config.json.tmp"}  # files of a run that died before it wrote config.json
@@ -28,6 +30,8 @@ _LENGTH = ("epochs", "steps")  # settings that may grow from one session of a ru
 
 
 def _number(text: str) -> int | float:
+    if "_" in text:  # Python's digits in groups, which no table has
+        raise ValueError(f"{text!r} is no number")
     try:
         return int(text)
     except ValueError:
@@ -106,9 +110,10 @@ class RunFolder:
             return False
         try:
             checkpoint = self._read()
+            if checkpoint is None:
+                return False
+            check_contents(checkpoint)
         except ValueError:  # a damaged checkpoint says nothing about its run
-            return False
-        if checkpoint is None:
             return False
         if "network" not in checkpoint:  # of an earlier version
             return there == self._older.get(name)
@@ -194,21 +199,33 @@ class RunFolder:
             ) from cause
         self._known = self._version()
 
-    def read(self, table: str, last_step: int) -> list[Row]:
-        """A table's rows up to `last_step`. ValueError, with the line, for a table that cannot be read."""
+    def read(self, table: str, last_step: int, steps: Collection[int] = ()) -> list[Row]:
+        """A table's rows up to `last_step`.
+
+        ValueError, with the line, for a table that cannot be read, and for one without rows of one of `steps`.
+        """
         path, line = self.path / f"{table}.csv", 1
         try:
             lines = csv.reader(io.StringIO(self._rows(table, last_step).removeprefix(_BOM).decode(), newline=""))
-            header, rows = next(lines, []), []
+            header, rows, step = next(lines, []), [], 0
+            if len(set(header)) < len(header):
+                raise ValueError(f"two columns of one name: {', '.join(header)}")
             for cells in lines:
                 line = lines.line_num
                 row = zip(header, cells, strict=True)
                 rows.append({name: cell if name in _TEXT else _number(cell) for name, cell in row})
+                before, step = step, rows[-1]["step"]
+                if not (type(step) is int and before <= step <= last_step):
+                    raise ValueError(f"step {step} after step {before}")
         except (ValueError, csv.Error) as error:
-            if str(error).startswith(str(path)):
+            if str(error).startswith(one_line(str(path))):
                 raise
             reason = Words(f"one that cannot be read in line {line} ({error})")
             raise mismatch(str(path), "a table as this library writes it", reason, "restore the file") from error
+        counts = Counter(row["step"] for row in rows)
+        short = next((step for step in steps if counts[step] < max(counts.values(), default=1)), None)
+        if short is not None:
+            raise mismatch(str(path), f"all rows of step {short}", counts[short], "restore the file")
         return rows
 
     def trim(self, table: str, last_step: int) -> None:
@@ -218,15 +235,28 @@ class RunFolder:
             os.truncate(path, size)
 
     def append(self, table: str, rows: Sequence[Row]) -> None:
-        """Append rows to a table; a new table gets the keys of the first row as its header."""
-        if table not in self._files:
-            self._files[table] = (self.path / f"{table}.csv").open("a", newline="", encoding="utf-8")
-        file = self._files[table]
+        """Append rows to a table; a new table gets the keys of the first row as its header.
+
+        ValueError for a file with other columns, where the rows would be misread.
+        """
+        file = self._files.get(table) or self._opened(table, list(rows[0]))
         writer = csv.writer(file, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writerow(rows[0])
-        writer.writerows([row.values() for row in rows])
+        in_quotes = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # before Python 3.13, "\r" needs it
+        for row in rows:
+            (in_quotes if any("\r" in str(cell) for cell in row.values()) else writer).writerow(row.values())
         file.flush()
+
+    def _opened(self, table: str, columns: list[str]) -> IO[str]:
+        """Open a table's file for appending rows with these columns, which a new file gets as its header."""
+        path = self.path / f"{table}.csv"
+        self._files[table] = file = path.open("a", newline="", encoding="utf-8")
+        if file.tell() == 0:
+            csv.writer(file, lineterminator="\n").writerow(columns)
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as present:
+                header = next(csv.reader(present))
+            require(header == columns, str(path), f"the columns {', '.join(columns)}", Words(", ".join(header)))
+        return file
 
     def write(self, table: str, rows: pd.DataFrame) -> None:
         """Write a complete table, which replaces the one of that name."""
@@ -235,8 +265,11 @@ class RunFolder:
     def _rows(self, table: str, last_step: int) -> bytes:
         """The bytes of a table's complete lines up to `last_step`; steps never decrease from line to line."""
         path = self.path / f"{table}.csv"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
+        lines = _records(path.read_bytes()) if path.exists() else []
+        if lines and (not lines[-1].endswith(b"\n") or _opens_a_quote(lines[-1])):
+            if re.search(rb"\n\d+,", lines[-1]):
+                came = Words(f"a quotation mark without its end in the row of step {lines[-1].split(b',')[0].decode()}")
+                raise mismatch(str(path), "a table as this library writes it", came, "restore the file")
             del lines[-1]
         if lines and not lines[0].removeprefix(_BOM).startswith(b"step,"):
             columns = lines[0].decode(errors="replace").strip()[:80]
@@ -271,10 +304,33 @@ class RunFolder:
             raise
 
 
+def steps_with_rows(step: int, steps: int, every: int) -> list[int]:
+    """The steps up to `step` at which a table gets rows: each `every`-th one, and the run's last; none if 0."""
+    return [] if every == 0 else [*range(every, step + 1, every), *([step] if step == steps and step > 0 else [])]
+
+
+def _records(data: bytes) -> list[bytes]:
+    """The rows of a CSV file with their ends; a layer's name in quotes may hold line breaks."""
+    records: list[bytes] = []
+    for line in io.BytesIO(data):
+        if records and _opens_a_quote(records[-1]):
+            records[-1] += line
+        else:
+            records.append(line)
+    return records
+
+
+def _opens_a_quote(record: bytes) -> bool:
+    return record.count(b'"') % 2 == 1
+
+
 def read_record(folder: Path) -> Row:
     """The record of the run in a folder, its config.json. ValueError for a file that is not one."""
-    path = folder / "config.json"
+    path, reason = folder / "config.json", "it holds no settings by name"
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise mismatch(str(path), "the record of a run", Words(f"a file that is not one ({error})")) from error
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict):
+            return record
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise mismatch(str(path), "the record of a run", Words(f"a file that is not one ({reason})"))

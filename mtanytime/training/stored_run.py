@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import class_names
-from mtanytime.training.checkpoint import State, read_checkpoint
+from mtanytime.training.checkpoint import State, check_contents, load_state, read_checkpoint, unchanged_on_error
 from mtanytime.training.identity import Row, same_structure, structure_of
 from mtanytime.training.run_folder import read_record
 
@@ -83,15 +83,17 @@ def load_run(
         raise mismatch("model", expected, Words(f"{came} with other modules or settings"))
     state = checkpoint["modules"]["model"] if best is None or weights == "last" else best["model"]
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        with unchanged_on_error(network):
+            load_state(network, state)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise mismatch("model", expected, Words(f"{came}, whose tensors differ: {error}")) from error
-    scores, classes, shape = checkpoint["scores"] or {}, about.get("classes"), about.get("image_shape")
+    classes, shape = about.get("classes"), about.get("image_shape")
+    scores, score = checkpoint["scores"] or {}, "accuracy" if weights == "best" else "last_accuracy"
     return StoredRun(
         network.to(device).eval(),
         None if classes is None else tuple(classes),
         None if shape is None else tuple(shape),
-        scores.get("accuracy" if weights == "best" else "last_accuracy"),
+        scores.get(score),
         None if best is None else best["val_accuracy"],
         checkpoint["step"],
         record,
@@ -105,8 +107,10 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[State, Row]:
     if not path.exists():
         raise FileNotFoundError(f"folder: expected the folder of a run, got {folder}, which holds no checkpoint.pt")
     checkpoint = read_checkpoint(path)
-    if not {"modules", "best", "scores", "step"} <= checkpoint.keys() or "model" not in checkpoint["modules"]:
-        raise mismatch(str(path), "the checkpoint of a run", Words(f"one with {', '.join(map(str, checkpoint))}"))
+    try:
+        check_contents(checkpoint)
+    except ValueError as error:
+        raise mismatch(str(path), "the checkpoint of a run", Words(f"one that is none ({error})")) from error
     return checkpoint, read_record(Path(folder))
 
 

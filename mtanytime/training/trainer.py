@@ -31,13 +31,20 @@ from mtanytime.measure.evaluation import batch_accuracy, class_count, evaluate
 from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.batch_norm import settle_for_evaluation
-from mtanytime.training.checkpoint import check_finite, copied_state, finite_value, get_states, set_states, weights_of
+from mtanytime.training.checkpoint import (
+    check_finite,
+    copied_state,
+    finite_value,
+    get_states,
+    set_states,
+    weights_of,
+)
 from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import delay_interrupt
 from mtanytime.training.network import make_network
 from mtanytime.training.optimizers import group_rates, make_optimizer, set_rates
 from mtanytime.training.progress import with_progress
-from mtanytime.training.run_folder import Row, RunFolder
+from mtanytime.training.run_folder import Row, RunFolder, steps_with_rows
 from mtanytime.training.schedule import check_extension
 from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, complete, with_keywords_of
@@ -144,7 +151,7 @@ class Trainer:
         self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
         self.modules: dict[str, nn.Module] = {"model": self.model}  # these and the optimisers are in each checkpoint
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.tables: dict[str, list[Row]] = {"log": []}
+        self.tables, self._rows_every = {"log": []}, {"log": 1}  # rows by table, and every how many steps it gets some
         self._build()
         self.optimizers["optimizer"] = self.optimizer
         self._group_rates = group_rates(self.optimizer, settings.schedule, self.steps, len(self.batches))
@@ -364,20 +371,21 @@ class Trainer:
     def _load(self) -> None:
         """Load the folder's last checkpoint, if it has one."""
         checkpoint = self.folder.load()
+        if checkpoint is None and self.step > 0:
+            raise RuntimeError(f"{self.folder.path} has lost its checkpoint; make a new trainer to start again")
         if checkpoint is None:
-            if self.step > 0:
-                raise RuntimeError(f"{self.folder.path} has lost its checkpoint; make a new trainer to start again")
             return
         try:
-            set_states(checkpoint, self.modules, self.optimizers)
+            set_states(checkpoint, self.modules, self.optimizers, self.steps)
             self._load_extra_state(checkpoint["extra"])
             self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
             self._best, self.origin = checkpoint["best"], checkpoint.get("network", {}).get("origin", {})
             self._scores = checkpoint["scores"] if self.step >= self.steps else None  # a longer run has none yet
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            path = str(self.folder.path / "checkpoint.pt")
-            raise mismatch(path, "a checkpoint of this run", Words(f"one that does not fit it: {error}")) from error
-        self.tables = {name: self.folder.read(name, self.step) for name in self.tables}
+            came = Words(f"one that does not fit it: {error}")
+            raise mismatch(f"{self.folder.path / 'checkpoint.pt'}", "a checkpoint of this run", came) from error
+        due = {name: steps_with_rows(self.step, self.steps, self._rows_every.get(name, 0)) for name in self.tables}
+        self.tables = {name: self.folder.read(name, self.step, due[name]) for name in self.tables}
         if self.folder.extends:
             check_extension(self)
         self._mid_step, self._saved_step = False, self.step

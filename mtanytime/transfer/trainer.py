@@ -248,6 +248,8 @@ class TransferTrainer(Trainer):
             self.notes += self.arrived.notes
             self.tables["arrived"] = []
         self.tables |= {"trace": [], "channels": []}
+        every = self.transfer_settings.trace_every
+        self._rows_every |= {"trace": every, "channels": 5 * every}
         self._means = {"trace": RunningMean(), "channels": RunningMean()}  # of λ and w, since the tables' last rows
 
     def _make_meta(self, source_channels: Mapping[str, int]) -> MetaNetworks | FixedWeights:

@@ -115,11 +115,15 @@ class TransferMap:
         try:
             content: Any = json.loads(Path(file).read_text(encoding="utf-8-sig"))
             require(content["format"] == _FORMAT, "format", repr(_FORMAT), content["format"])
-            rows = [(str(row["source"]), str(row["target"]), row) for row in content["pairs"]]
+            rows = [(row["source"], row["target"], row["weight"], row["channels"]) for row in content["pairs"]]
+            for source, target, weight, channels in rows:
+                require(type(source) is type(target) is str, "pairs", "names of layers", [source, target])
+                numbers = all(type(number) in (int, float) for number in (weight, *channels))
+                require(numbers, f"pairs[{(source, target)}]", "numbers", Words("others"))
             require(len({row[:2] for row in rows}) == len(rows), "pairs", "each pair once", Words("one of them twice"))
             return cls(
-                {(source, target): float(row["weight"]) for source, target, row in rows},
-                {(source, target): [float(weight) for weight in row["channels"]] for source, target, row in rows},
+                {(source, target): float(weight) for source, target, weight, _ in rows},
+                {(source, target): [float(weight) for weight in channels] for source, target, _, channels in rows},
             )
         except OSError:
             raise
