@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -199,10 +199,11 @@ class RunFolder:
             ) from cause
         self._known = self._version()
 
-    def read(self, table: str, last_step: int, steps: Collection[int] = ()) -> list[Row]:
+    def read(self, table: str, last_step: int, steps: int = 0, every: int | None = None) -> list[Row]:
         """A table's rows up to `last_step`.
 
-        ValueError, with the line, for a table that cannot be read, and for one without rows of one of `steps`.
+        ValueError, with the line, for a table that cannot be read, and for one that has lost rows: it has some after
+        each `every`-th step, if that is known, and after the last one of the run's `steps`.
         """
         path, line = self.path / f"{table}.csv", 1
         try:
@@ -223,7 +224,8 @@ class RunFolder:
             reason = Words(f"one that cannot be read in line {line} ({error})")
             raise mismatch(str(path), "a table as this library writes it", reason, "restore the file") from error
         counts = Counter(row["step"] for row in rows)
-        short = next((step for step in steps if counts[step] < max(counts.values(), default=1)), None)
+        due = [] if every is None else [*range(every, last_step + 1, every), *([steps] if last_step == steps else [])]
+        short = next((step for step in due if counts[step] < max(counts.values(), default=1)), None)
         if short is not None:
             raise mismatch(str(path), f"all rows of step {short}", counts[short], "restore the file")
         return rows
@@ -302,11 +304,6 @@ class RunFolder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
-
-def steps_with_rows(step: int, steps: int, every: int) -> list[int]:
-    """The steps up to `step` at which a table gets rows: each `every`-th one, and the run's last; none if 0."""
-    return [] if every == 0 else [*range(every, step + 1, every), *([step] if step == steps and step > 0 else [])]
 
 
 def _records(data: bytes) -> list[bytes]:

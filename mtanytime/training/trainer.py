@@ -44,7 +44,7 @@ from mtanytime.training.interrupt import delay_interrupt
 from mtanytime.training.network import make_network
 from mtanytime.training.optimizers import group_rates, make_optimizer, set_rates
 from mtanytime.training.progress import with_progress
-from mtanytime.training.run_folder import Row, RunFolder, steps_with_rows
+from mtanytime.training.run_folder import Row, RunFolder
 from mtanytime.training.schedule import check_extension
 from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, complete, with_keywords_of
@@ -97,9 +97,8 @@ class Trainer:
     arguments and folder. A run that was stopped within a step returns to its last checkpoint.
 
     Args:
-        model: the network, `logits = model(images)`. It is trained in place, on `device`; all of it is put in train
-            mode at every step. A function that makes the network is called without arguments under the run's seed.
-            When a run is resumed, its weights come from the checkpoint.
+        model: the network, `logits = model(images)`, trained in place on `device`, in train mode at every step; or a
+            function that makes it, called under the run's seed. A resumed run has its weights from the checkpoint.
         data: a `Task` (its test set is used), an `ImageSet`, or a `DataLoader` of (images in [0, 1], labels).
         test: the test set; it replaces that of a `Task`.
         validation: a validation set, or the fraction of an `ImageSet` to hold out for it, balanced by class. The test
@@ -151,7 +150,8 @@ class Trainer:
         self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
         self.modules: dict[str, nn.Module] = {"model": self.model}  # these and the optimisers are in each checkpoint
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.tables, self._rows_every = {"log": []}, {"log": 1}  # rows by table, and every how many steps it gets some
+        self.tables: dict[str, list[Row]] = {"log": []}
+        self._rows_every = {"log": 1}  # table -> after how many steps it gets rows
         self._build()
         self.optimizers["optimizer"] = self.optimizer
         self._group_rates = group_rates(self.optimizer, settings.schedule, self.steps, len(self.batches))
@@ -363,8 +363,8 @@ class Trainer:
         if self.folder is not None and not self.folder.read_only:
             checkpoint = {"step": self.step, "seconds": self.seconds, "best": self._best, "scores": self._scores}
             checkpoint |= get_states(self.modules, self.optimizers, self._last)
-            checkpoint["network"] = self._network | {"origin": self.origin}
-            self.folder.save(checkpoint | {"extra": self._extra_state()})
+            network = self._network | {"origin": self.origin}
+            self.folder.save(checkpoint | {"network": network, "extra": self._extra_state()})
             self._saved_step = self.step
         self._saved_at = time.monotonic()
 
@@ -384,8 +384,7 @@ class Trainer:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             came = Words(f"one that does not fit it: {error}")
             raise mismatch(f"{self.folder.path / 'checkpoint.pt'}", "a checkpoint of this run", came) from error
-        due = {name: steps_with_rows(self.step, self.steps, self._rows_every.get(name, 0)) for name in self.tables}
-        self.tables = {name: self.folder.read(name, self.step, due[name]) for name in self.tables}
+        self.tables = {k: self.folder.read(k, self.step, self.steps, self._rows_every.get(k)) for k in self.tables}
         if self.folder.extends:
             check_extension(self)
         self._mid_step, self._saved_step = False, self.step
