@@ -79,7 +79,9 @@ class Taxonomy:
         `Taxonomy`; OSError if the file cannot be read.
         """
         try:
-            return cls(json.loads(Path(path).read_bytes(), object_pairs_hook=_unique_names), classes)
+            tree = json.loads(Path(path).read_bytes(), object_pairs_hook=_unique_names)
+            require(isinstance(tree, dict), "tree", "an object of groups", tree)
+            return cls(tree, classes)
         except (ValueError, RecursionError) as error:
             raise mismatch(str(path), "a label tree of these classes", Words(f"one with an error: {error}")) from error
 

@@ -1,7 +1,10 @@
 """Write an explorer as one HTML file, which needs no kernel and no network."""
 
+import base64
+import hashlib
 import html
 import json
+import re
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,24 +20,58 @@ SCRIPTS = ("common", "transfer", "budget", "playground", "live", "pictures", "re
 SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 
-# The content policy forbids every request: all that the page needs is in it. {{ and }} are braces of the page.
+PAGE_STYLE = (
+    """
+:root { color-scheme: light dark; }
+body { margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }
+h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
+p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
+@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e8e8e8; }
+.mtanytime { --ink: #e8e8e8; --paper: #16181c; } }
+"""
+    + STYLE
+)
+PAGE_SCRIPT = (
+    "\n"
+    + SCRIPT
+    + """
+const state = JSON.parse(document.getElementById("state").textContent);
+const calls = {};
+const model = {
+  get: (name) => state[name],
+  set(name, value) {
+    state[name] = value;
+    for (const call of calls[`change:${name}`] ?? []) call();
+  },
+  save_changes() {},
+  on(event, call) { (calls[event] ??= []).push(call); },
+  off() {},
+};
+render({ model, el: document.getElementById("explorer") });
+"""
+)
+
+
+def _hash(text: str) -> str:
+    """The source that a content policy allows: this text alone."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+# The content policy forbids every request, and every script and style but the page's own: a name that looks like markup
+# could do nothing even if it became markup.
+POLICY = (
+    f"default-src 'none'; img-src data:; style-src {_hash(PAGE_STYLE)}; script-src {_hash(PAGE_SCRIPT)}; "
+    "base-uri 'none'; form-action 'none'"
+)
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }}
-h1 {{ font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }}
-p.about {{ font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #16181c; color: #e8e8e8; }}
-.mtanytime {{ --ink: #e8e8e8; --paper: #16181c; }} }}
-{css}</style>
+<style>{style}</style>
 </head>
 <body>
 <main>
@@ -43,22 +80,7 @@ p.about {{ font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; 
 <p class="about">{summary}. Made by mtanytime; the tables are in this file, and nothing is loaded.</p>
 </main>
 <script type="application/json" id="state">{state}</script>
-<script type="module">
-{script}
-const state = JSON.parse(document.getElementById("state").textContent);
-const calls = {{}};
-const model = {{
-  get: (name) => state[name],
-  set(name, value) {{
-    state[name] = value;
-    for (const call of calls[`change:${{name}}`] ?? []) call();
-  }},
-  save_changes() {{}},
-  on(event, call) {{ (calls[event] ??= []).push(call); }},
-  off() {{}},
-}};
-render({{ model, el: document.getElementById("explorer") }});
-</script>
+<script type="module">{script}</script>
 </body>
 </html>
 """
@@ -81,19 +103,20 @@ def save(
         OSError: the page cannot be written.
     """
     path = _free(path, force)
-    # Only "<" could end the script element or begin another one; JSON has another way to write it.
     state = json.dumps(
         {"content": content, "page": True, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
     )
     page = PAGE.format(
+        policy=POLICY,
         title=html.escape(content["title"]),
         summary=html.escape(content["summary"]),
         alt=html.escape(alt),
-        css=STYLE,
-        script=SCRIPT,
-        state=state.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"),
+        style=PAGE_STYLE,
+        script=PAGE_SCRIPT,
+        # Only "<" could end the script element or begin another one; lone surrogates have no bytes in UTF-8.
+        state=re.sub("[<\u2028\u2029\ud800-\udfff]", lambda letter: f"\\u{ord(letter[0]):04x}", state),
     )
-    data = page.encode()
+    data = page.encode(errors="replace")
     size = Words(f"{len(data) / 1e6:.1f} MB")
     require(len(data) <= BYTES_UP_TO, "page", "at most 3 MB", size, "give fewer images or rows")
     part = path.with_name(f"{path.name}.tmp")

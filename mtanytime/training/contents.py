@@ -23,7 +23,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A short hash of tensors by name: of their names, shapes, types and values."""
     digest = hashlib.sha256()
     for name, value in tensors.items():
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode(errors="surrogatepass"))
         if value.numel():
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -97,7 +97,8 @@ def describe_model(model: nn.Module) -> str:
     """The network's class and a hash of its printed form and tensors, without their values."""
     tensors = [(name, tuple(value.shape), value.dtype) for name, value in model.state_dict().items()]
     structure = re.sub(r" at 0x\w+", "", repr(model))  # a module may show a function with its address
-    return f"{type(model).__name__} {hashlib.sha256(f'{structure}{tensors}'.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(f"{structure}{tensors}".encode(errors="surrogatepass")).hexdigest()
+    return f"{type(model).__name__} {digest[:16]}"
 
 
 def structure_of(model: nn.Module) -> str:

@@ -25,6 +25,7 @@ _TEXT = ("source", "target")  # columns of layer names: a layer called "0" or "1
 
 
 _BOM = b"\xef\xbb\xbf"  # the byte-order mark that Excel and Windows editors write before UTF-8
+_LONE = "surrogatepass"  # names that are not UTF-8
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # NFS without a lock daemon and others
 _LENGTH = ("epochs", "steps")  # settings that may grow from one session of a run to the next
 
@@ -207,7 +208,9 @@ class RunFolder:
         """
         path, line = self.path / f"{table}.csv", 1
         try:
-            lines = csv.reader(io.StringIO(self._rows(table, last_step).removeprefix(_BOM).decode(), newline=""))
+            lines = csv.reader(
+                io.StringIO(self._rows(table, last_step).removeprefix(_BOM).decode(errors=_LONE), newline="")
+            )
             header, rows, step = next(lines, []), [], 0
             if len(set(header)) < len(header):
                 raise ValueError(f"two columns of one name: {', '.join(header)}")
@@ -243,7 +246,9 @@ class RunFolder:
         """
         file = self._files.get(table) or self._opened(table, list(rows[0]))
         writer = csv.writer(file, lineterminator="\n")
-        in_quotes = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # before Python 3.13, "\r" needs it
+        in_quotes = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+        )  # before Python 3.13, "\r" needs it
         for row in rows:
             (in_quotes if any("\r" in str(cell) for cell in row.values()) else writer).writerow(row.values())
         file.flush()
@@ -251,11 +256,11 @@ class RunFolder:
     def _opened(self, table: str, columns: list[str]) -> IO[str]:
         """Open a table's file for appending rows with these columns, which a new file gets as its header."""
         path = self.path / f"{table}.csv"
-        self._files[table] = file = path.open("a", newline="", encoding="utf-8")
+        self._files[table] = file = path.open("a", newline="", encoding="utf-8", errors=_LONE)
         if file.tell() == 0:
             csv.writer(file, lineterminator="\n").writerow(columns)
         else:
-            with path.open(newline="", encoding="utf-8-sig") as present:
+            with path.open(newline="", encoding="utf-8-sig", errors=_LONE) as present:
                 header = next(csv.reader(present))
             require(header == columns, str(path), f"the columns {', '.join(columns)}", Words(", ".join(header)))
         return file

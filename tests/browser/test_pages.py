@@ -28,6 +28,7 @@ def visit(tab: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
     def go(explorer: Any, **settings: Any) -> Any:
         page = tab(offline=True, **settings)
+        page.on("console", lambda message: pytest.fail(message.text) if message.type == "error" else None)
         page.on("request", lambda request: pytest.fail(request.url) if request.url.startswith("http") else None)
         page.goto(explorer.save_html(tmp_path / "page.html", force=True).as_uri())
         page.wait_for_selector(".mtanytime svg")
@@ -172,7 +173,10 @@ def test_budget_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None:
     assert page.locator("output").inner_text() == "12 ms · msdnet exit 4 of 4"  # still the same exit
 
 
-@pytest.mark.parametrize("name", ["<script>document.title='!'</script>", "<img src=x onerror=document.title='!'>"])
+NAMES = ["<script>document.title='!'</script>", "<img src=x onerror=document.title='!'>", "</script>$\u2028'\"{x}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_stay_text(name: str, visit: Callable[..., Any]) -> None:
     """Names that look like markup are shown as text and never run."""
     page = visit(TransferExplorer(tables.trace(sources=(name, "b"))))
@@ -181,6 +185,27 @@ def test_names_stay_text(name: str, visit: Callable[..., Any]) -> None:
     page = visit(BudgetExplorer(tables.curve().replace("sliced", name)))
     assert page.title() == "Accuracy for a budget"
     assert name in page.locator(".figures tbody").inner_text()
+
+
+def test_the_policy_lets_nothing_else_run(tab: Callable[..., Any], tmp_path: Path) -> None:
+    """Were a name ever to become markup, the page's content policy would still refuse its script and style."""
+    page = tab(offline=True)
+    page.goto(TransferExplorer(tables.trace()).save_html(tmp_path / "page.html").as_uri())
+    page.wait_for_selector(".mtanytime svg")
+    markup = (
+        "<img src=x onerror='document.title = 1'><b style='color: rgb(1, 2, 3)'>b</b><style>b { opacity: 0 }</style>"
+    )
+    page.evaluate("markup => document.body.insertAdjacentHTML('beforeend', markup)", markup)
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "document.title = 2";
+        document.body.append(script);
+    }""")
+    page.wait_for_timeout(100)
+    assert page.title() == "What is transferred where"
+    style = page.locator("b").last.evaluate("b => [getComputedStyle(b).color, getComputedStyle(b).opacity]")
+    assert style[0] != "rgb(1, 2, 3)"
+    assert style[1] == "1"
 
 
 def test_long_names_leave_room(visit: Callable[..., Any]) -> None:
