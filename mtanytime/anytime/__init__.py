@@ -7,7 +7,9 @@ from mtanytime.anytime.inference import AnytimePredictor
 from mtanytime.anytime.msdnet import MSDNet
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import ResNeXt, resnext
+from mtanytime.anytime.slice_shape import SliceShape, doubling_widths
 from mtanytime.anytime.sliced import SlicedResNeXt
+from mtanytime.anytime.sliced_resnet import SlicedResNet
 from mtanytime.anytime.taxonomy import CoarseToFineLoss, Taxonomy, coarse_to_fine_metrics
 from mtanytime.anytime.trainer import AnytimeResult, AnytimeTrainer, JointLoss, evaluate_exits
 
@@ -21,10 +23,13 @@ __all__ = [
     "JointLoss",
     "MSDNet",
     "ResNeXt",
+    "SliceShape",
     "SlicedResNeXt",
+    "SlicedResNet",
     "Taxonomy",
     "choose_thresholds",
     "coarse_to_fine_metrics",
+    "doubling_widths",
     "evaluate_exits",
     "exits_taken",
     "fold_batch_norms",

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mtanytime.anytime.made_weights import plain_copy
+from mtanytime.anytime.slice_layers import SliceConv
 from mtanytime.anytime.slice_pattern import TriangularConv
 
 
@@ -40,10 +41,10 @@ def _fold(convolution: nn.Module, norm: nn.BatchNorm2d) -> bool:
         bias = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
         bias = bias * factor if norm.bias is None else bias * factor + norm.bias
         for weight, part in zip(convolution.weights, factor.split(list(convolution.outputs)), strict=True):
-            weight.mul_(part[:, None])
+            weight.mul_(part.view(-1, *[1] * (weight.ndim - 1)))
         convolution.bias = nn.Parameter(bias)
         return True
-    if type(convolution) is nn.Conv2d:
+    if type(convolution) in (nn.Conv2d, SliceConv):
         weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *settings)
         convolution.weight, convolution.bias = weight, bias
         return True

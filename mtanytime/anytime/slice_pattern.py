@@ -1,7 +1,9 @@
-"""The slices' pattern: 1×1 convolutions that are block lower triangular, so that slice j reads only slices ≤ j."""
+"""The slices' pattern: convolutions that are block lower triangular, so that slice j reads only slices ≤ j."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import accumulate
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -22,11 +24,14 @@ class TriangularConv(nn.Module):
         outputs: channels of each slice of the output.
     """
 
+    kernel: tuple[int, ...] = ()  # the last sizes of the weights
+
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(rows, columns)) for rows, columns in zip(outputs, accumulate(inputs), strict=True)
+            nn.Parameter(torch.empty(rows, columns, *self.kernel))
+            for rows, columns in zip(outputs, accumulate(inputs), strict=True)
         )
         self.register_parameter("bias", None)
         for weight in self.weights:
@@ -59,9 +64,55 @@ class TriangularConv(nn.Module):
             product += self.bias[start : start + len(weight), None]
         return product.unflatten(2, maps.shape[2:])
 
+    def first(self, k: int) -> Self:
+        """Copy the first k slices as a layer of their own."""
+        thin = deepcopy(self)
+        thin.inputs, thin.outputs = self.inputs[:k], self.outputs[:k]
+        thin.weights = nn.ParameterList(nn.Parameter(weight.detach().clone()) for weight in self.weights[:k])
+        if self.bias is not None:
+            thin.bias = nn.Parameter(self.bias[: sum(thin.outputs)].detach().clone())
+        return thin
+
     def extra_repr(self) -> str:
         """The slices' channels, for `print`."""
         return f"{self.inputs} -> {self.outputs}"
+
+
+class TriangularConv3x3(TriangularConv):
+    """A 3×3 convolution, dense but for its pattern: block lower triangular, as `TriangularConv`.
+
+    `weights[j]` has shape (channels of output slice j, channels of input slices ≤ j, 3, 3). One ordinary convolution
+    per slice; a single one with zeros for the absent blocks would compute up to twice as much.
+
+    Args:
+        inputs, outputs: see `TriangularConv`.
+        stride: 1, or 2 for maps of half the height and width, rounded up.
+    """
+
+    kernel = (3, 3)
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], stride: int = 1) -> None:
+        super().__init__(inputs, outputs)
+        self.stride = stride
+
+    def forward(
+        self, maps: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch outputs height2 width2"]:
+        """Convolve the maps of all slices, which are concatenated along the channels."""
+        refresh_weights(self.weights)
+        return torch.cat([self.output_slice(maps, j) for j in range(len(self.weights))], dim=1)
+
+    def output_slice(
+        self, maps: Float[Tensor, "batch channel height width"], j: int
+    ) -> Float[Tensor, "batch outputs height2 width2"]:
+        """Compute output slice j (from 0) alone. Of `maps`, only the channels of input slices ≤ j are read."""
+        weight, start = self.weights[j], sum(self.outputs[:j])
+        bias = None if self.bias is None else self.bias[start : start + len(weight)]
+        return F.conv2d(maps[:, : weight.shape[1]], weight, bias, self.stride, padding=1)
+
+    def extra_repr(self) -> str:
+        """The slices' channels and the stride, for `print`."""
+        return f"{super().extra_repr()}, stride={self.stride}"
 
 
 def _product(maps: Float[Tensor, "batch channel pixel"], weights: Sequence[Tensor]) -> Tensor:

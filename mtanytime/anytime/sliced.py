@@ -1,17 +1,16 @@
 """Sliced ResNeXt: nested activations. One pass computes all exits, and a wider exit reuses a thinner one's work."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import accumulate
 from numbers import Integral
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
-from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import (
     Block,
     ResNeXt,
@@ -23,11 +22,13 @@ from mtanytime.anytime.resnext import (
     make_stem,
     widen,
 )
+from mtanytime.anytime.slice_layers import first_of_norm, slice_of_norm
 from mtanytime.anytime.slice_pattern import TriangularConv
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.anytime.stepping import SlicedNetwork
+from mtanytime.checks import require
 
 
-class SlicedResNeXt(AnytimeNetwork):
+class SlicedResNeXt(SlicedNetwork):
     """A ResNeXt cut into K slices, each of which reads only itself and the slices before it.
 
     A reconstruction: arXiv:1807.02609 trains its thin sub-networks efficiently with "a certain sparsity pattern", and
@@ -92,7 +93,7 @@ class SlicedResNeXt(AnytimeNetwork):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
         """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
-        check_images(images, self.trunk.stem, len(self.trunk.stages), "SlicedResNeXt")
+        self._check_images(images)
         features = self.trunk(images)
         return [head(features[:, : head.in_features]) for head in self.heads]
 
@@ -111,50 +112,29 @@ class SlicedResNeXt(AnytimeNetwork):
         stem = deepcopy(self.trunk.stem)
         convolution = stem if isinstance(stem, nn.Conv2d) else stem[0]
         convolution.weight, convolution.out_channels = nn.Parameter(convolution.weight[:width].clone()), width
-        norm = _thin_norm(self.trunk.norm, factors[-1] * width)
+        norm = first_of_norm(self.trunk.norm, factors[-1] * width)
         trunk = Trunk(stem, stages, norm, self.slice_widths[:k])
         return ResNeXt(trunk, deepcopy(self.heads[k - 1])).train(self.training)
 
-    def refine(
-        self, images: Float[Tensor, "batch channel height width"]
-    ) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
-        """Yield the K logits one by one, thin to wide: each step computes one slice and reuses the slices before it.
-
-        The logits equal those of `forward` up to rounding, also in train mode (which then updates the running
-        statistics of the computed slices only). They carry no gradient. `send(keep)` instead of `next()` continues with
-        the images for which `keep` is True; it has one entry per row of the last logits. Raises ValueError at the first
-        step for images without three channels, and for a `keep` of another shape or dtype.
-        """
+    def _check_images(self, images: Tensor) -> None:
         check_images(images, self.trunk.stem, len(self.trunk.stages), "SlicedResNeXt")
-        inputs: list[tuple[Tensor, Tensor]] = []  # per block, the inputs of its two 1×1 convolutions, of all slices
-        features: list[Tensor] = []  # per slice
-        for j in range(self.exits):
-            features.append(self._slice_features(images, inputs, j))
-            keep = yield self.heads[j](torch.cat(features, dim=1)).detach()
-            if keep is not None:
-                if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
-                    got = Words(f"{keep.dtype} {tuple(keep.shape)}")
-                    raise mismatch("keep", f"torch.bool ({len(images)},), one per image", got)
-                images, features = images[keep], [part[keep] for part in features]
-                inputs = [tuple(part[keep] for part in pair) for pair in inputs]
 
     @torch.no_grad()
-    def _slice_features(self, images: Tensor, inputs: list[tuple[Tensor, Tensor]], j: int) -> Tensor:
-        """Compute the features of slice j from the earlier slices in `inputs`, and add slice j to `inputs`."""
+    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+        # `inputs` holds, per block, the inputs of its two 1×1 convolutions, of all slices
         if j == 0:
             refresh_weights(*self.trunk.modules())
-        maps, number = self._slice_of_stem(images, j), 0
+        maps = self._slice_of_stem(images, j)
         for i, stage in enumerate(self.trunk.stages):
             if i:
                 maps = widen(maps, [maps.shape[1]])
             for block in stage:
                 if j == 0:
                     sizes = (sum(block.conv1.inputs), sum(block.conv3.inputs))
-                    inputs.append(tuple(maps.new_empty(len(maps), size, *maps.shape[2:]) for size in sizes))
-                maps = _slice_of_block(block, maps, *inputs[number], j)
-                number += 1
+                    inputs[block] = [maps.new_empty(len(maps), size, *maps.shape[2:]) for size in sizes]
+                maps = _slice_of_block(block, maps, *inputs[block], j)
         stop = self.heads[j].in_features
-        return Trunk.pooled(_slice_of_norm(self.trunk.norm, maps, stop - maps.shape[1], stop))
+        return Trunk.pooled(slice_of_norm(self.trunk.norm, maps, stop - maps.shape[1], stop))
 
     def _slice_of_stem(self, images: Tensor, j: int) -> Tensor:
         convolution, *rest = [self.trunk.stem] if isinstance(self.trunk.stem, nn.Conv2d) else self.trunk.stem
@@ -173,27 +153,16 @@ def _slice_of_block(block: Block, maps: Tensor, inputs1: Tensor, inputs3: Tensor
     """
     start, width = sum(block.conv1.inputs[:j]), block.conv1.inputs[j]
     first, inner = sum(block.conv3.inputs[:j]), block.conv3.inputs[j]
-    normalised = _slice_of_norm(block.bn1, maps, start, start + width)
+    normalised = slice_of_norm(block.bn1, maps, start, start + width)
     torch.clamp_min(normalised, 0, out=inputs1[:, start : start + width])
     hidden = block.conv1.output_slice(inputs1, j)
-    hidden = F.relu(_slice_of_norm(block.bn2, hidden, first, first + inner), inplace=True)
+    hidden = F.relu(slice_of_norm(block.bn2, hidden, first, first + inner), inplace=True)
     group, bias = block.conv2.weight.shape[1], block.conv2.bias
     weight, bias = (None if part is None else part[first : first + inner] for part in (block.conv2.weight, bias))
     hidden = F.conv2d(hidden, weight, bias, padding=1, groups=inner // group)
-    normalised = _slice_of_norm(block.bn3, hidden, first, first + inner)
+    normalised = slice_of_norm(block.bn3, hidden, first, first + inner)
     torch.clamp_min(normalised, 0, out=inputs3[:, first : first + inner])
     return maps + block.conv3.output_slice(inputs3, j)
-
-
-def _slice_of_norm(norm: nn.Module, maps: Tensor, start: int, stop: int) -> Tensor:
-    """Normalise maps that are the channels from start to stop of a batch norm; an identity leaves them as they are."""
-    if isinstance(norm, nn.Identity):
-        return maps
-    mean, var, weight, bias = (
-        None if part is None else part[start:stop]
-        for part in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    return F.batch_norm(maps, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 def _thin_block(block: Block, k: int, width: int, branches: int) -> Block:
@@ -212,20 +181,8 @@ def _thin_block(block: Block, k: int, width: int, branches: int) -> Block:
     conv2.weight = nn.Parameter(conv2.weight[:inner].clone())
     if conv2.bias is not None:
         conv2.bias = nn.Parameter(conv2.bias[:inner].clone())
-    bn1, bn2, bn3 = _thin_norm(block.bn1, width), _thin_norm(block.bn2, inner), _thin_norm(block.bn3, inner)
+    bn1, bn2, bn3 = first_of_norm(block.bn1, width), first_of_norm(block.bn2, inner), first_of_norm(block.bn3, inner)
     return Block(bn1, conv1, bn2, conv2, bn3, conv3)
-
-
-def _thin_norm(norm: nn.Module, channels: int) -> nn.Module:
-    """Copy the first channels of a batch norm; an identity stays one."""
-    thin = deepcopy(norm)
-    if isinstance(thin, nn.BatchNorm2d):
-        thin.num_features = channels
-        thin.weight, thin.bias = (nn.Parameter(part[:channels].clone()) for part in (thin.weight, thin.bias))
-        thin.running_mean, thin.running_var = (
-            part[:channels].clone() for part in (thin.running_mean, thin.running_var)
-        )
-    return thin
 
 
 def _slice_sizes(total_name: str, total: int, name: str, sizes: Sequence[int] | None, count: int) -> tuple[int, ...]:

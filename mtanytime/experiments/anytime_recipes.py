@@ -1,4 +1,4 @@
-"""The recipe of paper 2: anytime networks trained in the same way on one task, one row of results per exit."""
+"""The recipes of paper 2: anytime networks trained in the same way on one task, one row of results per exit."""
 
 import math
 from functools import partial
@@ -7,7 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, MSDNet, SlicedResNeXt, resnext
+from mtanytime.anytime import (
+    AnytimeNetwork,
+    AnytimeTrainer,
+    InclusiveResNeXt,
+    JointLoss,
+    MSDNet,
+    SlicedResNet,
+    SlicedResNeXt,
+    SliceShape,
+    doubling_widths,
+    resnext,
+)
 from mtanytime.backbones import Normalized
 from mtanytime.checks import mismatch, require
 from mtanytime.data.batches import crop_flip
@@ -29,6 +40,8 @@ CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # the authors' normalisati
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 MODELS = ("sliced", "inclusive", "msdnet", "separate")
 VALIDATION_PER_CLASS = 500  # held-back training images that `scored_on=validation` scores on
+HELD_BACK_SEED = 100  # of "anytime-cifar10-full": every run holds back the same images
+SLICE_BLOCKS = ("basic", "inverted", "resnext")
 
 
 def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
@@ -36,7 +49,7 @@ def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
 
     Args:
         model: "sliced", "inclusive", "msdnet", or "separate-K", the K-th exit of "inclusive" as an ordinary network.
-        settings: the recipe's settings, `RECIPES["anytime-cifar10"].settings` or those that `changed` returns.
+        settings: the recipe's settings, `RECIPES["anytime-cifar10-full"].settings` or those that `changed` returns.
         classes: number of classes.
 
     Raises:
@@ -46,8 +59,7 @@ def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
     width, branches, exits = (settings[f"inclusive_{name}"] for name in ("width", "branches", "exits"))
     separate = {f"separate-{k}": branches * k // exits for k in range(1, exits + 1)}
     if model == "sliced":
-        widths, slice_branches = settings["slice_widths"], settings["slice_branches"]
-        return SlicedResNeXt(classes, sum(widths), bottleneck, sum(slice_branches), blocks, widths, slice_branches)
+        return _sliced(settings, classes)
     if model == "inclusive":
         return InclusiveResNeXt(classes, width, bottleneck, branches, blocks, exits)
     if model == "msdnet":
@@ -56,6 +68,40 @@ def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
     if model in separate:
         return resnext(classes, width, bottleneck, separate[model], blocks)
     raise mismatch("model", f"one of {', '.join(('sliced', 'inclusive', 'msdnet', *separate))}", model)
+
+
+def _sliced(settings: Settings, classes: int) -> AnytimeNetwork:
+    """The sliced network of these settings: a `SlicedResNeXt`, or a `SlicedResNet` where `slice_block` says so."""
+    block = settings.get("slice_block", "resnext")
+    require(block in SLICE_BLOCKS, "slice_block", f"one of {list(SLICE_BLOCKS)}", block)
+    if block == "resnext":
+        widths, branches = settings["slice_widths"], settings["slice_branches"]
+        widths = widths if isinstance(widths, tuple) else slice_widths(widths, 1)[0]
+        return SlicedResNeXt(
+            classes, sum(widths), settings["bottleneck"], sum(branches), settings["blocks"], widths, branches
+        )
+    widths = slice_widths(settings["slice_widths"], len(settings["slice_blocks"]), settings["slice_multiple"])
+    options = {name: settings[f"slice_{name}"] for name in ("blocks", "block", "stem_stride", "expansion", "squeeze")}
+    return SlicedResNet(classes, SliceShape(widths, **options))
+
+
+def slice_widths(text: str, stages: int, multiple: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Channels of each slice in each stage, from a setting.
+
+    Args:
+        text: "26,11,13,14", the slices' channels in the first stage, which double from stage to stage, or
+            "16,16/32,32/64,64" for all stages.
+        stages, multiple: see `doubling_widths`; they are not used if all stages are given.
+
+    Raises:
+        ValueError: another text, or as `doubling_widths`.
+    """
+    try:
+        widths = tuple(tuple(int(size) for size in stage.split(",")) for stage in text.split("/"))
+    except ValueError as error:
+        expected = "whole numbers separated by commas, with a slash between stages, such as 16,16/32,32/64,64"
+        raise mismatch("slice_widths", expected, text) from error
+    return widths if len(widths) > 1 else doubling_widths(widths[0], stages, multiple)
 
 
 def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -77,7 +123,8 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             if model == "separate":
                 yield part, Trainer(make, task, **options)
             else:
-                loss = JointLoss(settings["slice_weights"] if model == "sliced" else None, settings["distillation"])
+                weights = settings["slice_weights"] if model == "sliced" else ()
+                loss = JointLoss(weights or None, settings["distillation"])
                 yield part, AnytimeTrainer(make, task, loss=loss, **options)
 
 
@@ -104,8 +151,17 @@ def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) 
 
 
 def _task(settings: Settings, seed: int) -> Task:
-    """`per_class` training images of each class, and the test set or, to make choices, other training images."""
-    cifar, count = load_cifar10(settings["images"]), settings["per_class"]
+    """`per_class` training images of each class, and the test set or, to make choices, other training images.
+
+    Settings without `per_class` stand for all training images; those that are held back are then the same in every run.
+    """
+    cifar = load_cifar10(settings["images"])
+    if "per_class" not in settings:
+        if settings["scored_on"] == "test":
+            return Task(cifar.train, cifar.test)
+        fraction = VALIDATION_PER_CLASS * len(cifar.classes) / len(cifar.train)
+        return Task(*cifar.train.split(fraction, HELD_BACK_SEED))
+    count = settings["per_class"]
     if settings["scored_on"] == "test":
         return Task(cifar.train.few(count, seed), cifar.test)
     images, split = cifar.train.few(count + VALIDATION_PER_CLASS, seed), count * len(cifar.classes)
@@ -142,12 +198,37 @@ CIFAR10: Settings = {
     "checkpoint_seconds": 30.0,
 }
 
+CIFAR10_FULL: Settings = {
+    **{name: value for name, value in CIFAR10.items() if name != "per_class"},
+    "models": ("sliced", "msdnet", "inclusive"),
+    "epochs": 10,
+    "lr": 0.1,
+    "precision": "float32",  # bfloat16 is quicker on a GPU, and many times slower on a processor without it
+    "slice_block": "basic",
+    "slice_widths": "26,11,13,14",
+    "slice_multiple": 1,
+    "slice_blocks": (1, 1, 1),
+    "slice_stem_stride": 2,
+    "slice_expansion": 4,
+    "slice_squeeze": 0,
+    "slice_weights": (),
+}
+
 RECIPES = {
     "anytime-cifar10": Recipe(
         reproduces="anytime networks side by side on CIFAR-10, at a scale for 2 cores: accuracy against multiply-adds",
         duration="on one thread about 10 minutes for sliced or MSDNet, 25 for inclusive or all separate ones",
         expected="60 to 70 % at each exit after 8 epochs on 10,000 images",
         settings=CIFAR10,
+        trainers=cifar10,
+        rows=rows,
+        network=_build_normalised,
+    ),
+    "anytime-cifar10-full": Recipe(
+        reproduces="anytime networks side by side on all 50,000 training images of CIFAR-10",
+        duration="on one core an hour or less for sliced, one to two for MSDNet, about three for inclusive",
+        expected="not measured yet",
+        settings=CIFAR10_FULL,
         trainers=cifar10,
         rows=rows,
         network=_build_normalised,

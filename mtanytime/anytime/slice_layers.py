@@ -1,0 +1,124 @@
+"""Layers cut into slices: run whole, thinned to their first slices, or run one slice at a time."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtanytime.anytime.slice_pattern import TriangularConv
+
+Run = Callable[[nn.Module, Tensor], Tensor]  # how a block applies a layer to maps: `whole` or a `SliceSteps`
+
+
+class SliceNorm(nn.BatchNorm2d):
+    """A batch norm of slices: one norm serves every width, since slices do not depend on later ones."""
+
+    def __init__(self, slices: Sequence[int]) -> None:
+        super().__init__(sum(slices))
+        self.slices = tuple(slices)
+
+    def first(self, k: int) -> Self:
+        """Copy the first k slices as a layer of their own."""
+        thin = first_of_norm(self, sum(self.slices[:k]))
+        thin.slices = self.slices[:k]
+        return thin
+
+    def output_slice(self, maps: Tensor, j: int) -> Tensor:
+        """Normalise the maps of slice j (from 0)."""
+        start = sum(self.slices[:j])
+        return slice_of_norm(self, maps, start, start + self.slices[j])
+
+
+class SliceConv(nn.Conv2d):
+    """An ordinary 3×3 convolution without mixing of slices: the first one of a network, or a depthwise one.
+
+    Args:
+        inputs: channels of the images, which every slice reads; None: depthwise, one filter per channel.
+        slices: channels of each slice of the output.
+        stride: see `nn.Conv2d`.
+    """
+
+    def __init__(self, inputs: int | None, slices: Sequence[int], stride: int = 1) -> None:
+        outputs = sum(slices)
+        groups = outputs if inputs is None else 1
+        super().__init__(inputs or outputs, outputs, 3, stride, padding=1, groups=groups, bias=False)
+        self.slices = tuple(slices)
+
+    def first(self, k: int) -> Self:
+        """Copy the first k slices as a layer of their own."""
+        thin = deepcopy(self)
+        thin.slices = self.slices[:k]
+        thin.out_channels = sum(thin.slices)
+        if self.groups > 1:
+            thin.in_channels = thin.groups = thin.out_channels
+        for name in ("weight", "bias"):
+            if getattr(self, name) is not None:
+                setattr(thin, name, nn.Parameter(getattr(self, name)[: thin.out_channels].detach().clone()))
+        return thin
+
+    def output_slice(self, maps: Tensor, j: int) -> Tensor:
+        """Compute slice j (from 0) from the images or, if depthwise, from slice j of the input."""
+        start = sum(self.slices[:j])
+        weight, bias = (
+            None if part is None else part[start : start + self.slices[j]] for part in (self.weight, self.bias)
+        )
+        return F.conv2d(maps, weight, bias, self.stride, 1, groups=self.slices[j] if self.groups > 1 else 1)
+
+
+def whole(layer: nn.Module, maps: Tensor) -> Tensor:
+    """Apply a layer to the maps of all of its slices."""
+    return layer(maps)
+
+
+class SliceSteps:
+    """Apply layers to the maps of slice `j` alone, after slices 0 to j - 1 went through the same layers.
+
+    `inputs` holds what triangular convolutions read of earlier slices: layer -> a list of the slices' maps.
+    """
+
+    def __init__(self, inputs: dict[nn.Module, list[Tensor]], j: int) -> None:
+        self.inputs, self.j = inputs, j
+
+    def __call__(self, layer: nn.Module, maps: Tensor) -> Tensor:
+        """Return slice j of a layer's output for slice j of its input. Layers without slices run on it as they are."""
+        if isinstance(layer, TriangularConv):
+            parts = self.inputs.setdefault(layer, [])
+            parts.append(maps)
+            maps = torch.cat(parts, dim=1) if self.j else maps
+        return layer.output_slice(maps, self.j) if isinstance(layer, SLICED) else layer(maps)
+
+
+SLICED = (TriangularConv, SliceNorm, SliceConv)
+
+
+@torch.no_grad()
+def first_slices(module: nn.Module, k: int) -> Any:
+    """Copy a module of blocks, with the first k slices of every layer in it."""
+    thin = {id(layer): layer.first(k) for layer in module.modules() if isinstance(layer, SLICED)}
+    return deepcopy(module, thin)
+
+
+def first_of_norm(norm: nn.Module, channels: int) -> Any:
+    """Copy the first channels of a batch norm; an identity stays one."""
+    thin = deepcopy(norm)
+    if isinstance(thin, nn.BatchNorm2d):
+        thin.num_features = channels
+        thin.weight, thin.bias = (nn.Parameter(part[:channels].clone()) for part in (thin.weight, thin.bias))
+        thin.running_mean, thin.running_var = (
+            part[:channels].clone() for part in (thin.running_mean, thin.running_var)
+        )
+    return thin
+
+
+def slice_of_norm(norm: nn.Module, maps: Tensor, start: int, stop: int) -> Tensor:
+    """Normalise maps that are the channels from start to stop of a batch norm; an identity leaves them as they are."""
+    if isinstance(norm, nn.Identity):
+        return maps
+    mean, var, weight, bias = (
+        None if part is None else part[start:stop]
+        for part in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return F.batch_norm(maps, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)

@@ -1,0 +1,104 @@
+"""Sliced residual networks of dense blocks: one pass computes all exits, a wider one reuses a thinner one's work."""
+
+from copy import deepcopy
+from itertools import accumulate, pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtanytime.anytime.blocks import make_block
+from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
+from mtanytime.anytime.resnext import initialise
+from mtanytime.anytime.slice_layers import Run, SliceConv, SliceNorm, SliceSteps, first_slices, whole
+from mtanytime.anytime.slice_shape import SliceShape
+from mtanytime.anytime.stepping import SlicedNetwork
+from mtanytime.backbones import check_image_shape
+
+
+class SlicedResNet(SlicedNetwork):
+    """A residual network cut into K slices, each of which reads only itself and the slices before it.
+
+    As `SlicedResNeXt`, with other blocks: dense 3×3 convolutions, block lower triangular, or inverted residuals.
+    Processors compute them in less time per multiply-add than narrow groups. Every norm follows a convolution, so all
+    can be folded.
+
+    Args:
+        num_classes: outputs.
+        shape: kind of block, blocks per stage, strides, and the channels of each slice in each stage.
+    """
+
+    def __init__(self, num_classes: int, shape: SliceShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.trunk = SliceTrunk(shape)
+        self.heads = nn.ModuleList(nn.Linear(size, num_classes) for size in accumulate(shape.widths[-1]))
+        initialise(self)
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
+        """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
+        self._check_images(images)
+        features = self.trunk(images)
+        return [head(features[:, : head.in_features]) for head in self.heads]
+
+    @torch.no_grad()
+    def extract(self, k: int) -> "ResNetExit":
+        """Copy sub-network k, the first k slices and their head, as a network with its own weights."""
+        self._check_exit(k)
+        if has_made_weights(self):
+            return plain_copy(self).extract(k)
+        return ResNetExit(first_slices(self.trunk, k), deepcopy(self.heads[k - 1])).train(self.training)
+
+    def _check_images(self, images: Tensor) -> None:
+        check_image_shape(images, 3, self.trunk.stride, type(self).__name__)
+
+    @torch.no_grad()
+    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+        if j == 0:
+            refresh_weights(*self.trunk.modules())
+        return self.trunk(images, SliceSteps(inputs, j))
+
+
+class SliceTrunk(nn.Module):
+    """3×3–norm–ReLU, stages of blocks, ReLU–mean: from images to one feature per channel of the last stage.
+
+    The first block of each stage but the first has stride 2.
+    """
+
+    convolutions_with_norms = (("stem", "norm"),)
+
+    def __init__(self, shape: SliceShape) -> None:
+        super().__init__()
+        self.stem, self.norm = SliceConv(3, shape.widths[0], shape.stem_stride), SliceNorm(shape.widths[0])
+        widths = [shape.widths[0], *shape.widths]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                make_block(shape, outputs if i else inputs, outputs, 1 if i or stage == 0 else 2) for i in range(count)
+            )
+            for stage, (count, (inputs, outputs)) in enumerate(zip(shape.blocks, pairwise(widths), strict=True))
+        )
+        self.stride = shape.stem_stride << (len(shape.widths) - 1)  # of the whole trunk
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], run: Run = whole
+    ) -> Float[Tensor, "batch features"]:
+        """Return the last stage's features, averaged over the pixels, of all slices or of that of `run`."""
+        maps = F.relu(run(self.norm, run(self.stem, images)), inplace=True)
+        for stage in self.stages:
+            for block in stage:
+                maps = block(maps, run)
+        return F.relu(maps).mean(dim=(2, 3))
+
+
+class ResNetExit(nn.Module):
+    """The stand-alone network of one exit: its slices and its head."""
+
+    def __init__(self, trunk: SliceTrunk, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits. Raises ValueError for images without three channels or too small."""
+        check_image_shape(images, 3, self.trunk.stride, type(self).__name__)
+        return self.head(self.trunk(images))

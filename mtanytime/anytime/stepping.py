@@ -1,0 +1,49 @@
+"""Step-up: networks of slices answer exit by exit, and each step computes one slice."""
+
+from abc import abstractmethod
+from collections.abc import Generator
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.checks import Words, mismatch
+
+
+class SlicedNetwork(AnytimeNetwork):
+    """An anytime network in which no slice depends on later ones, and head k reads the features of slices up to k."""
+
+    def refine(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
+        """Yield the K logits one by one, thin to wide: each step computes one slice and reuses the slices before it.
+
+        The logits equal those of `forward` up to rounding, also in train mode (which then updates the running
+        statistics of the computed slices only). They carry no gradient. `send(keep)` instead of `next()` continues with
+        the images for which `keep` is True; it has one entry per row of the last logits. Raises ValueError at the first
+        step for images without three channels, and for a `keep` of another shape or dtype.
+        """
+        self._check_images(images)
+        inputs: dict[nn.Module, list[Tensor]] = {}
+        features: list[Tensor] = []  # per slice
+        for j in range(self.exits):
+            features.append(self._slice_features(images, inputs, j))
+            keep = yield self.heads[j](torch.cat(features, dim=1)).detach()
+            if keep is not None:
+                if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
+                    got = Words(f"{keep.dtype} {tuple(keep.shape)}")
+                    raise mismatch("keep", f"torch.bool ({len(images)},), one per image", got)
+                images, features = images[keep], [part[keep] for part in features]
+                inputs = {layer: [part[keep] for part in parts] for layer, parts in inputs.items()}
+
+    @abstractmethod
+    def _check_images(self, images: Tensor) -> None:
+        """Raise ValueError for images that the network cannot read."""
+
+    @abstractmethod
+    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+        """Compute the features of slice j, without gradients.
+
+        `inputs` holds what layers or blocks read of earlier slices; what later slices read of slice j is added to it.
+        """
