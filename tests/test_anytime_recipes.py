@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
+import torch
 
+from mtanytime.anytime import SlicedResNet, SliceShape
 from mtanytime.data.images import Task
 from mtanytime.experiments import anytime_recipes
 from mtanytime.experiments.recipe import changed
-from mtanytime.experiments.runner import RECIPES, plan, run
+from mtanytime.experiments.runner import RECIPES, load_part, plan, run
+from mtanytime.measure.costs import exit_costs
 from mtanytime.training.identity import describe_model
 
 SMALL = {
@@ -64,6 +68,65 @@ def test_validation_images_are_training_images_that_are_held_back(small_task: Ta
         assert not pixels[0] & pixels[1]
         assert pixels[1] <= {image.numpy().tobytes() for image in small_task.train.images}
         assert anytime_recipes._task(settings, seed).test is small_task.test
+
+
+FULL = SMALL | {"slice_blocks": "1,1", "slice_widths": "4,4", "slice_weights": "", "models": "sliced,msdnet,inclusive"}
+
+
+def test_all_training_images(small_task: Task, tmp_path: Path) -> None:
+    """One row per exit with the columns of the shorter recipe; the sliced network has the shape of the settings."""
+    full = {name: value for name, value in FULL.items() if name != "per_class"}
+    results = run("anytime-cifar10-full", tmp_path, [0], full | {"scored_on": "validation"}, progress=False).table
+    stored = pd.read_csv(Path(__file__).parent.parent / "data/results/anytime_cifar10.csv", comment="#")
+    assert list(results) == list(stored)
+    assert results.groupby("model").size().to_dict() == {"inclusive": 2, "msdnet": 2, "sliced": 2}
+    sliced = results[results["model"] == "sliced"]
+    shape = SliceShape(((4, 4), (8, 8)))
+    assert sliced["macs"].tolist() == exit_costs(SlicedResNet(3, shape))["macs"].tolist()
+    network = load_part(tmp_path / "sliced-seed0").network
+    assert network.network.shape == shape
+
+
+def test_the_same_images_are_held_back_in_every_run(small_task: Task) -> None:
+    """All other training images are trained on; to report, all are."""
+    settings = RECIPES["anytime-cifar10-full"].settings
+    parts = [anytime_recipes._task(settings | {"scored_on": "validation"}, seed) for seed in (0, 1)]
+    pixels = [[image.numpy().tobytes() for image in half.images] for half in (parts[0].train, parts[0].test)]
+    assert [len(set(half)) for half in pixels] == [21, 9]
+    assert {*pixels[0], *pixels[1]} == {image.numpy().tobytes() for image in small_task.train.images}
+    assert torch.equal(parts[0].test.images, parts[1].test.images)
+    assert parts[0].test.labels.bincount().tolist() == [3, 3, 3]
+    task = anytime_recipes._task(settings, 0)
+    assert task.train is small_task.train
+    assert task.test is small_task.test
+
+
+def test_slices_of_a_setting() -> None:
+    """All stages, or the first, from which the others follow; a block of today's kind reads the first stage."""
+    settings = RECIPES["anytime-cifar10-full"].settings
+    explicit = changed(settings, {"slice_widths": "4,4/6,2", "slice_block": "inverted", "slice_blocks": "1,2"})
+    shape = SliceShape(((4, 4), (6, 2)), (1, 2), "inverted")
+    assert anytime_recipes.build_network("sliced", explicit, 3).shape == shape
+    rounded = changed(settings, {"slice_widths": "20,20", "slice_multiple": "16", "slice_blocks": "1,1"})
+    assert anytime_recipes.build_network("sliced", rounded, 3).shape.widths == ((16, 32), (48, 32))
+    grouped = changed(settings, {"slice_block": "resnext", "slice_widths": "8,4", "slice_branches": "2,1"})
+    assert anytime_recipes.build_network("sliced", grouped, 3).slice_widths == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slice_widths": "8,x/4,4"}, "slice_widths: expected whole numbers separated by commas, .*, got '8,x/4,4'"),
+        ({"slice_widths": "26,11", "slice_multiple": "16"}, "first: expected slices that keep channels when prefixes"),
+        ({"slice_widths": "4,4/8,8"}, r"blocks: expected one number, or 2, one per stage, got \(1, 1, 1\)"),
+        ({"slice_block": "dense"}, r"slice_block: expected one of \['basic', 'inverted', 'resnext'\], got 'dense'"),
+    ],
+)
+def test_bad_slices(changes: dict[str, str], message: str) -> None:
+    """Slices that do not fit together are reported with what was expected."""
+    settings = changed(RECIPES["anytime-cifar10-full"].settings, changes)
+    with pytest.raises(ValueError, match=message):
+        anytime_recipes.build_network("sliced", settings, 10)
 
 
 def test_plan_counts_every_network(small_task: Task, tmp_path: Path) -> None:

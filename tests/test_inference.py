@@ -13,7 +13,9 @@ from mtanytime.anytime import (
     AnytimePredictor,
     InclusiveResNeXt,
     MSDNet,
+    SlicedResNet,
     SlicedResNeXt,
+    SliceShape,
     choose_thresholds,
     exits_taken,
     fold_batch_norms,
@@ -26,6 +28,8 @@ KINDS = {
     "sliced": lambda: SlicedResNeXt(5, width=12, bottleneck=2, branches=3, blocks=1),
     "inclusive": lambda: InclusiveResNeXt(5, width=8, bottleneck=2, branches=3, blocks=1),
     "msdnet": lambda: MSDNet(5, blocks=3, base=1, step=1),
+    "basic": lambda: SlicedResNet(5, SliceShape(((4, 2, 2), (6, 4, 4)))),
+    "inverted": lambda: SlicedResNet(5, SliceShape(((4, 2, 2), (6, 4, 4)), 2, "inverted", 1, 2, 2)),
 }
 
 
@@ -68,14 +72,15 @@ def test_folding_is_exact(kind: str) -> None:
 
 
 def test_what_is_folded() -> None:
-    """Two of three norms of a pre-activation block fold, in MSDNet all; a sliced network still refines and extracts."""
+    """Two of three norms of a pre-activation block fold, elsewhere all; a sliced network still refines and extracts."""
     sliced = trained_like("sliced")
     folded = fold_batch_norms(sliced)
     assert (norms(sliced), norms(folded)) == (3 * 3 + 1, 3 + 1)
     wanted = sliced.eval()(some_images())
     torch.testing.assert_close(list(folded.refine(some_images())), wanted, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(folded.extract(2)(some_images()), wanted[1], rtol=1e-10, atol=1e-10)
-    assert norms(fold_batch_norms(trained_like("msdnet"))) == 0
+    for kind in ("msdnet", "basic", "inverted"):
+        assert norms(fold_batch_norms(trained_like(kind))) == 0
 
 
 def test_norms_that_cannot_be_folded_stay() -> None:

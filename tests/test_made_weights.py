@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from mtanytime.anytime import AnytimePredictor, InclusiveResNeXt, MSDNet, SlicedResNeXt
+from mtanytime.anytime import AnytimePredictor, InclusiveResNeXt, MSDNet, SlicedResNet, SlicedResNeXt, SliceShape
 from mtanytime.anytime.folding import fold_batch_norms
+from mtanytime.anytime.slice_layers import SliceConv
 from mtanytime.anytime.slice_pattern import TriangularConv
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "MSDNet": lambda: MSDNet(3, blocks=2, base=2, step=1, channels=4, growth=4),
     "sliced": lambda: SlicedResNeXt(3, 8, 2, 4, 1, (4, 4), (2, 2)),
+    "basic": lambda: SlicedResNet(3, SliceShape(((4, 4), (6, 6)))),
     "inclusive": lambda: InclusiveResNeXt(3, 8, 2, 4, 1, 2),
 }
 KINDS: dict[str, Callable[[nn.Module, str], object]] = {
@@ -34,7 +36,7 @@ def made(network: str, kind: str, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = NETWORKS[network]()
         for module in list(model.modules()):
-            if type(module) in (nn.Conv2d, nn.Linear):
+            if type(module) in (nn.Conv2d, nn.Linear, SliceConv):
                 KINDS[kind](module, "weight")
             elif isinstance(module, TriangularConv):
                 for i in range(len(module.weights)):

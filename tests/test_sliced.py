@@ -1,4 +1,4 @@
-"""Sliced ResNeXt: one pass, refinement and extraction give the same logits; thin exits never read wider slices."""
+"""Sliced networks: one pass, refinement and extraction give the same logits; thin exits never read wider slices."""
 
 from itertools import accumulate
 
@@ -6,17 +6,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long_mode import examples
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtanytime.anytime import SlicedResNeXt
-from mtanytime.anytime.slice_pattern import TriangularConv, _Triangular
+from mtanytime.anytime import SlicedResNet, SlicedResNeXt, SliceShape
+from mtanytime.anytime.slice_layers import SliceConv, SliceNorm
+from mtanytime.anytime.slice_pattern import TriangularConv, TriangularConv3x3, _Triangular
+from mtanytime.anytime.stepping import SlicedNetwork
+from mtanytime.measure.costs import exit_costs
+
+KINDS = pytest.mark.parametrize("kind", ["resnext", "basic", "inverted"])
+TINY = {"width": 8, "bottleneck": 2, "branches": 4, "blocks": 1}
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> dict[str, object]:
-    """Small networks of every shape."""
+def shapes(draw: st.DrawFn, kind: str) -> dict[str, object]:
+    """Small networks of every shape, with blocks of one kind."""
     count = draw(st.integers(1, 4))
+    if kind != "resnext":
+        stages = draw(st.lists(st.tuples(*[st.integers(1, 4)] * count), min_size=1, max_size=3))
+        blocks = tuple(draw(st.integers(1, 2)) for _ in stages)
+        stem_stride, expansion, squeeze = (draw(st.integers(*ends)) for ends in ((1, 2), (1, 3), (0, 2)))
+        sizes = {"stem_stride": stem_stride, "expansion": expansion, "squeeze": squeeze}
+        return {"widths": tuple(stages), "blocks": blocks, "block": kind, **sizes}
     widths = draw(st.lists(st.integers(1, 5), min_size=count, max_size=count))
     branches = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
     return {
@@ -30,10 +43,10 @@ def shapes(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-def made(shape: dict[str, object], training: bool) -> SlicedResNeXt:
+def made(shape: dict[str, object], training: bool) -> SlicedNetwork:
     """A network in float64 with batch norms that are not in their initial state."""
     torch.manual_seed(0)
-    network = SlicedResNeXt(3, **shape)
+    network = SlicedResNet(3, SliceShape(**shape)) if "widths" in shape else SlicedResNeXt(3, **shape)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight, module.bias, module.running_mean):
@@ -42,8 +55,10 @@ def made(shape: dict[str, object], training: bool) -> SlicedResNeXt:
     return network.double().train(training)
 
 
-def some_images(network: SlicedResNeXt) -> Tensor:
+def some_images(network: SlicedNetwork) -> Tensor:
     """A few images, large enough for last maps of two pixels or more."""
+    if isinstance(network, SlicedResNet):  # whose strides round up
+        return torch.randn(3, 3, 2 * network.trunk.stride, 2 * network.trunk.stride + 1, dtype=torch.float64)
     size = (8 if isinstance(network.trunk.stem, nn.Sequential) else 2) << (len(network.trunk.stages) - 1)
     return torch.randn(3, 3, size, size, dtype=torch.float64)
 
@@ -60,11 +75,12 @@ def counted(call: object) -> int:
     return counter.get_total_flops() // 2
 
 
-@settings(max_examples=30)
-@given(shapes(), st.booleans())
-def test_one_pass_refine_and_extract_agree(shape: dict[str, object], training: bool) -> None:
+@KINDS
+@settings(max_examples=examples(12))
+@given(st.data(), st.booleans())
+def test_one_pass_refine_and_extract_agree(kind: str, data: st.DataObject, training: bool) -> None:
     """Three ways to compute the same logits and running statistics, in train and eval mode."""
-    network = made(shape, training)
+    network = made(data.draw(shapes(kind)), training)
     images, start = some_images(network), state_of(network)
     whole = network(images)
     after = state_of(network)
@@ -82,11 +98,12 @@ def test_one_pass_refine_and_extract_agree(shape: dict[str, object], training: b
         assert alone.training == network.training
 
 
-@settings(max_examples=20)
-@given(shapes(), st.booleans(), st.integers(1, 3))
-def test_later_slices_do_not_matter(shape: dict[str, object], training: bool, k: int) -> None:
+@KINDS
+@settings(max_examples=examples(10))
+@given(st.data(), st.booleans(), st.integers(1, 3))
+def test_later_slices_do_not_matter(kind: str, data: st.DataObject, training: bool, k: int) -> None:
     """NaN in every parameter and statistic of later slices leaves earlier logits unchanged, bit for bit."""
-    network = made(shape, training)
+    network = made(data.draw(shapes(kind)), training)
     k = min(k, network.exits)
     images, start = some_images(network), state_of(network)
     before = [network(images)[:k], list(network.refine(images))[:k]]
@@ -99,7 +116,7 @@ def test_later_slices_do_not_matter(shape: dict[str, object], training: bool, k:
 
 
 @torch.no_grad()
-def spoil_after(network: SlicedResNeXt, k: int) -> None:
+def spoil_after(network: SlicedNetwork, k: int) -> None:
     """Put NaN into all parameters and statistics of the slices after the k-th."""
 
     def spoil(module: nn.Module, start: int) -> None:
@@ -107,6 +124,17 @@ def spoil_after(network: SlicedResNeXt, k: int) -> None:
             if values.is_floating_point() and name in ("weight", "bias", "running_mean", "running_var"):
                 values[start:] = torch.nan
 
+    for head in network.heads[k:]:
+        spoil(head, 0)
+    if isinstance(network, SlicedResNet):
+        for layer in network.trunk.modules():
+            if isinstance(layer, SliceNorm | SliceConv):
+                spoil(layer, sum(layer.slices[:k]))
+            elif isinstance(layer, TriangularConv):
+                spoil(layer, sum(layer.outputs[:k]))  # its bias
+                for weight in layer.weights[k:]:
+                    weight.fill_(torch.nan)
+        return
     trunk, width, branches = network.trunk, sum(network.slice_widths[:k]), sum(network.slice_branches[:k])
     spoil(trunk.stem if isinstance(trunk.stem, nn.Conv2d) else trunk.stem[0], width)
     for i, stage in enumerate(trunk.stages):
@@ -120,8 +148,6 @@ def spoil_after(network: SlicedResNeXt, k: int) -> None:
                 for weight in convolution.weights[k:]:
                     weight.fill_(torch.nan)
     spoil(trunk.norm, width << (len(trunk.stages) - 1))
-    for head in network.heads[k:]:
-        spoil(head, 0)
 
 
 def test_gradients_reach_what_is_there_and_nothing_else() -> None:
@@ -141,11 +167,12 @@ def test_gradients_reach_what_is_there_and_nothing_else() -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-@settings(max_examples=15)
-@given(shapes())
-def test_one_pass_and_refine_cost_no_more_than_the_widest(shape: dict[str, object]) -> None:
+@KINDS
+@settings(max_examples=examples(6))
+@given(st.data())
+def test_one_pass_and_refine_cost_no_more_than_the_widest(kind: str, data: st.DataObject) -> None:
     """A pass, or refining step by step, costs as much as the widest sub-network plus the heads of the thin exits."""
-    network = made(shape, training=False)
+    network = made(data.draw(shapes(kind)), training=False)
     images = some_images(network)
     widest = counted(lambda: network.extract(network.exits)(images))
     heads = sum(head.weight.numel() for head in network.heads[:-1]) * len(images)
@@ -173,6 +200,21 @@ def by_hand(width: int, slices: int, bottleneck: int, blocks: int) -> int:
     return total + 10 * (width << 2)
 
 
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_costs_of_dense_blocks(stem_stride: int) -> None:
+    """At four slices of 16, 32 and 64 channels, one block per stage, each exit costs what a count on paper says."""
+    shape = SliceShape(((16,) * 4, (32,) * 4, (64,) * 4), stem_stride=stem_stride)
+    costs = exit_costs(SlicedResNet(10, shape))
+    side = 32 // stem_stride
+    for k in range(1, 5):
+        pairs = k * (k + 1) // 2  # of a slice and one before it or itself
+        stages = [2 * 9 * 16 * 16, 9 * 16 * 32 + 9 * 32 * 32 + 16 * 32, 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64]
+        own = 3 * 9 * 16 * k * side**2 + 10 * 64 * k
+        own += sum(pairs * stage * (side >> i) ** 2 for i, stage in enumerate(stages))
+        earlier_heads = 10 * 64 * (k - 1) * k // 2
+        assert costs.loc[k - 1, ["macs_own_head", "macs"]].tolist() == [own, own + earlier_heads]
+
+
 def test_answers_come_one_by_one() -> None:
     """An early answer is useful only if it computes one slice and no more."""
     network, images = SlicedResNeXt(10, width=16, branches=4, blocks=1).eval(), torch.zeros(1, 3, 32, 32)
@@ -196,18 +238,39 @@ def test_triangular_convolution_is_a_masked_one() -> None:
     assert torch.autograd.gradgradcheck(_Triangular.apply, taken)
 
 
-def test_extract_can_be_exported() -> None:
+def test_strided_triangular_convolution_is_a_masked_one() -> None:
+    """A dense 3×3 one, too, for maps of odd sizes, and its slices one by one are bit for bit those of all together."""
+    torch.manual_seed(0)
+    inputs, outputs = (2, 1, 3), (1, 2, 2)
+    for stride in (1, 2):
+        layer = TriangularConv3x3(inputs, outputs, stride).double()
+        maps = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+        dense = torch.zeros(5, 6, 3, 3, dtype=torch.float64)
+        for weight, stop in zip(layer.weights, accumulate(outputs), strict=True):
+            dense[stop - len(weight) : stop, : weight.shape[1]] = weight.detach()
+        whole = layer(maps)
+        torch.testing.assert_close(whole, nn.functional.conv2d(maps, dense, stride=stride, padding=1))
+        for j, part in enumerate(whole.split(outputs, dim=1)):
+            assert torch.equal(layer.output_slice(maps[:, : sum(inputs[: j + 1])], j), part)
+
+
+@KINDS
+def test_extract_can_be_exported(kind: str) -> None:
     """Deployment needs torch.export to accept an extracted exit as it is."""
-    network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1).eval()
+    shape = TINY if kind == "resnext" else {"widths": ((4, 2, 2), (4, 4, 4)), "block": kind, "squeeze": 2}
+    network = made(shape, training=False).float()
     images, alone = torch.randn(2, 3, 8, 8), network.extract(2)
     exported = torch.export.export(alone, (images,)).module()
     torch.testing.assert_close(exported(images), alone(images))
 
 
-def test_bfloat16() -> None:
+@KINDS
+def test_bfloat16(kind: str) -> None:
     """Under autocast, products are computed in bfloat16, and gradients have the weights' own precision."""
     torch.manual_seed(0)
-    network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1)
+    network = SlicedResNeXt(5, **TINY)
+    if kind != "resnext":
+        network = SlicedResNet(5, SliceShape(((4, 4), (8, 8)), 1, kind, squeeze=2))
     images = torch.randn(4, 3, 8, 8)
     exact = network(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):

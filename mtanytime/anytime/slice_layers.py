@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class SliceNorm(nn.BatchNorm2d):
         super().__init__(sum(slices))
         self.slices = tuple(slices)
 
-    def first(self, k: int) -> Self:
+    def first(self, k: int) -> "SliceNorm":
         """Copy the first k slices as a layer of their own."""
         thin = first_of_norm(self, sum(self.slices[:k]))
         thin.slices = self.slices[:k]
@@ -47,7 +47,7 @@ class SliceConv(nn.Conv2d):
         super().__init__(inputs or outputs, outputs, 3, stride, padding=1, groups=groups, bias=False)
         self.slices = tuple(slices)
 
-    def first(self, k: int) -> Self:
+    def first(self, k: int) -> "SliceConv":
         """Copy the first k slices as a layer of their own."""
         thin = deepcopy(self)
         thin.slices = self.slices[:k]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import accumulate
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -64,7 +63,7 @@ class TriangularConv(nn.Module):
             product += self.bias[start : start + len(weight), None]
         return product.unflatten(2, maps.shape[2:])
 
-    def first(self, k: int) -> Self:
+    def first(self, k: int) -> "TriangularConv":
         """Copy the first k slices as a layer of their own."""
         thin = deepcopy(self)
         thin.inputs, thin.outputs = self.inputs[:k], self.outputs[:k]
