@@ -57,7 +57,7 @@ class TriangularConv(nn.Module):
     ) -> Float[Tensor, "batch outputs height width"]:
         """Compute output slice j (from 0) alone. Of `maps`, only the channels of input slices ≤ j are read."""
         weight = self.weights[j]
-        product = torch.bmm(weight.expand(len(maps), -1, -1), maps[:, : weight.shape[1]].flatten(2))
+        product = torch.bmm(weight.expand(maps.shape[0], -1, -1), maps[:, : weight.shape[1]].flatten(2))
         if self.bias is not None:
             start = sum(self.outputs[:j])
             product += self.bias[start : start + len(weight), None]
@@ -116,7 +116,7 @@ class TriangularConv3x3(TriangularConv):
 
 def _product(maps: Float[Tensor, "batch channel pixel"], weights: Sequence[Tensor]) -> Tensor:
     # bmm reads the first channels in place; conv2d would copy them, at four times the cost.
-    return torch.cat([torch.bmm(w.expand(len(maps), -1, -1), maps[:, : w.shape[1]]) for w in weights], dim=1)
+    return torch.cat([torch.bmm(w.expand(maps.shape[0], -1, -1), maps[:, : w.shape[1]]) for w in weights], dim=1)
 
 
 class _Triangular(torch.autograd.Function):
