@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run NAME | bench transfer | bench anytime | explore PLACE`.
+"""The command line: `python -m mtanytime list | run NAME | bench WHAT | explore PLACE`.
 
 Each command has one function that declares its options and one that runs it. To add a command, write these two and add
 the first to `COMMANDS`.
@@ -10,11 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from mtanytime.anytime.shape_search import search_shapes
 from mtanytime.checks import require
 from mtanytime.console import replace_unprintable
-from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer
-from mtanytime.experiments.recipe import as_text
+from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer, processor
+from mtanytime.experiments.recipe import Results, as_text
 from mtanytime.experiments.runner import RECIPES, check_new_csv, plan, run, write_results
+from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
+from mtanytime.measure.runtimes import RUNTIMES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,6 +135,28 @@ def _add_bench(commands: Any) -> None:
     ):
         default = getattr(AnytimeSizes, name)
         anytime.add_argument(f"--{name}", type=_count, default=default, help=f"{help} (default {default})")
+    layers = benchmarks.add_parser("layers", help="time per multiply-add of convolutions of every kind")
+    layers.set_defaults(command_function=_bench_layers)
+    _add_timing_options(layers, [1, 64], ["eager", "channels-last"])
+    layers.add_argument("--channels", type=_count, nargs="+", default=[16, 24, 32, 48, 64, 128], help="of the layers")
+    layers.add_argument("--csv", type=Path, help="a new file for the table")
+    shapes = benchmarks.add_parser("shapes", help="widths of slices that use the milliseconds of each exit best")
+    shapes.set_defaults(command_function=_bench_shapes)
+    _add_timing_options(shapes, [1], ["eager"])
+    help = "of the convolutions of each exit, thin to wide"
+    shapes.add_argument("--milliseconds", type=float, nargs="+", required=True, help=help)
+    shapes.add_argument("--multiple", type=_count, default=16, help="of every slice's channels (default 16)")
+    shapes.add_argument(
+        "--largest", type=_count, default=64, help="channels of a slice in the first stage (default 64)"
+    )
+    shapes.add_argument("--times", type=Path, help="a CSV file that keeps this machine's measured times")
+
+
+def _add_timing_options(parser: argparse.ArgumentParser, batches: list[int], runtimes: list[str]) -> None:
+    many = "+" if len(batches) > 1 else 1
+    parser.add_argument("--batch", type=_count, nargs=many, default=batches, help=f"images (default {batches})")
+    parser.add_argument("--runtime", choices=RUNTIMES, nargs=many, default=runtimes, help=f"(default {runtimes})")
+    parser.add_argument("--rounds", type=_count, default=20, help="counted rounds (default 20)")
 
 
 def _add_bench_options(parser: argparse.ArgumentParser, repository: str) -> None:
@@ -195,6 +222,36 @@ def _bench_anytime(options: argparse.Namespace) -> int:
         for name, seconds in figures.get(setting, {}).items():
             print(f"{setting} {name.removesuffix('_s')}: {seconds} s")
     _print_config(figures)
+    return 0
+
+
+def _bench_layers(options: argparse.Namespace) -> int:
+    if options.csv is not None:
+        check_new_csv(options.csv)
+    layers = usual_layers(options.channels)
+    table = layer_times(layers, options.batch, options.runtime, options.rounds)
+    print(table.to_string(index=False, float_format="{:.4g}".format))
+    if options.csv is not None:
+        write_results(Results(table, None), options.csv, "python -m mtanytime bench layers")
+    return 0
+
+
+def _bench_shapes(options: argparse.Namespace) -> int:
+    here, kept = processor(), options.times
+    table = pd.read_csv(kept) if kept is not None and kept.exists() else None
+    if table is not None:
+        machines = table["processor"].unique().tolist() if "processor" in table else ["an unknown processor"]
+        require(machines == [here], str(kept), f"times of {here}", machines, "choose a new file")
+    clock = LayerClock(options.batch[0], options.runtime[0], options.rounds, table)
+    try:
+        found = search_shapes(clock.ms, options.milliseconds, options.multiple, largest=options.largest)
+    finally:
+        if kept is not None:
+            clock.table.assign(processor=here).to_csv(kept, index=False)
+    for candidate in found[:10]:
+        widths = "/".join(",".join(map(str, stage)) for stage in candidate.shape.widths)
+        costs = " ".join(f"{ms:.3g}" for ms in candidate.costs)
+        print(f"slice_widths={widths}  {costs} ms  {' '.join(f'{macs / 1e6:.1f}' for macs in candidate.macs)} M")
     return 0
 
 

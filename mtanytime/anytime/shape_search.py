@@ -1,0 +1,119 @@
+"""Shapes of sliced networks for a machine: the widths that fill a budget at each exit best."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+from mtanytime.anytime.slice_shape import SliceShape
+from mtanytime.checks import require
+from mtanytime.measure.layer_times import Layer
+
+Cost = Callable[[Layer], float]  # of one layer: `LayerClock.ms`, or its multiply-adds
+Stages = tuple[int, ...]  # channels in each stage, of a prefix or a slice
+
+
+def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
+    """The convolutions that the stand-alone network of exit k runs, one by one, for images of side × side pixels.
+
+    Only for basic blocks, without squeeze-and-excitation. Raises ValueError for another shape.
+    """
+    require(shape.block == "basic" and not shape.squeeze, "shape", "basic blocks without squeeze", shape)
+    ends = [tuple(sum(stage[:j]) for stage in shape.widths) for j in range(k + 1)]
+    layers = [_stem(ends[k], shape.stem_stride, side)]
+    for before, after in pairwise(ends):
+        layers += _slice_layers(before, after, shape.blocks, shape.stem_stride, side)
+    return layers
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape with what each of its exits costs, in the unit of the budgets, and its multiply-adds, heads left out."""
+
+    shape: SliceShape
+    costs: tuple[float, ...]
+    macs: tuple[int, ...]
+
+
+def search_shapes(
+    cost: Cost,
+    budgets: Sequence[float],
+    multiple: int = 16,
+    blocks: Sequence[int] = (1, 1, 1),
+    largest: int = 64,
+    growth: tuple[float, float] = (1.5, 3.0),
+    keep: int = 200,
+) -> list[Candidate]:
+    """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
+
+    The networks have basic blocks and a first convolution of stride 2. A cost is the sum of those of the convolutions:
+    additions, activations and the head come on top, so leave room for them. Which of the shapes is the most accurate
+    is for a training to say, on images held back.
+
+    Args:
+        cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
+        budgets: of each exit, thin to wide, in the same unit.
+        multiple: of the channels of every slice.
+        blocks: blocks per stage.
+        largest: channels of the largest slice in the first stage; twice and four times as many in the next ones.
+        growth: least and most channels of a prefix in a stage, as a multiple of those in the stage before.
+        keep: shapes that the search keeps after each exit.
+
+    Returns:
+        The shapes, the one with the largest product of its exits' multiply-adds first.
+
+    Raises:
+        ValueError: budgets that do not increase, or one below the cost of the thinnest slice.
+    """
+    increasing = len(budgets) > 0 and all(a < b for a, b in pairwise((0, *budgets)))
+    require(increasing, "budgets", "numbers above 0 that increase from exit to exit", list(budgets))
+    choices = [range(multiple, (largest << stage) + 1, multiple) for stage in range(len(blocks))]
+    beam: list[tuple[tuple[Stages, ...], float, list[float], list[int]]] = [(((0,) * len(blocks),), 0.0, [], [])]
+    for k, budget in enumerate(budgets, 1):
+        found, cheapest = [], math.inf
+        for ends, slices_cost, costs, macs in beam:
+            for after in _wider(ends[-1], choices, growth):
+                layers, stem = _slice_layers(ends[-1], after, blocks, 2, 32), _stem(after, 2, 32)
+                own = slices_cost + sum(map(cost, layers))
+                total = own + cost(stem)
+                cheapest = min(cheapest, total)
+                if total <= budget:
+                    before = macs[-1] - _stem(ends[-1], 2, 32).macs if macs else 0
+                    total_macs = before + sum(layer.macs for layer in (*layers, stem))
+                    found.append(((*ends, after), own, [*costs, total], [*macs, total_macs]))
+        expected = f"at least {cheapest:g} for exit {k}, the cost of the thinnest slice"
+        require(len(found) > 0, "budgets", expected, budget)
+        beam = sorted(found, key=lambda shape: -math.prod(shape[3]))[:keep]
+    return [Candidate(_shape(ends, blocks), tuple(costs), tuple(macs)) for ends, _, costs, macs in beam]
+
+
+def _shape(ends: Sequence[Stages], blocks: Sequence[int]) -> SliceShape:
+    widths = (tuple(b - a for a, b in pairwise(stage)) for stage in zip(*ends, strict=True))
+    return SliceShape(tuple(widths), tuple(blocks))
+
+
+def _wider(end: Stages, choices: Sequence[Sequence[int]], growth: tuple[float, float]) -> Iterator[Stages]:
+    """Prefixes with one more slice that grow from stage to stage within the bounds."""
+    for added in product(*choices):
+        after = tuple(a + b for a, b in zip(end, added, strict=True))
+        if all(growth[0] * a <= b <= growth[1] * a for a, b in pairwise(after)):
+            yield after
+
+
+def _stem(end: Stages, stride: int, side: int) -> Layer:
+    return Layer(3, end[0], side, stride=stride)
+
+
+def _slice_layers(before: Stages, after: Stages, blocks: Sequence[int], stem_stride: int, side: int) -> list[Layer]:
+    """The convolutions of one slice, between two prefixes, without the first of the network."""
+    layers, side = [], -(-side // stem_stride)
+    for stage, count in enumerate(blocks):
+        outputs = after[stage] - before[stage]
+        for i in range(count):
+            first = stage > 0 and i == 0
+            layers.append(Layer(after[stage - 1] if first else after[stage], outputs, side, stride=2 if first else 1))
+            if first:
+                side = -(-side // 2)
+                layers.append(Layer(after[stage - 1], outputs, side, size=1))
+            layers.append(Layer(after[stage], outputs, side))
+    return layers

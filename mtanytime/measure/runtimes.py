@@ -1,0 +1,108 @@
+"""Ways to run a network: eager torch in two memory layouts, compiled, or ONNX Runtime; and fair timing of them."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mtanytime.checks import require
+from mtanytime.devices import synchronise
+
+RUNTIMES = ("eager", "channels-last", "compile", "onnxruntime")
+HOW_TO_INSTALL = "pip install 'mtanytime[export]'"
+Call = Callable[[], Any]
+
+
+def prepare(network: nn.Module, images: Float[Tensor, "batch channel height width"], runtime: str) -> Call:
+    """Return a call that runs a network in eval mode on these images, as often as it is called.
+
+    Args:
+        network: it is not changed.
+        images: the batch, already on the network's device.
+        runtime: "eager"; "channels-last", eager on images and weights in that memory layout; "compile", by
+            torch.compile, whose first call compiles; or "onnxruntime", on the CPU and on as many threads as torch uses.
+
+    Raises:
+        ValueError: an unknown runtime.
+        ImportError: ONNX Runtime or what exports to it is not installed.
+    """
+    require(runtime in RUNTIMES, "runtime", f"one of {list(RUNTIMES)}", runtime)
+    network = deepcopy(network).eval()
+    if runtime == "onnxruntime":
+        return _onnx_call(network, images)
+    if runtime == "channels-last":
+        network, images = (part.to(memory_format=torch.channels_last) for part in (network, images))
+    run = torch.compile(network) if runtime == "compile" else network
+    return torch.no_grad()(lambda: run(images))
+
+
+def write_onnx(network: nn.Module, file: Path, image_shape: Sequence[int] = (3, 32, 32)) -> None:
+    """Write a network in eval mode as an ONNX file, with input "images" and output "logits", for any batch size.
+
+    To write an exit of an anytime network: `write_onnx(fold_batch_norms(network.extract(k)), file)`. Raises ImportError
+    if the packages for it are not installed.
+    """
+    _installed("onnx", "onnxscript")
+    images = torch.rand(2, *image_shape)
+    torch.onnx.export(
+        deepcopy(network).eval().cpu(),
+        (images,),
+        file,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def time_in_turn(
+    calls: Sequence[Call], repeats: int = 20, warmup: int = 3, progress: bool = False
+) -> Float64[np.ndarray, "calls repeats"]:
+    """Milliseconds of calls, in rounds of one run of each, so that a slow moment of the machine affects all alike.
+
+    An accelerator is waited for. Raises ValueError if `repeats` is below 1 or `warmup` below 0.
+    """
+    require(repeats >= 1, "repeats", "a number >= 1", repeats)
+    require(warmup >= 0, "warmup", "a number >= 0", warmup)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    times = np.empty((len(calls), warmup + repeats))
+    for i in tqdm(range(warmup + repeats), "timing", unit="round", file=sys.stderr, disable=not progress):
+        for j, call in enumerate(calls):
+            synchronise(device)
+            started = time.perf_counter()
+            call()
+            synchronise(device)
+            times[j, i] = 1000 * (time.perf_counter() - started)
+    return times[:, warmup:]
+
+
+def _onnx_call(network: nn.Module, images: Tensor) -> Call:
+    runtime = _installed("onnxruntime")[0]
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        write_onnx(network, file, images.shape[1:])
+        session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs = {"images": images.cpu().numpy()}
+    return lambda: session.run(None, inputs)
+
+
+def _installed(*names: str) -> list[ModuleType]:
+    """Import packages that are optional. ImportError that says how to install them."""
+    try:
+        return [__import__(name) for name in names]
+    except ImportError as error:
+        raise ImportError(f"{error.name}: expected to be installed for ONNX; {HOW_TO_INSTALL}") from error
