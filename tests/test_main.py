@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.__main__ import main
 from mtanytime.backbones import vgg9
+from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.runner import plan
 
 SHORT = ["--set", "letters_per_class=2", "epochs=3", "digits_per_class=4", "batch_size=10", "checkpoint_seconds=0"]
@@ -240,3 +242,22 @@ def test_bench_of_a_folder_that_is_not_a_clone(tmp_path: Path, capsys: pytest.Ca
     """A mistyped folder is reported before anything is timed."""
     assert main(["bench", "transfer", "--authors", str(tmp_path)]) == 1
     assert "authors: expected a clone of alinlab/L2T-ww" in capsys.readouterr().err
+
+
+def test_bench_of_layers_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Both print tables; times are kept in a file, which another machine's may not be."""
+    csv, times = tmp_path / "layers.csv", tmp_path / "times.csv"
+    layers = ["bench", "layers", "--rounds", "1", "--batch", "1", "--runtime", "eager", "--channels", "4"]
+    assert main([*layers, "--csv", str(csv)]) == 0
+    assert "gmacs_per_s" in capsys.readouterr().out
+    assert len(pd.read_csv(csv, comment="#")) == 8
+    shapes = ["bench", "shapes", "--rounds", "1", "--multiple", "4", "--largest", "4", "--times", str(times)]
+    assert main([*shapes, "--milliseconds", "1000", "2000"]) == 0
+    assert re.search(r"slice_widths=4,4/8,8/\d+,\d+ ", capsys.readouterr().out)
+    kept = times.read_text()
+    assert main([*shapes, "--milliseconds", "0.000001"]) == 1
+    assert "error: budgets: expected at least " in capsys.readouterr().err
+    assert times.read_text() == kept
+    times.write_text(kept.replace(processor(), "another"))
+    assert main([*shapes, "--milliseconds", "1000"]) == 1
+    assert re.search(r"error: .*times.csv: expected times of .*, got \['another'\]; choose", capsys.readouterr().err)
