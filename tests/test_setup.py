@@ -40,7 +40,7 @@ def test_conda_environment_installs_the_same_package() -> None:
     """Conda users must get the same name, Python and packages; a second list of packages would go out of date."""
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert conda["name"] == PROJECT["name"]
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export"}
     *plain, through_pip = conda["dependencies"]
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     assert through_pip == {"pip": ["-e .[notebooks,test]"]}
