@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from mtanytime.anytime.shape_search import search_shapes
-from mtanytime.checks import require
+from mtanytime.checks import one_line, require
 from mtanytime.console import replace_unprintable
 from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer, processor
 from mtanytime.experiments.recipe import Results, as_text
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command_function(options)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.explore import contents, draw, tables
 from mtanytime.explore.contents.pictures import in_page, picture_contents
 from mtanytime.explore.kinds import kind_of, varied_settings
@@ -25,12 +25,20 @@ def explored(place: str | PathLike[str]) -> Page:
 
     Raises:
         ValueError: the table is of no known kind, lacks a column or cannot be drawn; or the folder is no run's (names
-            the runs in it).
+            the runs in it). Names the place.
         OSError: a table cannot be read.
     """
     path = Path(place)
-    if path.is_dir():
-        return _of_folder(path)
+    try:
+        return _of_folder(path) if path.is_dir() else _of_file(path)
+    except ValueError as error:
+        if (named := one_line(str(path))) in str(error):
+            raise
+        raise ValueError(f"{named}: {error}") from error
+
+
+def _of_file(path: Path) -> Page:
+    """Return the page of a table."""
     table = tables.read_table(path, "table")
     kind = kind_of(table)
     trace, channels = path.with_name("trace.csv"), path.with_name("channels.csv")

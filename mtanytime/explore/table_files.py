@@ -8,11 +8,8 @@ import io
 import re
 import warnings
 from collections.abc import Collection
-from lzma import LZMAError
 from os import PathLike
 from pathlib import Path
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import pandas as pd
 from pandas.io.common import get_handle
@@ -22,6 +19,7 @@ from mtanytime.checks import Words, mismatch, require
 SEPARATORS = (",", ";", "\t", "|")
 NUMBER = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*")
 NO_NUMBER = ["", " ", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+BYTES_UP_TO = 2**31
 ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # byte-order marks
 
 
@@ -82,9 +80,13 @@ def _text(path: str | PathLike[str], name: str) -> str:
         raise mismatch(name, "a CSV table", Words(f"{path}, which is a folder"))
     try:
         with get_handle(path, "rb", compression="infer", is_text=False) as handles:
-            data = handles.handle.read()
-    except (EOFError, ZlibError, BadZipFile, LZMAError, ValueError) as error:
-        raise _unreadable(name, path, str(error) or type(error).__name__) from None
+            data = handles.handle.read(BYTES_UP_TO + 1)
+    except Exception as error:  # the libraries for compressed files raise many kinds, OSError too
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise _unreadable(name, path, str(error).strip().partition("\n")[0] or type(error).__name__) from None
+    if len(data) > BYTES_UP_TO:  # a small compressed file may expand without end
+        raise mismatch(name, f"a CSV table of at most {BYTES_UP_TO} bytes", Words(f"{path}, which is larger"))
     encoding = next((encoding for mark, encoding in ENCODINGS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

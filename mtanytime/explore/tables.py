@@ -98,11 +98,12 @@ def read_channels(channels: Table) -> pd.DataFrame:
     """Return a table of channel weights: step, source, target, channel, weight[, slice].
 
     Raises:
-        ValueError: as `read_table`; a step or channel is not a whole number.
+        ValueError: as `read_table`; a step or channel is not a whole number, or a channel is negative.
     """
     name = "channels table"
     table = read_table(channels, name, "step", "source", "target", "channel", "weight")
     whole = {column: require_whole(table, name, column) for column in ("step", "channel")}
+    require_rows(whole["channel"] >= 0, table, name, "channel", "whole numbers from 0")
     return table.assign(**whole, weight=finite(table["weight"]))
 
 
