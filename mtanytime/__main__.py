@@ -7,6 +7,7 @@ the first to `COMMANDS`.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from mtanytime.anytime.shape_search import search_shapes
 from mtanytime.checks import one_line, require
 from mtanytime.console import replace_unprintable
 from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer, processor
-from mtanytime.experiments.recipe import Results, as_text
+from mtanytime.experiments.exit_times import exit_times
+from mtanytime.experiments.recipe import Results, as_text, changed
 from mtanytime.experiments.runner import RECIPES, check_new_csv, plan, run, write_results
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
@@ -78,9 +80,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_or_plan(options: argparse.Namespace) -> int:
-    for text in options.set:
-        require("=" in text, "--set", "KEY=VALUE", text)
-    settings = dict(text.split("=", 1) for text in options.set)
+    settings = _settings(options)
     if options.dry_run:
         return _print_plan(options, settings)
     if options.csv is not None:
@@ -92,6 +92,12 @@ def _run_or_plan(options: argparse.Namespace) -> int:
         command = f"python -m mtanytime run {options.name} --out FOLDER --seed {seeds}"
         write_results(results, options.csv, command + f" --set {' '.join(options.set)}" * bool(options.set))
     return int(results.table["accuracy"].isna().any())
+
+
+def _settings(options: argparse.Namespace) -> dict[str, str]:
+    for text in options.set:
+        require("=" in text, "--set", "KEY=VALUE", text)
+    return dict(text.split("=", 1) for text in options.set)
 
 
 def _print_plan(options: argparse.Namespace, settings: dict[str, str]) -> int:
@@ -140,6 +146,11 @@ def _add_bench(commands: Any) -> None:
     _add_timing_options(layers, [1, 64], ["eager", "channels-last"])
     layers.add_argument("--channels", type=_count, nargs="+", default=[16, 24, 32, 48, 64, 128], help="of the layers")
     layers.add_argument("--csv", type=Path, help="a new file for the table")
+    exits = benchmarks.add_parser("exits", help="milliseconds of all exits of sliced networks and their rivals")
+    exits.set_defaults(command_function=_bench_exits)
+    _add_timing_options(exits, [1, 64], ["eager"])
+    exits.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of anytime-cifar10-full")
+    exits.add_argument("--csv", type=Path, help="a new file for the table")
     shapes = benchmarks.add_parser("shapes", help="widths of slices that use the milliseconds of each exit best")
     shapes.set_defaults(command_function=_bench_shapes)
     _add_timing_options(shapes, [1], ["eager"])
@@ -226,13 +237,29 @@ def _bench_anytime(options: argparse.Namespace) -> int:
 
 
 def _bench_layers(options: argparse.Namespace) -> int:
-    if options.csv is not None:
-        check_new_csv(options.csv)
-    layers = usual_layers(options.channels)
-    table = layer_times(layers, options.batch, options.runtime, options.rounds)
+    def measured() -> pd.DataFrame:
+        return layer_times(usual_layers(options.channels), options.batch, options.runtime, options.rounds)
+
+    return _print_table(measured, options.csv, "layers")
+
+
+def _bench_exits(options: argparse.Namespace) -> int:
+    settings = changed(RECIPES["anytime-cifar10-full"].settings, _settings(options))
+
+    def measured() -> pd.DataFrame:
+        return exit_times(settings, options.batch, options.runtime, options.rounds)
+
+    return _print_table(measured, options.csv, "exits" + f" --set {' '.join(options.set)}" * bool(options.set))
+
+
+def _print_table(measure: Callable[[], pd.DataFrame], csv: Path | None, command: str) -> int:
+    """Print a benchmark's table and write it to a new file, if one is named, which is checked first."""
+    if csv is not None:
+        check_new_csv(csv)
+    table = measure()
     print(table.to_string(index=False, float_format="{:.4g}".format))
-    if options.csv is not None:
-        write_results(Results(table, None), options.csv, "python -m mtanytime bench layers")
+    if csv is not None:
+        write_results(Results(table, None), csv, f"python -m mtanytime bench {command}")
     return 0
 
 

@@ -19,9 +19,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.__main__ import main
+from mtanytime.anytime import SlicedResNet, SliceShape, doubling_widths
 from mtanytime.backbones import vgg9
 from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.runner import plan
+from mtanytime.measure.costs import exit_costs
 
 SHORT = ["--set", "letters_per_class=2", "epochs=3", "digits_per_class=4", "batch_size=10", "checkpoint_seconds=0"]
 
@@ -261,3 +263,24 @@ def test_bench_of_layers_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path
     times.write_text(kept.replace(processor(), "another"))
     assert main([*shapes, "--milliseconds", "1000"]) == 1
     assert re.search(r"error: .*times.csv: expected times of .*, got \['another'\]; choose", capsys.readouterr().err)
+
+
+def test_bench_of_exits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One row per model, way to answer and exit; sliced networks also answer step by step."""
+    csv = tmp_path / "exits.csv"
+    small = ["slice_widths=4,4", "msdnet_blocks=2", "msdnet_base=1", "models=sliced,msdnet"]
+    sizes = ["--rounds", "1", "--batch", "1", "2", "--runtime", "eager", "channels-last"]
+    assert main(["bench", "exits", *sizes, "--set", *small, "--csv", str(csv)]) == 0
+    table = pd.read_csv(csv, comment="#")
+    answers = table.groupby(["model", "runtime", "answer"])["exit"].apply(list).to_dict()
+    ways = [("msdnet", "alone"), ("sliced", "alone"), ("sliced", "step-up")]
+    assert answers == {(model, runtime, way): [1, 2] for model, way in ways for runtime in ("eager", "channels-last")}
+    assert (table[["latency1_ms", "latency2_ms"]] > 0).all(axis=None)
+    sliced = table[table["model"] == "sliced"].groupby("exit")["macs_own_head"].unique()
+    expected = exit_costs(SlicedResNet(10, SliceShape(doubling_widths((4, 4)))))["macs_own_head"]
+    assert [list(costs) for costs in sliced] == [[cost] for cost in expected]
+    capsys.readouterr()
+    assert main(["bench", "exits", "--set", "models=separate"]) == 1
+    assert "models: expected names among sliced, msdnet, inclusive, got 'separate'" in capsys.readouterr().err
+    assert main(["bench", "exits", "--csv", str(csv)]) == 1
+    assert "csv: expected a file that does not exist yet" in capsys.readouterr().err
