@@ -90,7 +90,7 @@ class SqueezeExcitation(nn.Module):
     def forward(self, maps: Maps, run: Run = whole) -> Maps:
         """Return the scaled maps."""
         inner = F.relu(run(self.conv1, maps.mean(dim=(2, 3), keepdim=True)), inplace=True)
-        return maps * run(self.conv2, inner).sigmoid()
+        return maps * run(self.conv2, inner).sigmoid().to(maps.dtype)
 
 
 def skip_connection(inputs: Widths, outputs: Widths, stride: int) -> nn.Sequential:
