@@ -33,7 +33,7 @@ class SlicedResNeXt(SlicedNetwork):
 
     A reconstruction: arXiv:1807.02609 trains its thin sub-networks efficiently with "a certain sparsity pattern", and
     no source gives the pattern. Here the residual stream and the branches are cut into slices, and both 1×1
-    convolutions are block lower triangular (`slice_pattern.TriangularConv`): slice j reads slices ≤ j. So the activations
+    convolutions are block lower triangular (`TriangularConv`): slice j reads slices ≤ j. So the activations
     of slice j do not depend on later slices: one pass gives the logits of all K exits, one batch norm serves all
     widths, a training step costs one pass, and going from exit k to k + 1 computes slice k + 1 alone (`refine`). Head k
     reads the slices up to k. The same kind of sparsity was published for other networks: doubly nested
