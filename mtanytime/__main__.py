@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from mtanytime.anytime.shape_search import search_shapes
 from mtanytime.checks import one_line, require
 from mtanytime.console import replace_unprintable
@@ -20,6 +18,7 @@ from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_
 from mtanytime.experiments.exit_times import exit_times
 from mtanytime.experiments.recipe import Results, as_text, changed
 from mtanytime.experiments.runner import RECIPES, check_new_csv, plan, run, write_results
+from mtanytime.explore.table_files import read_csv
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
 
@@ -265,11 +264,16 @@ def _print_table(measure: Callable[[], pd.DataFrame], csv: Path | None, command:
 
 def _bench_shapes(options: argparse.Namespace) -> int:
     here, kept = processor(), options.times
-    table = pd.read_csv(kept) if kept is not None and kept.exists() else None
+    table = None
+    if kept is not None and kept.exists():
+        table = read_csv(kept, "table", ("kind", "runtime", "processor"))
     if table is not None:
         machines = table["processor"].unique().tolist() if "processor" in table else ["an unknown processor"]
         require(machines == [here], str(kept), f"times of {here}", machines, "choose a new file")
-    clock = LayerClock(options.batch[0], options.runtime[0], options.rounds, table)
+    try:
+        clock = LayerClock(options.batch[0], options.runtime[0], options.rounds, table)
+    except ValueError as error:
+        raise ValueError(f"{kept}: {error}") from error
     try:
         found = search_shapes(clock.ms, options.milliseconds, options.multiple, largest=options.largest)
     finally:

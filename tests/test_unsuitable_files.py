@@ -16,6 +16,7 @@ from damage import contents
 from PIL import Image
 
 from mtanytime.__main__ import main
+from mtanytime.experiments.benchmarks import processor
 from mtanytime.explore import table_files
 
 TRACE = "step,source,target,weight\n"
@@ -133,4 +134,30 @@ def test_source_of_a_recipe(content: bytes, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().err
     assert len(printed.splitlines()) == 1
     assert printed.startswith(f"error: {tmp_path / 'source.tar'}: expected a torch file")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2.5", "", "column ms: expected finite numbers above 0"),
+        ("2.5", "-2.5", "column ms: expected finite numbers above 0"),
+        ("2.5", "fast", "column ms: expected numbers, got 'fast'"),
+        ("eager,2.5", "eager,2.5,1", "fields per line, as in the header"),
+        ("16,16", "16.5,16", "column inputs: expected whole numbers"),
+        ("ms", "seconds", "none named ms"),
+        ("processor", "\0", "it holds zero bytes"),
+    ],
+)
+def test_kept_times(old: str, new: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Times of layers that are no times would choose other shapes: named, and the file is not overwritten."""
+    header = "processor,inputs,outputs,side,size,groups,stride,batch,threads,runtime,ms\n"
+    text = f"{header}{processor()},16,16,8,3,1,1,1,{torch.get_num_threads()},eager,2.5\n"
+    (tmp_path / "times.csv").write_text(text.replace(old, new), encoding="utf-8")
+    before = contents(tmp_path)
+    assert main(["bench", "shapes", "--milliseconds", "1", "--times", str(tmp_path / "times.csv")]) == 1
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+    assert message in printed
+    assert str(tmp_path / "times.csv") in printed
     assert contents(tmp_path) == before

@@ -1,5 +1,6 @@
 """Time per multiply-add of convolutions, by kind, channels, size of the maps, batch and runtime."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import product
@@ -11,6 +12,7 @@ from torch import nn
 
 from mtanytime.checks import Words, require
 from mtanytime.measure.runtimes import prepare, time_in_turn
+from mtanytime.measure.tables import as_numbers, require_rows, require_whole
 
 
 @dataclass(frozen=True, order=True)
@@ -99,7 +101,8 @@ class LayerClock:
         table: times measured before, such as `clock.table`; rows of other batch sizes and runtimes are not used.
 
     Raises:
-        ValueError: a table without a needed column, or one measured on another number of threads.
+        ValueError: a table without a needed column, with a size or time that is none, or measured on another number of
+            threads.
     """
 
     def __init__(
@@ -113,6 +116,12 @@ class LayerClock:
             needed = [*sizes, "batch", "runtime", "threads", "ms"]
             missing = [name for name in needed if name not in table]
             require(not missing, "table", f"columns {', '.join(needed)}", Words(f"none named {', '.join(missing)}"))
+            whole = [*sizes, "batch", "threads"]
+            table = as_numbers(table, "table", *whole, "ms")
+            for name in (*whole, "ms"):
+                good = (table[name] > 0) & (table[name] < math.inf)
+                require_rows(good, table, "table", name, "finite numbers above 0")
+            table = table.assign(**{name: require_whole(table, "table", name) for name in whole})
             rows = table[(table["batch"] == batch) & (table["runtime"] == runtime)]
             threads, here = rows["threads"].unique().tolist(), torch.get_num_threads()
             require(threads in ([], [here]), "table", f"times on {here} threads, as torch uses now", threads)
