@@ -97,6 +97,26 @@ def test_a_recipes_network_without_its_function(tmp_path: Path) -> None:
         load_part(tmp_path / "own")
 
 
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        ({"recipe": "smoke"}, "folder: expected a run with its recipe, part, settings and classes"),
+        ({"recipe": "smoke", "part": "l2t", "settings": [1]}, "folder: expected a run with its recipe, part, settings"),
+        ({"recipe": "smok", "part": "l2t", "settings": {}}, "recipe: expected the name of a recipe, got 'smok'"),
+        ({"recipe": "smoke", "part": "l2t", "settings": {}}, "expected the settings of a network of smoke, got others"),
+    ],
+)
+def test_origins_that_make_no_network(origin: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """A checkpoint whose recipe or settings are not those of this version says so, in one line."""
+    trainer(tmp_path, epochs=1).train()
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    checkpoint["network"]["origin"] = origin
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_part(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("maker", ["trainer", "transfer"])
 def test_a_run_of_the_version_before(root: Path, maker: str) -> None:
     """A checkpoint of version 0.1 knows no classes and is loaded all the same."""

@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from mtanytime.checks import mismatch, require
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import say
 from mtanytime.experiments import (
     anytime_recipes,
@@ -112,12 +112,19 @@ def load_part(folder: Path, **options: Any) -> StoredRun:
     about = checkpoint.get("network", {})
     remedy = "load it with mtanytime.load_run(folder, model)"
     require(bool(about.get("origin")), "folder", "the run folder of a recipe's network", str(folder), remedy)
-    origin = about["origin"]
+    origin, classes = about["origin"], about.get("classes")
+    kinds = {"recipe": str, "part": str, "settings": dict}
+    known = bool(classes) and all(isinstance(origin.get(key), kind) for key, kind in kinds.items())
+    require(known, "folder", "a run with its recipe, part, settings and classes", str(folder), remedy)
     build = recipe(origin["recipe"]).network
     require(
         build is not None, "folder", "the run folder of a recipe that builds its networks alone", str(folder), remedy
     )
-    network = build(origin["part"], origin["settings"], len(about["classes"]))
+    try:
+        network = build(origin["part"], origin["settings"], len(classes))
+    except (KeyError, TypeError, ValueError) as error:
+        expected, came = f"the settings of a network of {origin['recipe']}", Words(f"others ({error!r})")
+        raise mismatch(str(folder), expected, came, remedy) from error
     return load_run(folder, network, **options)
 
 
