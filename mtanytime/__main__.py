@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mtanytime.anytime.shape_search import search_shapes
 from mtanytime.checks import one_line, require
 from mtanytime.console import replace_unprintable
