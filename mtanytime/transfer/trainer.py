@@ -224,7 +224,7 @@ class TransferTrainer(Trainer):
             self.modules["teacher"] = self.teacher.linear  # on another machine it would not be the same bit for bit
         if self.teacher is not None:
             self._teacher = Teacher(self.teacher, self.sources, self.device, self.precision)
-            self.notes += self._teacher.notes
+            self.notes += [] if self._probe else self._teacher.notes
             self._teacher.check(images, self.outputs, self._source_passes(images))
         self.lookahead = Lookahead(
             self.student,
