@@ -24,7 +24,7 @@ import mtanytime as mt
 from mtanytime.training.run_folder import RunFolder
 from mtanytime.training.stored_run import StoredRun
 
-FEW = settings(max_examples=examples(8))
+FEW = settings(max_examples=examples(6))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tables
 import torch
@@ -31,17 +32,25 @@ def state_of(page: Path) -> dict[str, Any]:
 
 
 def odd_transfer(folder: Path | None) -> mt.TransferTrainer:
-    """A transfer of six steps between networks all of whose layers have odd names, from two sources with such names."""
+    """A transfer of four steps from two sources; they and all layers have odd names."""
 
     def make() -> nn.Module:
         return nn.Sequential(OrderedDict(zip(LAYERS, network().children(), strict=True)))
 
     sources = {name: make().eval() for name in ("..", "a\nb")}
     layers = {
-        "source_layers": {name: LAYERS[1:7] for name in sources},
-        "target_layers": [LAYERS[2], LAYERS[6]],
+        "source_layers": {name: [LAYERS[1], LAYERS[6]] for name in sources},
+        "target_layers": LAYERS[2:3],
     }
-    settings = {"steps": 6, "batch_size": 5, "lr": 0.05, "device": "cpu", "progress": False, "trace_every": 1}
+    settings = {
+        "steps": 4,
+        "batch_size": 5,
+        "lr": 0.01,
+        "beta": 0.1,
+        "device": "cpu",
+        "progress": False,
+        "trace_every": 1,
+    }
     return mt.TransferTrainer(sources, make(), task(), folder=folder, **layers, **settings)
 
 
@@ -49,29 +58,28 @@ def test_layers_and_sources_in_a_run_folder(tmp_path: Path) -> None:
     """A run whose layers have odd names is resumed with the numbers of an uninterrupted one, and becomes a page."""
     whole, folder = odd_transfer(None).train(), tmp_path / "a <script>\n$run$"
     for report in odd_transfer(folder):
-        if report.step == 3:
+        if report.step == 2:
             break
     resumed = odd_transfer(folder).train()
     for name in ("trace", "channels"):
         assert resumed.tables[name].equals(whole.tables[name])
-    assert {name.partition("/")[2] for name in resumed.trace["source"]} == set(LAYERS[1:7])
+    assert {name.partition("/")[2] for name in resumed.trace["source"]} == {"two\nlines", "\r"}
     export_csv(folder, tmp_path / "page.html")
     content = state_of(tmp_path / "page.html")["content"]
     assert content["sources"] == list(dict.fromkeys(whole.trace["source"]))
-    assert content["targets"] == [LAYERS[2], LAYERS[6]]
+    assert content["targets"] == ["</script>"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "page.html"]
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_names_in_pages(name: str, tmp_path: Path) -> None:
-    """Layers, models, levels and classes arrive unchanged, and the page keeps its two scripts."""
-    trace = tables.trace(sources=(name, "b"), targets=(name, "c"))
-    page = TransferExplorer(trace, tables.channels(trace)).save_html(tmp_path / "trace.html")
-    assert (content := state_of(page)["content"])["sources"] == [name, "b"]
-    assert content["targets"] == [name, "c"]
-    curve = tables.curve().replace("sliced", name)
-    page = BudgetExplorer(curve).save_html(tmp_path / "curve.html")
-    assert state_of(page)["content"]["models"][0]["name"] == name
+def test_names_in_pages(tmp_path: Path) -> None:
+    """Names of layers and models arrive unchanged, and the page keeps its two scripts."""
+    trace = tables.trace(sources=tuple(ODD), targets=tuple(reversed(ODD)), steps=(0,))
+    content = state_of(TransferExplorer(trace).save_html(tmp_path / "trace.html"))["content"]
+    assert content["sources"] == ODD
+    assert content["targets"] == ODD[::-1]
+    curve = pd.concat([tables.curve(seeds=1).query("model == 'sliced'").assign(model=name) for name in ODD])
+    content = state_of(BudgetExplorer(curve).save_html(tmp_path / "curve.html"))["content"]
+    assert [model["name"] for model in content["models"]] == ODD
 
 
 @pytest.mark.parametrize("labels", [[2, 0], torch.tensor([2, 0])])
