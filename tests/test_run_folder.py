@@ -197,6 +197,16 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
     states = content["optimizers"]["optimizer"]["state"]
     wrong = {**content["optimizers"]["optimizer"], "state": {**states, 0: {"momentum_buffer": torch.zeros(2)}}}
     unfit(r"momentum_buffer: expected shape \(4, 3, 3, 3\), got \(2,\)", optimizers={"optimizer": wrong})
+    for value, message in (
+        (
+            torch.zeros(4, 3, 3, 3, dtype=torch.complex64),
+            "momentum_buffer: expected real numbers, got Tensor",
+        ),
+        (torch.tensor(1.0), "momentum_buffer: expected shape"),
+        (0.5, "momentum_buffer: expected a tensor, got 0.5"),
+    ):
+        wrong = {**content["optimizers"]["optimizer"], "state": {**states, 0: {"momentum_buffer": value}}}
+        unfit(message, optimizers={"optimizer": wrong})
     torch.save({"format": content["format"]}, path)
     refused(tmp_path, "does not fit it")
 

@@ -19,6 +19,7 @@ from mtanytime.training.identity import is_structure
 State = dict[str, Any]
 
 _FORMAT = "mtanytime-1"
+_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of the shape of their parameter
 
 
 def write_checkpoint(checkpoint: State, file: IO[bytes]) -> None:
@@ -151,6 +152,13 @@ def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
 
 def _load_optimizer(optimizer: Optimizer, state: State) -> None:
     groups = [dict(group) for group in optimizer.param_groups]
+    real = not any(parameter.is_complex() for group in groups for parameter in group["params"])
+    for values in state["state"].values():
+        for key, value in values.items():  # torch would cast complex numbers in silence
+            known = isinstance(value, Tensor | int | float | list | None)
+            fits = known and not (isinstance(value, Tensor) and (value.is_meta or (real and value.is_complex())))
+            require(fits, f"optimizer {key}", "real numbers", Words(_kind(value)))
+            require(key not in _MOMENTS or value is None or isinstance(value, Tensor), key, "a tensor", value)
     optimizer.load_state_dict(state)
     for before, group in zip(groups, optimizer.param_groups, strict=True):
         for key in before.keys() & group.keys() - {"params"}:
@@ -158,7 +166,7 @@ def _load_optimizer(optimizer: Optimizer, state: State) -> None:
             require(same, f"optimizer {key}", f"a {type(before[key]).__name__}", group[key])
     for parameter, state in optimizer.state.items():
         for key, value in state.items():  # torch itself does not compare these shapes
-            if isinstance(value, Tensor) and value.ndim and not _fits(value, parameter):
+            if isinstance(value, Tensor) and (value.ndim or key in _MOMENTS) and not _fits(value, parameter):
                 raise mismatch(key, f"shape {tuple(parameter.shape)}", tuple(value.shape))
 
 
