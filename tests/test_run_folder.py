@@ -200,7 +200,7 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
     for value, message in (
         (
             torch.zeros(4, 3, 3, 3, dtype=torch.complex64),
-            "momentum_buffer: expected real numbers, got Tensor",
+            "optimizer momentum_buffer: expected real numbers, got Tensor",
         ),
         (torch.tensor(1.0), "momentum_buffer: expected shape"),
         (0.5, "momentum_buffer: expected a tensor, got 0.5"),
