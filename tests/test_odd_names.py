@@ -42,15 +42,8 @@ def odd_transfer(folder: Path | None) -> mt.TransferTrainer:
         "source_layers": {name: [LAYERS[1], LAYERS[6]] for name in sources},
         "target_layers": LAYERS[2:3],
     }
-    settings = {
-        "steps": 4,
-        "batch_size": 5,
-        "lr": 0.01,
-        "beta": 0.1,
-        "device": "cpu",
-        "progress": False,
-        "trace_every": 1,
-    }
+    settings = {"steps": 4, "batch_size": 5, "lr": 0.01, "beta": 0.1, "trace_every": 1}
+    settings |= {"views": None, "teacher": None, "device": "cpu", "progress": False}
     return mt.TransferTrainer(sources, make(), task(), folder=folder, **layers, **settings)
 
 
