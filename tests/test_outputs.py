@@ -135,8 +135,10 @@ def test_an_output_without_logits_is_refused_before_training() -> None:
 
 def test_a_transfer_to_a_network_with_extras() -> None:
     """The task's loss gets the output as it is; the accuracy is that of its logits."""
-    options = {"source_layers": ["2"], "target_layers": ["main.2"], "epochs": 1, "batch_size": 5, "device": "cpu"}
-    run = TransferTrainer(network(5, width=3, seed=1).eval(), TwoHeads(), task(), loss=both, progress=False, **options)
+    options = {"source_layers": ["2"], "target_layers": ["main.2"], "epochs": 1, "batch_size": 5, "lr": 1e-3}
+    run = TransferTrainer(
+        network(5, width=3, seed=1).eval(), TwoHeads(), task(), loss=both, progress=False, device="cpu", **options
+    )
     assert run.train().accuracy == evaluate(run.model.main, run.test)
 
 

@@ -64,7 +64,8 @@ def _trainer(
     if method == "probe":
         probe, seconds = timed_probe(source, task.train)
         return ProbeRun(probe, task, seconds)
-    options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False), "teacher": None}
+    options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False)}
+    options |= {"teacher": None, "normalize_errors": False}
     options["beta"] = settings[f"beta_{method}"]
     if method in PAIRS:
         return TransferTrainer(source, make, task, pairs=PAIRS[method], **options)
