@@ -54,8 +54,10 @@ def test_the_better_head_is_chosen(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
-    """A head that does not read the means of the last layer."""
+    """A head that does not read the means of the last layer, and a source that names no layers."""
     data = tiny.images(30, classes=3, size=16)
+    with pytest.raises(ValueError, match=r"^source: expected a network that names its feature_layers"):
+        with_head(torchvision.models.mobilenet_v3_small(num_classes=7), data, "probe")
     network = source()
     network.network.fc = nn.Sequential(nn.Linear(64, 9), nn.Linear(9, 5))
     with pytest.raises(ValueError, match=r"^source: expected a head that reads the 64 means of the last of feature_la"):

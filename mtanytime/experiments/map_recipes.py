@@ -79,7 +79,7 @@ def _trainer(
     if method == "random_search":
         searching = partial(random_search, source, make, task.train, trials=settings["trials"], **search)
     else:
-        search |= {"splits": settings["splits"], "meta_lr": settings["meta_lr"]}
+        search |= {"splits": settings["splits"], "meta_lr": settings["meta_lr"], "beta": settings["beta_search"]}
         searching = partial(search_map, source, make, task.train, **search)
 
     def train(found: MapSearch) -> TransferTrainer:
@@ -122,7 +122,8 @@ RECIPES = {
             "beta_random_search": 4.0,
             "beta_l2t": 4.0,
             "beta_search_then_train": 4.0,
-            "meta_lr": 1e-2,
+            "beta_search": 2.0,  # at β = 4 and a meta rate of 1e-2, searches diverge
+            "meta_lr": 1e-3,
             "meta_lr_l2t": 1e-3,
             "checkpoint_seconds": 30.0,
         },

@@ -176,7 +176,7 @@ RECIPES = {
             "lr": 0.05,
             "weight_decay": 5e-4,
             "beta": 4.0,
-            "meta_lr": 1e-2,
+            "meta_lr": 1e-3,
             "checkpoint_seconds": 30.0,
         },
         trainers=planted,

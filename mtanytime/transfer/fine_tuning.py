@@ -8,6 +8,7 @@ Raghunathan, Jones, Ma, Liang 2022, arXiv:2202.10054); `choose_head` compares th
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -55,15 +56,17 @@ def with_head(source: nn.Module, data: ImageSet, head: Head = "new") -> nn.Modul
             `feature_layers`, whose spatial means the head must read.
 
     Raises:
-        ValueError: another `head`, a source without a linear layer, or, from the probe, one whose head does not read
-            the means of its last layer; and as `fit_probe`.
+        ValueError: another `head`, a source without a linear layer, or, from the probe, one that names no
+            `feature_layers` or whose head does not read the means of the last of them; and as `fit_probe`.
     """
     require(head in HEADS, "head", f"one of {HEADS}", head)
     network = deepcopy(source).requires_grad_()
     path, old = _head(network)
     new = nn.Linear(old.in_features, len(data.classes)).to(old.weight)
     if head == "probe":
-        probe = fit_probe(source, data, layers=source.feature_layers[-1:])
+        layers = getattr(source, "feature_layers", None)
+        require(bool(layers), "source", "a network that names its feature_layers, whose last the probe reads", layers)
+        probe = fit_probe(source, data, layers=layers[-1:])
         read = probe.linear.in_features
         require(
             read == old.in_features, "source", f"a head that reads the {read} means of the last of feature_layers", path
@@ -102,7 +105,7 @@ def choose_head(
     scores, seconds = {}, 0.0
     for head in HEADS:
         place = None if folder is None else folder / head
-        make = lambda head=head: with_head(source, fit, head)  # noqa: E731
+        make = partial(with_head, source, fit, head)
         result = FineTuning(source, make, fit, held, folder=place, seed=seed, **{"progress": False} | options).train()
         scores[head] = result.last_accuracy
         seconds += result.seconds
