@@ -33,10 +33,11 @@ def _check_torchvision() -> None:
 _check_torchvision()
 
 # The public names. mtanytime.explore needs plotting libraries, so it is not imported here.
-from mtanytime import anytime, backbones, data, features, measure, training, transfer  # noqa: E402
+from mtanytime import anytime, backbones, data, deploy, features, measure, training, transfer  # noqa: E402
 from mtanytime._moved import MOVED, install_old_paths  # noqa: E402
 from mtanytime.anytime import AnytimePredictor, AnytimeTrainer, SlicedResNeXt  # noqa: E402
 from mtanytime.backbones import Normalized, load_l2t_resnet32, resnet, vgg9  # noqa: E402
+from mtanytime.deploy import export  # noqa: E402
 from mtanytime.features import image_layers, tap  # noqa: E402
 from mtanytime.measure import evaluate  # noqa: E402
 from mtanytime.training import Trainer, load_run  # noqa: E402
@@ -55,7 +56,9 @@ __all__ = [
     "anytime",
     "backbones",
     "data",
+    "deploy",
     "evaluate",
+    "export",
     "features",
     "image_layers",
     "load_l2t_resnet32",

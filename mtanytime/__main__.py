@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run NAME | bench WHAT | explore PLACE`.
+"""The command line: `python -m mtanytime list | run NAME | bench WHAT | explore PLACE | export RUN FOLDER`.
 
 Each command has one function that declares its options and one that runs it. To add a command, write these two and add
 the first to `COMMANDS`.
@@ -9,20 +9,24 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from mtanytime.anytime.shape_search import search_shapes
 from mtanytime.checks import one_line, require
 from mtanytime.console import replace_unprintable
-from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer, processor
+from mtanytime.deploy import export
+from mtanytime.deploy.weights import Precision
+from mtanytime.devices import processor
+from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer
 from mtanytime.experiments.exit_times import exit_times
 from mtanytime.experiments.recipe import Results, as_text, changed
-from mtanytime.experiments.runner import RECIPES, check_new_csv, plan, run, write_results
+from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan, run, write_results
 from mtanytime.explore.table_files import read_csv
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
+from mtanytime.training.stored_run import Weights
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -316,7 +320,31 @@ def _explore(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_list, _add_run, _add_bench, _add_explore)
+# export
+
+
+def _add_export(commands: Any) -> None:
+    help = "write a trained network as graphs that run without torch"
+    parser = commands.add_parser("export", help=help)
+    parser.set_defaults(command_function=_export)
+    help = "the folder of a trained network, such as OUT/sliced-seed0, of a recipe that builds its networks alone"
+    parser.add_argument("run", type=Path, metavar="RUN", help=help)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder for the graphs")
+    parser.add_argument("--weights", choices=get_args(Weights), default="best", help="of which step (default best)")
+    help = "of the stored weights (default float32); answers are computed in float32"
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help=help)
+
+
+def _export(options: argparse.Namespace) -> int:
+    manifest = export(load_part(options.run, weights=options.weights), options.folder, precision=options.precision)
+    for part in manifest["exits"]:
+        accuracy = f", accuracy {part['accuracy']:.1%}" if "accuracy" in part else ""
+        print(f"exit {part['exit']}: {part['macs'] / 1e6:.1f} M multiply-adds, {part['ms']['1']:.2f} ms{accuracy}")
+    print(options.folder / "manifest.json")
+    return 0
+
+
+COMMANDS = (_add_list, _add_run, _add_bench, _add_explore, _add_export)
 
 if __name__ == "__main__":
     raise SystemExit(main())

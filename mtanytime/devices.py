@@ -1,6 +1,10 @@
 """The device of a computation, its floating-point precision, and waiting until a device has finished."""
 
+import os
+import platform
+import re
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,3 +28,13 @@ def synchronise(device: torch.device) -> None:
     """Wait until a device has finished its queued work, so that a clock can be read."""
     backend = getattr(torch, device.type)  # torch.cpu (its call does nothing), torch.cuda, torch.mps, …
     backend.synchronize(*(() if device.type == "mps" else (device,)))  # there is only one mps
+
+
+def processor() -> str:
+    """The GPU's name if there is one, else the number of usable CPU cores and their model."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    file = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
+    return f"{cores} cores of {model.group(1).strip() if model else platform.processor() or platform.machine()}"

@@ -12,10 +12,11 @@ MAY_IMPORT = {  # "imports go down only": which parts of the library each part m
     "ground": {"ground"},
     "transfer": {"ground", "transfer"},
     "anytime": {"ground", "anytime"},
-    "experiments": {"ground", "transfer", "anytime", "experiments"},
+    "deploy": {"ground", "anytime", "deploy"},
+    "experiments": {"ground", "transfer", "anytime", "deploy", "experiments"},
     "explore": {"ground", "explore"},
-    "__init__": {"ground", "transfer", "anytime", "experiments"},
-    "__main__": {"ground", "transfer", "anytime", "experiments", "explore"},
+    "__init__": {"ground", "transfer", "anytime", "deploy", "experiments"},
+    "__main__": {"ground", "transfer", "anytime", "deploy", "experiments", "explore"},
 }
 
 

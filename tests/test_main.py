@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtanytime.__main__ import main
 from mtanytime.anytime import SlicedResNet, SliceShape, doubling_widths
 from mtanytime.backbones import vgg9
-from mtanytime.experiments.benchmarks import processor
+from mtanytime.devices import processor
 from mtanytime.experiments.runner import plan
 from mtanytime.measure.costs import exit_costs
 

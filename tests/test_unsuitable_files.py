@@ -16,7 +16,7 @@ from damage import contents
 from PIL import Image
 
 from mtanytime.__main__ import main
-from mtanytime.experiments.benchmarks import processor
+from mtanytime.devices import processor
 from mtanytime.explore import table_files
 
 TRACE = "step,source,target,weight\n"

@@ -91,6 +91,34 @@ class SliceSteps:
         return layer.output_slice(maps, self.j) if isinstance(layer, SLICED) else layer(maps)
 
 
+class HandingOn:
+    """As `SliceSteps`, without changing anything: `handed_on` collects what later slices read of slice `j`.
+
+    Used to write each slice as a graph of its own. Maps that several layers read are handed on once.
+
+    Args:
+        earlier: what slices 0 to j - 1 handed on.
+    """
+
+    def __init__(self, earlier: Sequence[Sequence[Tensor]]) -> None:
+        self.earlier, self.j = earlier, len(earlier)
+        self.handed_on: list[Tensor] = []
+
+    def __call__(self, layer: nn.Module, maps: Tensor) -> Tensor:
+        """Return slice j of a layer's output for slice j of its input. Layers without slices run on it as they are."""
+        if isinstance(layer, TriangularConv):
+            maps = self.joined(maps)
+        return layer.output_slice(maps, self.j) if isinstance(layer, SLICED) else layer(maps)
+
+    def joined(self, part: Tensor) -> Tensor:
+        """Hand on a part of slice j, and return it after those of the slices before it."""
+        known = [i for i, other in enumerate(self.handed_on) if other is part]
+        if not known:
+            known = [len(self.handed_on)]
+            self.handed_on.append(part)
+        return torch.cat([*(parts[known[0]] for parts in self.earlier), part], dim=1) if self.j else part
+
+
 SLICED = (TriangularConv, SliceNorm, SliceConv)
 
 

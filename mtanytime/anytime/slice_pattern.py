@@ -39,6 +39,8 @@ class TriangularConv(nn.Module):
     def forward(self, maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch outputs height width"]:
         """Convolve the maps of all slices, which are concatenated along the channels."""
         refresh_weights(self.weights)  # a list of parameters is not called, so its hooks would not run
+        if _is_exporting():
+            return torch.cat([self.output_slice(maps, j) for j in range(len(self.weights))], dim=1)
         weights = list(self.weights)
         maps = maps.contiguous()  # channels last would be slow
         if torch.is_autocast_enabled(maps.device.type):
@@ -57,6 +59,9 @@ class TriangularConv(nn.Module):
     ) -> Float[Tensor, "batch outputs height width"]:
         """Compute output slice j (from 0) alone. Of `maps`, only the channels of input slices ≤ j are read."""
         weight = self.weights[j]
+        if _is_exporting():
+            bias = None if self.bias is None else self.bias[sum(self.outputs[:j]) :][: len(weight)]
+            return F.conv2d(maps[:, : weight.shape[1]], weight[:, :, None, None], bias)
         product = torch.bmm(weight.expand(maps.shape[0], -1, -1), maps[:, : weight.shape[1]].flatten(2))
         if self.bias is not None:
             start = sum(self.outputs[:j])
@@ -112,6 +117,11 @@ class TriangularConv3x3(TriangularConv):
     def extra_repr(self) -> str:
         """The slices' channels and the stride, for `print`."""
         return f"{super().extra_repr()}, stride={self.stride}"
+
+
+def _is_exporting() -> bool:
+    """Whether torch.export traces the network: other runtimes know convolutions and run them faster than products."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
 
 
 def _product(maps: Float[Tensor, "batch channel pixel"], weights: Sequence[Tensor]) -> Tensor:

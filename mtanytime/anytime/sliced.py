@@ -22,7 +22,7 @@ from mtanytime.anytime.resnext import (
     make_stem,
     widen,
 )
-from mtanytime.anytime.slice_layers import first_of_norm, slice_of_norm
+from mtanytime.anytime.slice_layers import HandingOn, first_of_norm, slice_of_norm
 from mtanytime.anytime.slice_pattern import TriangularConv
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.checks import require
@@ -124,15 +124,19 @@ class SlicedResNeXt(SlicedNetwork):
         # `inputs` holds, per block, the inputs of its two 1×1 convolutions, of all slices
         if j == 0:
             refresh_weights(*self.trunk.modules())
+        return self._features(images, _Buffers(inputs, j))
+
+    def _features_of_slice(self, images: Tensor, run: HandingOn) -> Tensor:
+        return self._features(images, _Joined(run))
+
+    def _features(self, images: Tensor, inputs: "_Buffers | _Joined") -> Tensor:
+        j = inputs.j
         maps = self._slice_of_stem(images, j)
         for i, stage in enumerate(self.trunk.stages):
             if i:
                 maps = widen(maps, [maps.shape[1]])
             for block in stage:
-                if j == 0:
-                    sizes = (sum(block.conv1.inputs), sum(block.conv3.inputs))
-                    inputs[block] = [maps.new_empty(len(maps), size, *maps.shape[2:]) for size in sizes]
-                maps = _slice_of_block(block, maps, *inputs[block], j)
+                maps = _slice_of_block(block, maps, inputs)
         stop = self.heads[j].in_features
         return Trunk.pooled(slice_of_norm(self.trunk.norm, maps, stop - maps.shape[1], stop))
 
@@ -146,23 +150,51 @@ class SlicedResNeXt(SlicedNetwork):
         return maps
 
 
-def _slice_of_block(block: Block, maps: Tensor, inputs1: Tensor, inputs3: Tensor, j: int) -> Tensor:
-    """Slice j of a block's output, for slice j of its input `maps`.
+class _Buffers:
+    """The inputs of the blocks' two 1×1 convolutions, of all slices, written slice by slice in place.
 
-    `inputs1` and `inputs3` hold the inputs of the two 1×1 convolutions, of slices < j; those of slice j are added.
+    `inputs` holds them by block; those of slices < j are there.
     """
+
+    def __init__(self, inputs: dict[nn.Module, list[Tensor]], j: int) -> None:
+        self.inputs, self.j = inputs, j
+
+    def __call__(self, block: Block, convolution: int, part: Tensor) -> Tensor:
+        """ReLU of slice j's part of a convolution's input (0 or 1), with those of the slices before it."""
+        channels = [sum(block.conv1.inputs), sum(block.conv3.inputs)]
+        if self.j == 0:
+            buffer = part.new_empty(len(part), channels[convolution], *part.shape[2:])
+            self.inputs.setdefault(block, []).append(buffer)
+        buffer = self.inputs[block][convolution]
+        start = sum((block.conv1, block.conv3)[convolution].inputs[: self.j])
+        torch.clamp_min(part, 0, out=buffer[:, start : start + part.shape[1]])
+        return buffer
+
+
+class _Joined:
+    """The same by concatenation: nothing is changed, and what later slices need is handed on."""
+
+    def __init__(self, run: HandingOn) -> None:
+        self.run, self.j = run, run.j
+
+    def __call__(self, block: Block, convolution: int, part: Tensor) -> Tensor:
+        """See `_Buffers`."""
+        return self.run.joined(F.relu(part))
+
+
+def _slice_of_block(block: Block, maps: Tensor, inputs: _Buffers | _Joined) -> Tensor:
+    """Slice j of a block's output, for slice j of its input `maps`."""
+    j = inputs.j
     start, width = sum(block.conv1.inputs[:j]), block.conv1.inputs[j]
     first, inner = sum(block.conv3.inputs[:j]), block.conv3.inputs[j]
     normalised = slice_of_norm(block.bn1, maps, start, start + width)
-    torch.clamp_min(normalised, 0, out=inputs1[:, start : start + width])
-    hidden = block.conv1.output_slice(inputs1, j)
+    hidden = block.conv1.output_slice(inputs(block, 0, normalised), j)
     hidden = F.relu(slice_of_norm(block.bn2, hidden, first, first + inner), inplace=True)
     group, bias = block.conv2.weight.shape[1], block.conv2.bias
     weight, bias = (None if part is None else part[first : first + inner] for part in (block.conv2.weight, bias))
     hidden = F.conv2d(hidden, weight, bias, padding=1, groups=inner // group)
     normalised = slice_of_norm(block.bn3, hidden, first, first + inner)
-    torch.clamp_min(normalised, 0, out=inputs3[:, first : first + inner])
-    return maps + block.conv3.output_slice(inputs3, j)
+    return maps + block.conv3.output_slice(inputs(block, 1, normalised), j)
 
 
 def _thin_block(block: Block, k: int, width: int, branches: int) -> Block:

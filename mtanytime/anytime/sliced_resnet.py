@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mtanytime.anytime.blocks import make_block
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
 from mtanytime.anytime.resnext import initialise
-from mtanytime.anytime.slice_layers import Run, SliceConv, SliceNorm, SliceSteps, first_slices, whole
+from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv, SliceNorm, SliceSteps, first_slices, whole
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.backbones import check_image_shape
@@ -58,6 +58,9 @@ class SlicedResNet(SlicedNetwork):
         if j == 0:
             refresh_weights(*self.trunk.modules())
         return self.trunk(images, SliceSteps(inputs, j))
+
+    def _features_of_slice(self, images: Tensor, run: HandingOn) -> Tensor:
+        return self.trunk(images, run)
 
 
 class SliceTrunk(nn.Module):

@@ -1,13 +1,14 @@
 """Step-up: networks of slices answer exit by exit, and each step computes one slice."""
 
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.slice_layers import HandingOn
 from mtanytime.checks import Words, mismatch
 
 
@@ -36,6 +37,26 @@ class SlicedNetwork(AnytimeNetwork):
                     raise mismatch("keep", f"torch.bool ({len(images)},), one per image", got)
                 images, features = images[keep], [part[keep] for part in features]
                 inputs = {layer: [part[keep] for part in parts] for layer, parts in inputs.items()}
+
+    def one_slice(
+        self, images: Float[Tensor, "batch channel height width"], earlier: Sequence[Sequence[Tensor]]
+    ) -> tuple[Float[Tensor, "batch classes"], list[Tensor]]:
+        """Compute one slice in eval mode, and hand on what later ones need: a step of `refine` that keeps nothing.
+
+        Args:
+            images: the images, which every slice reads.
+            earlier: what each of the slices before it handed on, in order; empty for the first slice.
+
+        Returns:
+            The logits, and what the slice hands on: maps, and last its features.
+        """
+        run = HandingOn(earlier)
+        features = run.joined(self._features_of_slice(images, run))
+        return self.heads[run.j](features), run.handed_on
+
+    @abstractmethod
+    def _features_of_slice(self, images: Tensor, run: HandingOn) -> Tensor:
+        """Compute the features of slice `run.j`."""
 
     @abstractmethod
     def _check_images(self, images: Tensor) -> None:

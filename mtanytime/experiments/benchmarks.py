@@ -3,8 +3,6 @@
 Alternatives run in turn in one process, so that a slow moment affects all of them and their ratios hold.
 """
 
-import os
-import platform
 import re
 import resource
 import statistics
@@ -335,13 +333,3 @@ def peak_mebibytes() -> float:
         return round(int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def processor() -> str:
-    """The GPU's name if there is one, else the number of usable CPU cores and their model."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    file = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
-    return f"{cores} cores of {model.group(1).strip() if model else platform.processor() or platform.machine()}"

@@ -18,6 +18,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import say
+from mtanytime.devices import processor
 from mtanytime.experiments import (
     anytime_recipes,
     baseline_recipes,
@@ -26,7 +27,6 @@ from mtanytime.experiments import (
     practitioner_recipes,
     transfer_recipes,
 )
-from mtanytime.experiments.benchmarks import processor
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.experiments.search_run import SearchRun
 from mtanytime.training.stored_run import StoredRun, load_run, read_run

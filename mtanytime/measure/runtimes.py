@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from tqdm import tqdm
 
 from mtanytime.checks import require
 from mtanytime.devices import synchronise
+from mtanytime.graphs import installed, trace
 
 RUNTIMES = ("eager", "channels-last", "compile", "onnxruntime")
-HOW_TO_INSTALL = "pip install 'mtanytime[export]'"
 Call = Callable[[], Any]
 
 
@@ -52,19 +51,8 @@ def write_onnx(network: nn.Module, file: Path, image_shape: Sequence[int] = (3, 
     To write an exit of an anytime network: `write_onnx(fold_batch_norms(network.extract(k)), file)`. Raises ImportError
     if the packages for it are not installed.
     """
-    _installed("onnx", "onnxscript")
-    images = torch.rand(2, *image_shape)
-    torch.onnx.export(
-        deepcopy(network).eval().cpu(),
-        (images,),
-        file,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    file.write_bytes(trace(deepcopy(network).eval().cpu(), images).onnx.SerializeToString())
 
 
 def time_in_turn(
@@ -89,7 +77,7 @@ def time_in_turn(
 
 
 def _onnx_call(network: nn.Module, images: Tensor) -> Call:
-    runtime = _installed("onnxruntime")[0]
+    runtime = installed("onnxruntime")[0]
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -98,11 +86,3 @@ def _onnx_call(network: nn.Module, images: Tensor) -> Call:
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     inputs = {"images": images.cpu().numpy()}
     return lambda: session.run(None, inputs)
-
-
-def _installed(*names: str) -> list[ModuleType]:
-    """Import packages that are optional. ImportError that says how to install them."""
-    try:
-        return [__import__(name) for name in names]
-    except ImportError as error:
-        raise ImportError(f"{error.name}: expected to be installed for ONNX; {HOW_TO_INSTALL}") from error

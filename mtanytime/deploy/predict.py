@@ -1,0 +1,306 @@
+"""Run an exported network with onnxruntime and numpy, without torch.
+
+This file stands alone: it is copied into the folder that `mtanytime.deploy.export` writes, beside the graphs. Python:
+
+    from predict import Predictor
+
+    predictor = Predictor("folder")                    # images: float32 (batch, channels, height, width) in [0, 1]
+    for answer in predictor.answers(images):           # every answer, the cheapest first
+        print(answer.exit, answer.logits.argmax(1))
+    answer = predictor.answer_by(images, deadline=5)   # the best answer within 5 milliseconds
+    answer = predictor.until_sure(images, 0.9)         # each image goes on until its class has a probability of 90 %
+
+The command line also needs Pillow: `python predict.py --deadline 5 cat.png dog.jpg`
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+FORMAT = "mtanytime export"
+REMEMBERED = 5  # times of each step from which the next one is predicted
+
+
+class Answer(NamedTuple):
+    """An answer to a batch: logits, the exit that gave them (of each image, if they differ), milliseconds it took."""
+
+    logits: np.ndarray
+    exit: Any
+    milliseconds: float
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The softmax of the logits."""
+        return softmax(self.logits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The probabilities of classes, from logits (batch, classes)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+class Predictor:
+    """An exported network.
+
+    A network of slices answers in steps: each computes one slice and hands its results on to the next. Other networks
+    with several exits run each exit's own graph in turn, from the image.
+
+    Args:
+        folder: where the graphs and manifest.json are; by default, where this file is.
+        threads: of onnxruntime.
+
+    Attributes:
+        manifest: the contents of manifest.json.
+        classes: the names of the classes, or None.
+        image_shape: channels, height and width.
+        exits: how many answers there are.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        ValueError: a damaged manifest, a missing, truncated or changed file, graphs that do not fit the manifest.
+    """
+
+    def __init__(self, folder: str | Path | None = None, threads: int = 1) -> None:
+        require(isinstance(threads, int) and threads >= 1, "threads", "a whole number >= 1", threads)
+        self.folder = Path(__file__).parent if folder is None else Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.classes: list[str] | None = self.manifest["classes"]
+        self.image_shape = tuple(self.manifest["image_shape"])
+        self.exits = len(self.manifest["exits"])
+        self._steps = self.manifest["steps"] or self.manifest["exits"]
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._sessions: dict[str, Any] = {}
+        for part in self._steps:
+            self._session(part)
+        self._times: dict[int, list[list[float]]] = {}  # by number of images: of each step, its last milliseconds
+
+    def answers(self, images: np.ndarray) -> Iterator[Answer]:
+        """Yield the answers to a batch one by one, the cheapest first. Raises ValueError for images of another shape.
+
+        `send(keep)` in place of `next()` goes on with the images for which the array `keep` is True.
+        """
+        images = self._checked(images)
+        state: dict[str, np.ndarray] = {"images": images}
+        times = self._times.setdefault(len(images), [[] for _ in self._steps])
+        started, spent = time.perf_counter(), 0.0
+        for k, part in enumerate(self._steps, 1):
+            before = time.perf_counter()
+            logits, *handed_on = self._session(part).run(None, {name: state[name] for name in part["inputs"]})
+            now = time.perf_counter()
+            state.update(zip(part["outputs"][1:], handed_on, strict=True))
+            times[k - 1] = [*times[k - 1][1 - REMEMBERED :], 1000 * (now - before)]
+            spent = 1000 * (now - started)
+            keep = yield Answer(logits, k, spent)
+            if keep is not None:
+                require(keep.shape == (len(logits),), "keep", f"{len(logits)} values, one per image", keep.shape)
+                state = {name: part[keep] for name, part in state.items()}
+                times = self._times.setdefault(len(state["images"]), [[] for _ in self._steps])
+
+    def answer_by(self, images: np.ndarray, deadline: float) -> Answer:
+        """Return the widest answer to a batch within `deadline` milliseconds from now.
+
+        A step that is not expected to end in time, after the times of the same step before, is not started. The first
+        answer is always computed, even if it is late. Call `warm_up` before, or the first deadlines rely on the
+        manifest's times, from another machine. Raises ValueError for a deadline that is not above 0.
+        """
+        started = time.perf_counter()
+        require(0 < deadline < float("inf"), "deadline", "a number of milliseconds > 0", deadline)
+        for answer in self.answers(images):
+            elapsed = 1000 * (time.perf_counter() - started)
+            if answer.exit == self.exits or elapsed + self.expected_ms(answer.exit + 1, len(images)) > deadline:
+                break
+        return answer._replace(milliseconds=1000 * (time.perf_counter() - started))
+
+    def until_sure(self, images: np.ndarray, probability: float) -> Answer:
+        """Refine the answer to each image until its likeliest class has this probability, or all exits have answered.
+
+        Images that are sure leave, and the others go on. The answer's `exit` has one entry per image. Raises ValueError
+        for a probability outside [0, 1].
+        """
+        require(0 <= probability <= 1, "probability", "a number from 0 to 1", probability)
+        steps, remaining = self.answers(images), np.arange(len(images))
+        answer = next(steps)
+        logits, taken = answer.logits.copy(), np.ones(len(images), dtype=int)
+        while True:
+            logits[remaining], taken[remaining] = answer.logits, answer.exit
+            keep = answer.probabilities.max(axis=1) < probability
+            remaining = remaining[keep]
+            if not len(remaining) or answer.exit == self.exits:
+                return Answer(logits, taken, answer.milliseconds)
+            answer = steps.send(keep)
+
+    def predict(self, images: np.ndarray, exit: int | None = None) -> np.ndarray:
+        """The logits of one exit, by default the widest, computed by its own graph."""
+        exit = self.exits if exit is None else exit
+        require(exit in range(1, self.exits + 1), "exit", f"an exit from 1 to {self.exits}", exit)
+        part = self.manifest["exits"][exit - 1]
+        return self._session(part).run(None, {"images": self._checked(images)})[0]
+
+    def warm_up(self, batch: int = 1, rounds: int = REMEMBERED) -> None:
+        """Run all steps a few times on this many images, so that later ones can be predicted."""
+        images = np.zeros((batch, *self.image_shape), np.float32)
+        for _ in range(rounds + 1):
+            for _ in self.answers(images):
+                pass
+
+    def expected_ms(self, step: int, batch: int) -> float:
+        """How long step number `step` is expected to take for this many images: the slowest of its last times.
+
+        Before it has run, the manifest's figure for one image, times the images.
+        """
+        if times := self._times.get(batch, [[]] * self.exits)[step - 1]:
+            return max(times)
+        return batch * self._steps[step - 1]["ms"]["1"]
+
+    def _session(self, part: dict[str, Any]) -> Any:
+        """The session of a graph, which is loaded once and compared with the manifest."""
+        name = part["graph"]
+        if name not in self._sessions:
+            try:
+                session = onnxruntime.InferenceSession(
+                    str(self.folder / name), self._options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:
+                raise mismatch(name, "a graph that onnxruntime reads", " ".join(str(error).split())) from error
+            for kind, nodes in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+                names = [node.name for node in nodes]
+                require(sorted(names) == sorted(part[kind]), name, f"{kind} {part[kind]}, as in manifest.json", names)
+            self._sessions[name] = session
+        return self._sessions[name]
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        expected = f"float32 in [0, 1] of shape (batch, {', '.join(map(str, self.image_shape))})"
+        fits = images.ndim == 4 and images.shape[1:] == self.image_shape and len(images) > 0
+        require(fits and images.dtype.kind == "f", "images", expected, f"{images.dtype} {images.shape}")
+        return np.ascontiguousarray(images, np.float32)
+
+
+def read_image(file: str | Path, shape: Sequence[int], resize: bool = False) -> np.ndarray:
+    """Read an image file as float32 in [0, 1], (channels, height, width).
+
+    Args:
+        file: in any format that Pillow reads.
+        shape: channels (1 or 3), height and width.
+        resize: resize an image of another size, which is otherwise an error.
+    """
+    from PIL import Image
+
+    channels, height, width = shape
+    require(channels in (1, 3), "image_shape", "1 or 3 channels for image files", channels)
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise mismatch(str(file), "an image file", f"{type(error).__name__}: {error}") from error
+    if image.size != (width, height):
+        got = f"{image.size[0]} × {image.size[1]}"
+        require(resize, str(file), f"an image of {width} × {height} pixels", f"{got}; --resize accepts other sizes")
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32) / 255
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def mismatch(name: str, expected: str, got: object) -> ValueError:
+    """An error that says what was expected and what came."""
+    return ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def require(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise `mismatch` unless the condition holds."""
+    if not holds:
+        raise mismatch(name, expected, got)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, all of whose files are there as they were written."""
+    file = folder / "manifest.json"
+    if not file.exists():
+        raise FileNotFoundError(f"folder: expected an exported network with manifest.json, got {folder}")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise mismatch(str(file), "a manifest in JSON", error) from error
+    known = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    require(known, str(file), f'a manifest with format "{FORMAT}"', "another file")
+    require(manifest.get("version") == 1, str(file), "version 1 of the format", manifest.get("version"))
+    try:
+        parts = [*manifest["exits"], *manifest["steps"]]
+        complete = bool(manifest["exits"]) and all(
+            isinstance(part["graph"], str) and part["inputs"][0] == "images" and part["outputs"][0] == "logits"
+            for part in parts
+        )
+        complete = complete and all(part["ms"]["1"] > 0 for part in parts)
+        complete = complete and {part["graph"] for part in parts} <= set(manifest["files"])
+        complete = complete and len(manifest["image_shape"]) == 3
+        complete = complete and len(manifest["steps"]) in (0, len(manifest["exits"])) and "classes" in manifest
+        for kind in ("exits", "steps"):
+            order = [part["exit"] for part in manifest[kind]]
+            require(order == sorted(order), str(file), f"the {kind} in order", order)
+        for name, about in manifest["files"].items():
+            require(Path(name).name == name, str(file), "names of files in its own folder", name)
+            path, size, digest = folder / name, about["bytes"], about["sha256"]
+            there = path.stat().st_size if path.exists() else "no file"
+            require(there == size, str(path), f"{size} bytes, as in manifest.json", there)
+            if not name.endswith(".pt2"):  # not read here
+                same = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+                require(same, str(path), "the contents that manifest.json names", "others")
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise mismatch(str(file), "a whole manifest", f"{type(error).__name__}: {error}") from error
+    require(complete, str(file), "a whole manifest", "one with parts missing")
+    return manifest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the answers to image files. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Classify image files with an exported network.")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--folder", help="the exported network; by default, where this file is")
+    parser.add_argument("--deadline", type=float, metavar="MS", help="milliseconds for each image")
+    parser.add_argument("--sure", type=float, metavar="P", help="stop when a class has this probability")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default 3)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default 1)")
+    parser.add_argument("--resize", action="store_true", help="accept images of another size")
+    options = parser.parse_args(arguments)
+    try:
+        _print_answers(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_answers(options: argparse.Namespace) -> None:
+    require(options.top >= 1, "--top", "a number >= 1", options.top)
+    predictor = Predictor(options.folder, options.threads)
+    images = [read_image(file, predictor.image_shape, options.resize)[None] for file in options.images]
+    predictor.warm_up()
+    for file, image in zip(options.images, images, strict=True):
+        print(file)
+        if options.deadline is not None:
+            answers = [predictor.answer_by(image, options.deadline)]
+        elif options.sure is not None:
+            answers = [predictor.until_sure(image, options.sure)]
+        else:
+            answers = list(predictor.answers(image))
+        for answer in answers:
+            chances = answer.probabilities[0]
+            best = np.argsort(-chances)[: options.top]
+            names = [predictor.classes[i] if predictor.classes else f"class {i}" for i in best]
+            text = ", ".join(f"{name} {chances[i]:.1%}" for name, i in zip(names, best, strict=True))
+            print(f"  exit {int(np.max(answer.exit))} of {predictor.exits}, {answer.milliseconds:.2f} ms: {text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

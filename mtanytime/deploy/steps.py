@@ -1,0 +1,91 @@
+"""The steps of a chain: each computes one slice of a sliced network and hands on what later ones read."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtanytime.anytime import AnytimeNetwork
+from mtanytime.anytime.folding import fold_batch_norms
+from mtanytime.anytime.stepping import SlicedNetwork
+from mtanytime.backbones import Normalized
+from mtanytime.features import unwrapped
+from mtanytime.measure.logits import find_logits
+
+Images = Float[Tensor, "batch channel height width"]
+
+
+class LogitsOf(nn.Module):
+    """A network that returns its logits and nothing else."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
+        """The logits in the network's output."""
+        return find_logits(self.network(images))
+
+
+class Step(nn.Module):
+    """One slice of a sliced network, as a module without memory.
+
+    Args:
+        network: the network, with batch norms folded.
+        normalise: what its images go through first.
+        counts: how many tensors each of the slices before hands on.
+    """
+
+    def __init__(self, network: SlicedNetwork, normalise: nn.Module, counts: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.normalise, self.counts = network, normalise, list(counts)
+
+    def forward(self, images: Images, state: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        """The logits of this slice's exit, followed by what it hands on.
+
+        `state` is what the slices before it handed on, one after another.
+        """
+        earlier = [list(part) for part in _cut(state, self.counts)]
+        logits, handed_on = self.network.one_slice(self.normalise(images), earlier)
+        return logits, *handed_on
+
+
+def exit_networks(network: nn.Module) -> list[nn.Module]:
+    """A stand-alone network for each exit, thin to wide, with batch norms folded; one for an ordinary network."""
+    inner = unwrapped(network)
+    if not isinstance(inner, AnytimeNetwork):
+        return [LogitsOf(fold_batch_norms(network))]
+    exits = [fold_batch_norms(inner.extract(k)) for k in range(1, inner.exits + 1)]
+    return [nn.Sequential(_normalisation(network), part) for part in exits]
+
+
+@torch.no_grad()
+def chain_of(network: nn.Module, images: Images) -> list[tuple[Step, list[Tensor], int]]:
+    """The steps of a sliced network: module, an example of its state, and how many tensors it hands on.
+
+    Empty for a network that is not cut into slices.
+    """
+    inner = unwrapped(network)
+    if not isinstance(inner, SlicedNetwork):
+        return []
+    folded, steps, counts, state = fold_batch_norms(inner), [], [], []
+    for _ in range(inner.exits):
+        step = Step(folded, _normalisation(network), counts)
+        _, *handed_on = step(images, tuple(state))
+        steps.append((step, list(state), len(handed_on)))
+        counts.append(len(handed_on))
+        state += handed_on
+    return steps
+
+
+def _normalisation(network: nn.Module) -> nn.Module:
+    return network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
+
+
+def _cut(state: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    parts, start = [], 0
+    for count in counts:
+        parts.append(state[start : start + count])
+        start += count
+    return parts

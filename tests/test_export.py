@@ -1,0 +1,362 @@
+"""An exported network answers as torch does, in steps, without torch, and says what is wrong with its folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import mtanytime as mt
+from mtanytime.__main__ import main
+from mtanytime.anytime.folding import fold_batch_norms
+from mtanytime.anytime.slice_shape import SliceShape
+from mtanytime.anytime.sliced_resnet import SlicedResNet
+from mtanytime.deploy.steps import chain_of
+from mtanytime.deploy.weights import SharedWeights
+from mtanytime.training.stored_run import StoredRun
+
+predict = pytest.importorskip("mtanytime.deploy.predict", reason="the extra export is not installed")
+
+
+def unsettled(network: nn.Module) -> nn.Module:
+    """The network with batch norms far from their start, so that folding and slicing them wrongly shows."""
+    generator = torch.Generator().manual_seed(3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for name, low, high in (
+                ("weight", 0.5, 2),
+                ("bias", -1, 1),
+                ("running_mean", -1, 1),
+                ("running_var", 1, 3),
+            ):
+                value = getattr(module, name)
+                value.data.copy_(low + (high - low) * torch.rand(value.shape, generator=generator))
+    return network
+
+
+def sliced_resnet() -> nn.Module:
+    """Two slices; all norms fold; squeeze-and-excitation and a normalisation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SlicedResNet(5, SliceShape(((6, 4), (8, 8)), stem_stride=1, squeeze=2))
+    return mt.Normalized(unsettled(network), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2))
+
+
+def sliced_resnext() -> nn.Module:
+    """Two slices whose norms do not all fold, and 1×1 convolutions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        sizes = {"slice_widths": (4, 8), "slice_branches": (1, 2)}
+        return unsettled(mt.SlicedResNeXt(5, width=12, bottleneck=2, branches=3, blocks=1, **sizes))
+
+
+def some_images(count: int, seed: int = 0, size: int = 8) -> Tensor:
+    """Images in [0, 1]."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sliced ResNet, with class names and a test set."""
+    folder = tmp_path_factory.mktemp("export") / "resnet"
+    test = mt.data.ImageSet(torch.randint(0, 256, (20, 3, 8, 8)).byte(), [0, 1, 2, 3, 4] * 4, tuple("abcde"))
+    mt.export(sliced_resnet(), folder, image_shape=(3, 8, 8), test=test, progress=False)
+    return folder
+
+
+def assert_like_torch(network: nn.Module, folder: Path, size: int = 8) -> None:
+    """Every exit alone, every step, what steps hand on, and the programs of torch.export, for batches of any size."""
+    predictor = predict.Predictor(folder)
+    inner = network.network if isinstance(network, mt.Normalized) else network
+    network.eval()
+    for count in (1, 3):
+        images = some_images(count, count, size)
+        with torch.no_grad():
+            expected = network(images)
+        answers = list(predictor.answers(images.numpy()))
+        assert [answer.exit for answer in answers] == list(range(1, inner.exits + 1))
+        for k, right in enumerate(expected, 1):
+            np.testing.assert_allclose(answers[k - 1].logits, right, atol=1e-5, rtol=1e-5)
+            np.testing.assert_allclose(predictor.predict(images.numpy(), k), right, atol=1e-5, rtol=1e-5)
+            program = torch.export.load(folder / f"exit{k}.pt2").module()
+            torch.testing.assert_close(program(images), right, atol=1e-5, rtol=1e-5)
+    state: dict[str, np.ndarray] = {"images": images.numpy()}
+    for part, (step, example, count) in zip(predictor.manifest["steps"], chain_of(network, images), strict=True):
+        np.testing.assert_equal([state[name].shape for name in part["inputs"][1:]], [list(e.shape) for e in example])
+        outputs = predictor._session(part).run(None, {name: state[name] for name in part["inputs"]})
+        state |= dict(zip(part["outputs"], outputs, strict=True))
+        with torch.no_grad():
+            handed_on = step(images, tuple(example))[1:]
+        assert len(handed_on) == count == len(part["outputs"]) - 1
+        for name, right in zip(part["outputs"][1:], handed_on, strict=True):
+            np.testing.assert_allclose(state[name], right, atol=1e-5, rtol=1e-5)
+
+
+def test_sliced_resnet(exported: Path) -> None:
+    """With everything that the manifest says of it."""
+    network = sliced_resnet()
+    assert_like_torch(network, exported)
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["classes"] == list("abcde")
+    assert manifest["image_shape"] == [3, 8, 8]
+    assert manifest["normalization"]["mean"] == pytest.approx([0.4, 0.5, 0.6])
+    parts = [*manifest["exits"], *manifest["steps"]]
+    assert all(part["ms"]["1"] > 0 and part["ms"]["64"] > 0 and part["largest_difference"] <= 1e-5 for part in parts)
+    assert [part["macs"] for part in manifest["exits"]] == [
+        mt.measure.macs(network.network.eval().extract(k), (3, 8, 8)) for k in (1, 2)
+    ]
+    assert all((part["accuracy"] * 20) % 1 == pytest.approx(0) for part in manifest["exits"])
+    folded = fold_batch_norms(network.network)
+    once = 4 * sum(p.numel() for p in folded.parameters() if p.ndim > 1)
+    assert (exported / "weights.bin").stat().st_size < 1.1 * once  # exits and steps share the weights
+    for file in exported.glob("*.onnx"):
+        assert str(Path.cwd()).encode() not in file.read_bytes(), f"{file} names folders of this machine"
+
+
+def test_sliced_resnext(tmp_path: Path) -> None:
+    """Buffers that are filled in place become concatenations, a product becomes a convolution."""
+    network = sliced_resnext().train()
+    mt.export(network, tmp_path / "out", image_shape=(3, 8, 8), progress=False)
+    assert network.training
+    assert_like_torch(network, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("precision", "most", "share"), [("float16", 0.01, 0.6), ("int8", 0.2, 0.4)])
+def test_precision(precision: str, most: float, share: float, tmp_path: Path) -> None:
+    """An ordinary network is one exit; rounded weights are smaller and answer almost alike, in float32."""
+    network = tiny.made(16)
+    stored = StoredRun(network.eval(), ("x", "y", "z"), (3, 8, 8), 0.5, None, 1, {}, {})
+    manifest = mt.export(stored, tmp_path / "out", precision=precision, torch_export=False, progress=False)
+    (part,) = manifest["exits"]
+    assert manifest["steps"] == []
+    assert "accuracy" not in part
+    assert 0 < part["largest_difference"] < most
+    weights = 4 * sum(p.numel() for p in network.parameters() if p.ndim > 1)
+    assert (tmp_path / "out" / "weights.bin").stat().st_size < share * weights
+    images = some_images(2).numpy()
+    predictor = predict.Predictor(tmp_path / "out")
+    np.testing.assert_allclose(predictor.predict(images), network(torch.from_numpy(images)).detach(), atol=most)
+    (answer,) = predictor.answers(images)
+    assert (predictor.classes, answer.exit) == (["x", "y", "z"], 1)
+
+
+def test_deadlines(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is not expected to end in time is not started; the first one always is."""
+    predictor, image = predict.Predictor(exported), some_images(1).numpy()
+    assert predictor.expected_ms(2, 3) == 3 * predictor.manifest["steps"][1]["ms"]["1"]
+    assert predictor.answer_by(image, 1e6).exit == 2
+    assert predictor.answer_by(image, 1e-6).exit == 1
+    predictor.warm_up()
+    predictor._times[1][1] = [50.0, 200.0, 70.0]
+    assert predictor.answer_by(image, 150).exit == 1  # the slowest of the last times counts
+    predictor._times[1][1] = [50.0, 90.0, 70.0]
+    answer = predictor.answer_by(image, 150)
+    assert (answer.exit, len(predictor._times[1][1])) == (2, 4)
+    assert 0 < answer.milliseconds < 150
+
+
+def test_images_leave_when_they_are_sure(exported: Path) -> None:
+    """Each image has the answer of the first exit that is sure enough, as if it had been alone."""
+    predictor, images = predict.Predictor(exported), some_images(40, 5).numpy()
+    first, last = predictor.answers(images)
+    at = float(np.median(first.probabilities.max(axis=1)))
+    answer = predictor.until_sure(images, at)
+    sure = first.probabilities.max(axis=1) >= at
+    assert set(answer.exit) == {1, 2}
+    assert (answer.exit == np.where(sure, 1, 2)).all()
+    expected = np.where(sure[:, None], first.logits, last.logits)
+    np.testing.assert_allclose(answer.logits, expected, atol=1e-5)
+    assert (predictor.until_sure(images, 0.0).exit == 1).all()
+
+
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "mtanytime", "onnx", "onnxscript", "pandas", "scipy"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def command_line(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the folder's own file where torch cannot be imported."""
+    command = [sys.executable, "-I", "-c", WITHOUT_TORCH, str(folder / "predict.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_command_line_without_torch(exported: Path, tmp_path: Path) -> None:
+    """Image files in, classes' names out; a copy of the folder on another machine needs nothing else."""
+    folder = tmp_path / "copied"
+    shutil.copytree(exported, folder)
+    pixels = (some_images(1)[0].permute(1, 2, 0) * 255).byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    Image.fromarray(pixels).resize((20, 10)).save(tmp_path / "large.jpg")
+    (tmp_path / "none.png").write_text("no picture")
+    done = command_line(folder, str(tmp_path / "small.png"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(tmp_path / "small.png")
+    assert lines[1].startswith("  exit 1 of 2, ")
+    logits = predict.Predictor(exported).predict(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    assert f" ms: {'abcde'[logits.argmax()]} {predict.softmax(logits).max():.1%}, " in lines[2]
+    both = [str(tmp_path / name) for name in ("small.png", "large.jpg")]
+    done = command_line(folder, *both, "--resize", "--deadline", "5000", "--top", "1", "--threads", "2")
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == [
+        both[0],
+        "  exit 2 of 2",
+        both[1],
+        "  exit 2 of 2",
+    ]
+    assert len(command_line(folder, both[0], "--sure", "0").stdout.splitlines()) == 2
+    for arguments, error in (
+        (both, "large.jpg: expected an image of 8 × 8 pixels, got 20 × 10; --resize accepts other sizes"),
+        ([str(tmp_path / "none.png")], "none.png: expected an image file, got UnidentifiedImageError"),
+        ([both[0], "--deadline", "0"], "deadline: expected a number of milliseconds > 0, got 0.0"),
+        ([both[0], "--sure", "2"], "probability: expected a number from 0 to 1, got 2.0"),
+        ([both[0], "--threads", "0"], "threads: expected a whole number >= 1, got 0"),
+        ([both[0], "--folder", str(tmp_path)], "expected an exported network with manifest.json"),
+    ):
+        done = command_line(folder, *arguments)
+        assert done.returncode == 1
+        assert error in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def cut(file: Path) -> None:
+    """Keep the first half."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def changed(manifest: Path, change: Any) -> None:
+    """Change the contents of a manifest."""
+    contents = json.loads(manifest.read_text())
+    change(contents)
+    manifest.write_text(json.dumps(contents))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda f: cut(f / "step2.onnx"), r"step2.onnx: expected \d+ bytes, as in manifest.json, got \d+"),
+        (lambda f: cut(f / "weights.bin"), r"weights.bin: expected \d+ bytes"),
+        (lambda f: (f / "exit1.onnx").unlink(), r"exit1.onnx: expected \d+ bytes, as in manifest.json, got no file"),
+        (lambda f: cut(f / "manifest.json"), "manifest.json: expected a manifest in JSON"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: expected a manifest with format"),
+        (lambda f: changed(f / "manifest.json", lambda m: m.update(version=2)), "expected version 1"),
+        (lambda f: changed(f / "manifest.json", lambda m: m.pop("classes")), "expected a whole manifest"),
+        (lambda f: changed(f / "manifest.json", lambda m: m["steps"].pop()), "expected a whole manifest"),
+        (lambda f: changed(f / "manifest.json", lambda m: m["steps"].reverse()), "expected the steps in order"),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["steps"][0]["outputs"].pop()),
+            r"step1.onnx: expected outputs .*, as in manifest.json, got",
+        ),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["files"].update({"../x": m["files"]["exit1.onnx"]})),
+            "expected names of files in its own folder",
+        ),
+    ],
+)
+def test_damaged_folder(damage: Any, error: str, exported: Path, tmp_path: Path) -> None:
+    """One clear error when the folder is opened."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported, folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=error):
+        predict.Predictor(folder)
+
+
+def test_a_foreign_graph_of_the_same_size(exported: Path, tmp_path: Path) -> None:
+    """The checksum tells it."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported, folder)
+    contents = bytearray((folder / "exit1.onnx").read_bytes())
+    contents[len(contents) // 2] ^= 1
+    (folder / "exit1.onnx").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"exit1.onnx: expected the contents that manifest.json names"):
+        predict.Predictor(folder)
+
+
+class Branching(nn.Module):
+    """A network that asks what its images are, which no graph can."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, of one kind or another."""
+        features = images.mean(dim=(2, 3))
+        return features if features.sum() > 0 else -features
+
+
+def test_bad_arguments(exported: Path, tmp_path: Path) -> None:
+    """Each is refused before anything is written, and nothing is overwritten."""
+    network, before = tiny.made(), {path: path.read_bytes() for path in exported.iterdir() if path.is_file()}
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    images = tiny.images(size=16)
+    usual = {"network": network, "folder": tmp_path / "new", "image_shape": (3, 8, 8), "progress": False}
+    for arguments, error in (
+        ({"folder": exported}, r"folder: expected a new or empty folder, got .*, which holds another export"),
+        ({"folder": tmp_path / "notes"}, "which holds other files"),
+        ({"folder": tmp_path / "notes" / "a.txt"}, "expected a new folder, got the file"),
+        ({"image_shape": (3, 8)}, r"image_shape: expected three sizes >= 1: channels, height, width, got \(3, 8\)"),
+        ({"classes": ("a", "b")}, "classes: expected 3 names, one per output, got 2"),
+        ({"test": images}, r"test: expected images of shape \(3, 8, 8\), got \(3, 16, 16\)"),
+        ({"test": tiny.images(classes=4)}, "test: expected 3 classes, the outputs, got 4"),
+        ({"network": Branching()}, "network: expected one that torch.export traces for a batch of any size"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            mt.export(**usual | arguments)
+    with pytest.raises(ValueError, match="precision: expected one of"):
+        SharedWeights(tmp_path, "float64")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes"]
+    assert before == {path: path.read_bytes() for path in exported.iterdir() if path.is_file()}
+
+
+def test_images_of_another_kind(exported: Path) -> None:
+    """Shape and type are named."""
+    predictor = predict.Predictor(exported)
+    expected = r"images: expected float32 in \[0, 1\] of shape \(batch, 3, 8, 8\), got "
+    for images, got in (
+        (np.zeros((1, 3, 9, 8), np.float32), r"float32 \(1, 3, 9, 8\)"),
+        (np.zeros((3, 8, 8), np.float32), r"float32 \(3, 8, 8\)"),
+        (np.zeros((1, 3, 8, 8), np.uint8), "uint8"),
+        (np.zeros((0, 3, 8, 8), np.float32), r"float32 \(0, 3, 8, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=expected + got):
+            next(predictor.answers(images))
+        with pytest.raises(ValueError, match=expected):
+            predictor.predict(images)
+    with pytest.raises(ValueError, match="exit: expected an exit from 1 to 2, got 3"):
+        predictor.predict(some_images(1).numpy(), 3)
+
+
+def test_equal_weights_are_stored_once(tmp_path: Path) -> None:
+    """Also where two tensors of one graph are equal."""
+    onnx = pytest.importorskip("onnx")
+    weights = SharedWeights(tmp_path)
+    large = np.arange(128, dtype=np.float32).reshape(2, 64)
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in (("a", large), ("b", large), ("c", -large))]
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    assert weights.move(model) == 2 * large.nbytes
+    assert (tmp_path / "weights.bin").read_bytes() == large.tobytes() + (-large).tobytes()
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`export RUN FOLDER` takes network, classes and image shape from the run; an error is one line."""
+    stored = StoredRun(tiny.made().eval(), ("x", "y", "z"), (3, 8, 8), 0.75, None, 1, {}, {})
+    monkeypatch.setattr("mtanytime.__main__.load_part", lambda folder, weights: stored)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert "accuracy 75.0%" in capsys.readouterr().out
+    assert predict.Predictor(tmp_path / "out").classes == ["x", "y", "z"]
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 1
+    assert "which holds another export" in capsys.readouterr().err
