@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,10 +18,13 @@ from mtanytime.anytime.shape_search import search_shapes
 from mtanytime.checks import one_line, require
 from mtanytime.console import replace_unprintable
 from mtanytime.deploy import export
+from mtanytime.deploy.page import check_package, export_page
 from mtanytime.deploy.weights import Precision
 from mtanytime.devices import processor
+from mtanytime.experiments.anytime_recipes import build_network
 from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer
 from mtanytime.experiments.exit_times import exit_times
+from mtanytime.experiments.export_bench import deadline_answers, export_times, kept_deadlines
 from mtanytime.experiments.recipe import Results, as_text, changed
 from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan, run, write_results
 from mtanytime.explore.table_files import read_csv
@@ -167,6 +171,19 @@ def _add_bench(commands: Any) -> None:
     )
     shapes.add_argument("--times", type=Path, help="a CSV file that keeps this machine's measured times")
 
+    exported = benchmarks.add_parser("export", help="exported networks by onnxruntime beside torch, and deadlines")
+    exported.set_defaults(command_function=_bench_export)
+    exported.add_argument("--out", type=Path, required=True, help="a new folder for the exported networks")
+    help = "run folders of networks, whose images have one size (default: fresh networks of anytime-cifar10-full)"
+    exported.add_argument("--run", type=Path, nargs="+", default=[], help=help)
+    exported.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of anytime-cifar10-full")
+    exported.add_argument("--batch", type=_count, nargs="+", default=[1, 64], help="images (default [1, 64])")
+    exported.add_argument("--precision", choices=get_args(Precision), nargs="+", default=["float32"])
+    exported.add_argument("--rounds", type=_count, default=20, help="counted rounds (default 20)")
+    exported.add_argument("--csv", type=Path, help="a new file for the table")
+    help = "a new file for the answers of the first network to 1,000 random deadlines"
+    exported.add_argument("--deadlines", type=Path, metavar="CSV", help=help)
+
 
 def _add_timing_options(parser: argparse.ArgumentParser, batches: list[int], runtimes: list[str]) -> None:
     many = "+" if len(batches) > 1 else 1
@@ -257,6 +274,30 @@ def _bench_exits(options: argparse.Namespace) -> int:
     return _print_table(measured, options.csv, "exits" + f" --set {' '.join(options.set)}" * bool(options.set))
 
 
+def _bench_export(options: argparse.Namespace) -> int:
+    given = {"set": options.set, "precision": options.precision, "run": [run.name for run in options.run]}
+    command = " ".join(["export", *(f"--{name} {' '.join(values)}" for name, values in given.items() if values)])
+    for file in (options.csv, options.deadlines):
+        if file is not None:
+            check_new_csv(file)
+    stored = {run.name: load_part(run) for run in options.run}
+    settings = changed(RECIPES["anytime-cifar10-full"].settings, _settings(options))
+    networks = {name: run.network for name, run in stored.items()} or {
+        model: build_network(model, settings, 10) for model in settings["models"]
+    }
+    shapes = {run.image_shape for run in stored.values()} or {(3, 32, 32)}
+    require(len(shapes) == 1, "--run", "networks for images of one size", sorted(shapes))
+    times = partial(export_times, networks, options.out, *shapes, options.batch, options.precision, options.rounds)
+    _print_table(times, options.csv, command)
+    if options.deadlines is not None:
+        table = deadline_answers(options.out / f"{next(iter(networks))}-{options.precision[0]}")
+        kept = kept_deadlines(table)
+        print(f"deadlines from 1.2 times the first answer's time on: {kept['first']:.1%} answered in time")
+        print(f"latest answer: {kept['late']:.3f} ms after its deadline; longest step: {kept['longest']:.3f} ms")
+        write_results(Results(table, None), options.deadlines, f"python -m mtanytime bench {command}")
+    return 0
+
+
 def _print_table(measure: Callable[[], pd.DataFrame], csv: Path | None, command: str) -> int:
     """Print a benchmark's table and write it to a new file, if one is named, which is checked first."""
     if csv is not None:
@@ -334,13 +375,25 @@ def _add_export(commands: Any) -> None:
     help = "of the stored weights (default float32); answers are computed in float32"
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help=help)
 
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page that runs the network")
+    help = "for --page: the npm package, a folder or the archive of `npm pack onnxruntime-web`"
+    parser.add_argument("--onnxruntime-web", type=Path, metavar="PACKAGE", help=help)
+
 
 def _export(options: argparse.Namespace) -> int:
+    if options.page is not None:
+        package = options.onnxruntime_web
+        remedy = "`npm pack onnxruntime-web` downloads it"
+        require(package is not None, "--onnxruntime-web", "the npm package, for --page", package, remedy)
+        check_package(package)
+        require(not options.page.exists(), "--page", "a file that does not exist yet", str(options.page))
     manifest = export(load_part(options.run, weights=options.weights), options.folder, precision=options.precision)
+    if options.page is not None:
+        export_page(options.folder, options.page, options.onnxruntime_web)
     for part in manifest["exits"]:
         accuracy = f", accuracy {part['accuracy']:.1%}" if "accuracy" in part else ""
         print(f"exit {part['exit']}: {part['macs'] / 1e6:.1f} M multiply-adds, {part['ms']['1']:.2f} ms{accuracy}")
-    print(options.folder / "manifest.json")
+    print(options.page or options.folder / "manifest.json")
     return 0
 
 

@@ -360,3 +360,6 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert predict.Predictor(tmp_path / "out").classes == ["x", "y", "z"]
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 1
     assert "which holds another export" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "new"), "--page", str(tmp_path / "page.html")]) == 1
+    assert "--onnxruntime-web: expected the npm package, for --page, got None" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
