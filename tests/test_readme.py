@@ -27,10 +27,12 @@ def shortened(code: str, changes: dict[str, str]) -> str:
     return code
 
 
-def test_lines_of_use(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's two examples must work with torchvision models and a folder of images."""
-    transfer, anytime, _ = snippets((root / "README.md").read_text(encoding="utf-8"))
-    for code in (transfer, anytime):
+def test_lines_of_use(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's examples must work with torchvision models and a folder of images, one after the other."""
+    transfer, anytime, exporting, elsewhere = snippets((root / "README.md").read_text(encoding="utf-8"))
+    for code in (transfer, anytime, exporting + elsewhere):
         assert len(code.strip().splitlines()) <= LINES
     transfer, anytime = (shortened(code, changes) for code, changes in zip((transfer, anytime), SHORTER, strict=True))
     random = np.random.default_rng(0)
@@ -49,10 +51,19 @@ def test_lines_of_use(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(anytime, "README.md", "exec"), names)
     assert len(names["result"].accuracy) == 3
     assert (tmp_path / "budget.html").stat().st_size > 0
+    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    exec(compile(exporting, "README.md", "exec"), names)
+    (tmp_path / "flowers" / "test" / "rose" / "0.png").rename(tmp_path / "rose.jpg")
+    monkeypatch.syspath_prepend(tmp_path / "exported")
+    exec(compile(elsewhere, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:-1]] == ["1", "2", "3"]
+    assert lines[-4].split()[1] in ("daisy", "rose", "tulip")
 
 
 def test_training_loop_is_the_tested_one(root: Path) -> None:
-    """The README's own training loop is the one that test_lookahead.py compares with the trainer."""
-    _, _, loop = snippets((root / "README.md").read_text(encoding="utf-8"))
-    _, _, tested = (root / "tests" / "lookahead_loop.py").read_text(encoding="utf-8").partition("\n\n")
-    assert loop == tested
+    """The README names the training loop that test_lookahead.py compares with the trainer, and it is short."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert "](tests/lookahead_loop.py)" in readme
+    _, _, loop = (root / "tests" / "lookahead_loop.py").read_text(encoding="utf-8").partition("\n\n")
+    assert len(loop.strip().splitlines()) <= 36
