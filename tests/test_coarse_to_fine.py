@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from label_trees import ANIMALS, CLASSES, drawn, paths_of, trees
+from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -247,12 +248,15 @@ def test_metrics_of_an_example_worked_out_by_hand():
         "exit": [1, 2, 3],
         "level": [1, 1, 2],
         "accuracy": [1, 2 / 3, 1 / 3],
+        "kappa": [1, 2 / 5, 1 / 7],  # chance 5/9, 4/9 and 2/9
         "fine_guess": [1 / 3, 2 / 3, 1 / 3],
         "consistent_next": [2 / 3, 2 / 3, math.nan],
         "consistent_last": [1, 2 / 3, math.nan],
         "mistake_distance": [2, 2, 1],  # b1 and a1 for a1 and b1; a1 for b1; a2 for a1 and b1 for b2
         "accuracy_1": [1, 2 / 3, 1],
         "accuracy_2": [1 / 3, 2 / 3, 1 / 3],
+        "kappa_1": [1, 2 / 5, 1],
+        "kappa_2": [0, 1 / 2, 1 / 7],
     }
     pd.testing.assert_frame_equal(table, pd.DataFrame(wanted), check_dtype=False, rtol=1e-12, atol=0)
 
@@ -298,6 +302,11 @@ def test_metrics_are_what_a_loop_over_images_counts(drawn_tree: tuple[Tree, tupl
         }
         assert row["mistake_distance"] == pytest.approx(np.mean(far) if far else math.nan, nan_ok=True)
         assert (row["exit"], row["level"]) == (k + 1, level)
+        named, right = (["/".join(path) for path in part] for part in (answers[k], [t[:level] for t in truth]))
+        if len({*named, *right}) > 1:
+            assert row["kappa"] == pytest.approx(cohen_kappa_score(named, right))
+        else:
+            assert math.isnan(row["kappa"])
         assert math.isnan(row["consistent_next"]) == math.isnan(row["consistent_last"]) == (k + 1 == len(levels))
 
 

@@ -268,12 +268,14 @@ def coarse_to_fine_metrics(
 
     * `exit` (from 1) and `level`, the level assigned to it. Its prediction is the most probable group at that level.
     * `accuracy`: how often the prediction is correct.
+    * `kappa`: the same beyond chance, Cohen's κ (1960): 0 for guesses that know only how often each group is right and
+      is named, 1 if always correct; so levels with few and with many groups can be compared.
     * `fine_guess`: how often the group of the most probable class is correct, the accuracy of a guess at the class.
     * `consistent_next`, `consistent_last`: how often the prediction of the next exit, or of the last one, is inside
       the group that this exit predicted, correct or not; NaN for the last exit.
     * `mistake_distance`: mean `Taxonomy.distance`, from 1 to L, between the most probable class and the correct one
       over the images where they differ; of classes at any level, so that exits can be compared. NaN without mistakes.
-    * `accuracy_1` … `accuracy_L`: the accuracy that the exit's prediction would have at each level.
+    * `accuracy_1` … `accuracy_L`, `kappa_1` … `kappa_L`: what the exit's prediction would have at each level.
 
     Raises:
         ValueError: outputs that do not fit the exits and classes, logits that are not finite, no images, labels out of
@@ -303,11 +305,13 @@ def coarse_to_fine_metrics(
                 "exit": k + 1,
                 "level": level,
                 "accuracy": accuracies[level],
+                "kappa": _kappa(prediction, truth[level]),
                 "fine_guess": _mean(taxonomy.lift(guess, finest, level) == truth[level]),
                 "consistent_next": _mean(consistent[0]) if k < last else math.nan,
                 "consistent_last": _mean(consistent[1]) if k < last else math.nan,
                 "mistake_distance": _mean(taxonomy.distance[guess, labels][guess != labels]),
                 **{f"accuracy_{at}": accuracy for at, accuracy in accuracies.items()},
+                **{f"kappa_{at}": _kappa(predicted[at][k], truth[at]) for at in truth},
             }
         )
     return pd.DataFrame(rows)
@@ -315,3 +319,11 @@ def coarse_to_fine_metrics(
 
 def _mean(values: Tensor) -> float:
     return values.double().mean().item()
+
+
+def _kappa(prediction: Int64[Tensor, " images"], truth: Int64[Tensor, " images"]) -> float:
+    """Cohen's κ; NaN where one group is always right and always named."""
+    groups = int(max(prediction.max(), truth.max())) + 1
+    named, right = (part.bincount(minlength=groups).double() / len(truth) for part in (prediction, truth))
+    chance = (named * right).sum().item()
+    return math.nan if chance == 1 else (_mean(prediction == truth) - chance) / (1 - chance)
