@@ -292,8 +292,12 @@ def _bench_export(options: argparse.Namespace) -> int:
     if options.deadlines is not None:
         table = deadline_answers(options.out / f"{next(iter(networks))}-{options.precision[0]}")
         kept = kept_deadlines(table)
-        print(f"deadlines from 1.2 times the first answer's time on: {kept['first']:.1%} answered in time")
-        print(f"latest answer: {kept['late']:.3f} ms after its deadline; longest step: {kept['longest']:.3f} ms")
+        print(f"deadlines from 1.2 times the first answer's time on: {kept['answered']:.1%} with an answer by then")
+        print(
+            f"returned within a step's time ({kept['longest_ms']:.2f} ms) of the deadline: {kept['returned']:.1%}",
+            end="",
+        )
+        print(f", the latest {kept['latest_ms']:.2f} ms after it")
         write_results(Results(table, None), options.deadlines, f"python -m mtanytime bench {command}")
     return 0
 

@@ -151,16 +151,28 @@ def test_precision(precision: str, most: float, share: float, tmp_path: Path) ->
 def test_deadlines(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that is not expected to end in time is not started; the first one always is."""
     predictor, image = predict.Predictor(exported), some_images(1).numpy()
-    assert predictor.expected_ms(2, 3) == 3 * predictor.manifest["steps"][1]["ms"]["1"]
+    ms = [part["ms"]["1"] for part in predictor.manifest["steps"]]
+    assert [predictor.expected_ms(k, 3) for k in (1, 2)] == pytest.approx([3 * ms[0], 3 * ms[1]])
     assert predictor.answer_by(image, 1e6).exit == 2
     assert predictor.answer_by(image, 1e-6).exit == 1
     predictor.warm_up()
-    predictor._times[1][1] = [50.0, 200.0, 70.0]
-    assert predictor.answer_by(image, 150).exit == 1  # the slowest of the last times counts
-    predictor._times[1][1] = [50.0, 90.0, 70.0]
-    answer = predictor.answer_by(image, 150)
-    assert (answer.exit, len(predictor._times[1][1])) == (2, 4)
-    assert 0 < answer.milliseconds < 150
+    times = predictor._times[1]
+    assert [len(part) for part in (times.first, *times.ratios)] == [predict.REMEMBERED] * 3
+
+    def remember(first: float, *ratios: float) -> None:
+        times.first.extend([first] * predict.REMEMBERED)
+        times.ratios[1].clear()
+        times.ratios[1].extend(ratios)
+
+    remember(100, *[2] * 9, 80)  # one slow moment does not count
+    assert predictor.expected_ms(2, 1) < 100 * 80 / 2
+    remember(100, 2)
+    assert predictor.answer_by(image, 190).exit == 1
+    remember(100, 2)
+    answer = predictor.answer_by(image, 210)
+    assert answer.exit == 2
+    assert 0 < answer.milliseconds < 210
+    assert len(times.ratios[1]) == 2  # and it has learned how long the step took
 
 
 def test_images_leave_when_they_are_sure(exported: Path) -> None:

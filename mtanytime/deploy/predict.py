@@ -18,6 +18,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ import numpy as np
 import onnxruntime
 
 FORMAT = "mtanytime export"
-REMEMBERED = 5  # times of each step from which the next one is predicted
+REMEMBERED = 10  # times of each step from which the next one is predicted
 
 
 class Answer(NamedTuple):
@@ -83,7 +84,7 @@ class Predictor:
         self._sessions: dict[str, Any] = {}
         for part in self._steps:
             self._session(part)
-        self._times: dict[int, list[list[float]]] = {}  # by number of images: of each step, its last milliseconds
+        self._times: dict[int, _Times] = {}  # by number of images
 
     def answers(self, images: np.ndarray) -> Iterator[Answer]:
         """Yield the answers to a batch one by one, the cheapest first. Raises ValueError for images of another shape.
@@ -92,35 +93,38 @@ class Predictor:
         """
         images = self._checked(images)
         state: dict[str, np.ndarray] = {"images": images}
-        times = self._times.setdefault(len(images), [[] for _ in self._steps])
-        started, spent = time.perf_counter(), 0.0
+        times: _Times | None = self._times.setdefault(len(images), _Times(self.exits))
+        started = before = time.perf_counter()
         for k, part in enumerate(self._steps, 1):
-            before = time.perf_counter()
             logits, *handed_on = self._session(part).run(None, {name: state[name] for name in part["inputs"]})
             now = time.perf_counter()
             state.update(zip(part["outputs"][1:], handed_on, strict=True))
-            times[k - 1] = [*times[k - 1][1 - REMEMBERED :], 1000 * (now - before)]
-            spent = 1000 * (now - started)
-            keep = yield Answer(logits, k, spent)
+            if times is not None:
+                times.add(k, 1000 * (now - before))
+            before = now
+            keep = yield Answer(logits, k, 1000 * (now - started))
             if keep is not None:
                 require(keep.shape == (len(logits),), "keep", f"{len(logits)} values, one per image", keep.shape)
                 state = {name: part[keep] for name, part in state.items()}
-                times = self._times.setdefault(len(state["images"]), [[] for _ in self._steps])
+                times = None  # of a batch that has become smaller nothing is noted
 
     def answer_by(self, images: np.ndarray, deadline: float) -> Answer:
-        """Return the widest answer to a batch within `deadline` milliseconds from now.
+        """Return the widest answer to a batch that is ready `deadline` milliseconds from now.
 
-        A step that is not expected to end in time, after the times of the same step before, is not started. The first
-        answer is always computed, even if it is late. Call `warm_up` before, or the first deadlines rely on the
+        A step that is not expected to end in time (see `expected_ms`) is not started. One that was started is not
+        interrupted, so the call may return late by less than one step; its answer, ready too late, is dropped. The
+        first answer is always returned, even if it is late. Call `warm_up` before, or the first deadlines rely on the
         manifest's times, from another machine. Raises ValueError for a deadline that is not above 0.
         """
         started = time.perf_counter()
         require(0 < deadline < float("inf"), "deadline", "a number of milliseconds > 0", deadline)
+        best: Answer | None = None
         for answer in self.answers(images):
             elapsed = 1000 * (time.perf_counter() - started)
+            if best is None or elapsed <= deadline:
+                best = answer._replace(milliseconds=elapsed)
             if answer.exit == self.exits or elapsed + self.expected_ms(answer.exit + 1, len(images)) > deadline:
-                break
-        return answer._replace(milliseconds=1000 * (time.perf_counter() - started))
+                return best
 
     def until_sure(self, images: np.ndarray, probability: float) -> Answer:
         """Refine the answer to each image until its likeliest class has this probability, or all exits have answered.
@@ -155,13 +159,16 @@ class Predictor:
                 pass
 
     def expected_ms(self, step: int, batch: int) -> float:
-        """How long step number `step` is expected to take for this many images: the slowest of its last times.
+        """How long step number `step` is expected to take for this many images.
 
-        Before it has run, the manifest's figure for one image, times the images.
+        Nine of ten of its last times were shorter, as multiples of the first step's time, which is known best since
+        every answer begins with it. Before a step has run, the manifest's figures for one image stand in.
         """
-        if times := self._times.get(batch, [[]] * self.exits)[step - 1]:
-            return max(times)
-        return batch * self._steps[step - 1]["ms"]["1"]
+        ms = [part["ms"]["1"] for part in self._steps]
+        times = self._times.get(batch, _Times(self.exits))
+        first = sorted(times.first)[len(times.first) // 2] if times.first else batch * ms[0]
+        ratios = sorted(times.ratios[step - 1])  # numpy's quantile would take as long as a thin step
+        return first * (ratios[int(0.9 * (len(ratios) - 1))] if ratios else ms[step - 1] / ms[0])
 
     def _session(self, part: dict[str, Any]) -> Any:
         """The session of a graph, which is loaded once and compared with the manifest."""
@@ -185,6 +192,20 @@ class Predictor:
         fits = images.ndim == 4 and images.shape[1:] == self.image_shape and len(images) > 0
         require(fits and images.dtype.kind == "f", "images", expected, f"{images.dtype} {images.shape}")
         return np.ascontiguousarray(images, np.float32)
+
+
+class _Times:
+    """The last milliseconds of the first step and, of each step, the last multiples of the first step's time."""
+
+    def __init__(self, steps: int) -> None:
+        self.first: deque[float] = deque(maxlen=REMEMBERED)
+        self.ratios: list[deque[float]] = [deque(maxlen=REMEMBERED) for _ in range(steps)]
+
+    def add(self, step: int, milliseconds: float) -> None:
+        """Note the time of a step (from 1); a first step comes before the others of its run."""
+        if step == 1:
+            self.first.append(milliseconds)
+        self.ratios[step - 1].append(milliseconds / self.first[-1])
 
 
 def read_image(file: str | Path, shape: Sequence[int], resize: bool = False) -> np.ndarray:
