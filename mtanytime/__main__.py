@@ -150,6 +150,8 @@ def _add_bench(commands: Any) -> None:
     ):
         default = getattr(AnytimeSizes, name)
         anytime.add_argument(f"--{name}", type=_count, default=default, help=f"{help} (default {default})")
+    help = "also export the network, which takes minutes, and time it by ONNX Runtime"
+    anytime.add_argument("--onnxruntime", action="store_true", help=help)
     layers = benchmarks.add_parser("layers", help="time per multiply-add of convolutions of every kind")
     layers.set_defaults(command_function=_bench_layers)
     _add_timing_options(layers, [1, 64], ["eager", "channels-last"])
@@ -234,7 +236,7 @@ def _bench_transfer(options: argparse.Namespace) -> int:
 def _bench_anytime(options: argparse.Namespace) -> int:
     sizes = AnytimeSizes(options.width, options.bottleneck, options.branches, options.blocks)
     settings = (options.batch, options.rounds, options.compile, not options.json, options.authors)
-    figures, ranges = bench_anytime(sizes, *settings)
+    figures, ranges = bench_anytime(sizes, *settings, options.onnxruntime)
     if options.json:
         print(json.dumps(figures))
         return 0
@@ -251,7 +253,7 @@ def _bench_anytime(options: argparse.Namespace) -> int:
         if baseline := baselines.get(name):
             ratio = f"  {seconds / figures[f'{baseline}_s']:.2f} × {baseline}"
         print(f"{name:16} {seconds:9.4f}  {_range(ranges[name], 4):16}{ratio}")
-    for setting in ("unfolded", "batch_1", "compiled"):
+    for setting in ("unfolded", "batch_1", "compiled", "onnxruntime", "onnxruntime_batch_1"):
         for name, seconds in figures.get(setting, {}).items():
             print(f"{setting} {name.removesuffix('_s')}: {seconds} s")
     _print_config(figures)
@@ -293,11 +295,8 @@ def _bench_export(options: argparse.Namespace) -> int:
         table = deadline_answers(options.out / f"{next(iter(networks))}-{options.precision[0]}")
         kept = kept_deadlines(table)
         print(f"deadlines from 1.2 times the first answer's time on: {kept['answered']:.1%} with an answer by then")
-        print(
-            f"returned within a step's time ({kept['longest_ms']:.2f} ms) of the deadline: {kept['returned']:.1%}",
-            end="",
-        )
-        print(f", the latest {kept['latest_ms']:.2f} ms after it")
+        within, latest = f"a step's time ({kept['longest_ms']:.2f} ms)", f"{kept['latest_ms']:.2f} ms"
+        print(f"returned within {within} of the deadline: {kept['returned']:.1%}, the latest {latest} after it")
         write_results(Results(table, None), options.deadlines, f"python -m mtanytime bench {command}")
     return 0
 

@@ -10,7 +10,7 @@ import torch
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, resnet
 from mtanytime.data.images import Task
 from mtanytime.experiments import baseline_recipes as baselines
-from mtanytime.experiments.runner import plan, run
+from mtanytime.experiments.runner import load_part, plan, run
 
 SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "width": "4", "precision": "float32", "images": "."}
 
@@ -42,6 +42,10 @@ def test_every_method(tmp_path: Path) -> None:
     assert set(table["steps"]) == {0, 2}
     again = run("cifar10-baselines", tmp_path / "out", changes=changes, progress=False).table
     assert again.drop(columns="train_seconds").equals(table.drop(columns="train_seconds"))
+    stored = load_part(tmp_path / "out" / "matching_all-seed0")
+    assert stored.accuracy == table.set_index("method")["accuracy"]["matching_all"]
+    with pytest.raises(ValueError, match="part: expected a method that trains a target, got 'l2sp'"):
+        load_part(tmp_path / "out" / "l2sp-seed0")
 
 
 def test_no_image_is_scored_on_and_learned_from() -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, vgg9
+from mtanytime.checks import require
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.experiments.probe_run import ProbeRun, timed_probe
@@ -99,10 +100,16 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
     return [{"method": part, "network": network, "seed": seed, "steps": trainer.steps} | row]
 
 
+def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
+    """The target of a method, with fresh weights. ValueError for methods that train the source's own network."""
+    require(part not in ON_SOURCE, "part", "a method that trains a target", part, "its network is the source's")
+    return Normalized(vgg9(classes, width=settings["width"]), IMAGENET_MEAN, IMAGENET_STD)
+
+
 def _trainer(
     method: str, settings: Settings, source: nn.Module, task: Task, pool: ImageSet, options: dict[str, Any]
 ) -> Any:
-    make = lambda: Normalized(vgg9(10, width=settings["width"]), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
+    make = lambda: target_network(method, settings, 10)  # noqa: E731
     if method == "scratch":
         return Trainer(make, task, **options)
     if method == "probe":
@@ -212,6 +219,7 @@ RECIPES = {
         settings=BASELINES,
         trainers=cifar10_baselines,
         rows=rows,
+        network=target_network,
         methods=METHODS,
     ),
     "cifar10-long": Recipe(
@@ -221,6 +229,7 @@ RECIPES = {
         settings=BASELINES | {"width": 64, "methods": ("probe", "recommended", "recommended_unlabelled")},
         trainers=cifar10_baselines,
         rows=rows,
+        network=target_network,
         methods=METHODS,
     ),
 }

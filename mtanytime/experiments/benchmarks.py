@@ -8,6 +8,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.data.images import ImageSet
+from mtanytime.deploy import export
 from mtanytime.devices import best_device, synchronise
 from mtanytime.experiments.authors_code import authors_iteration, authors_joint_step
 from mtanytime.training.trainer import Trainer
@@ -205,6 +207,7 @@ def bench_anytime(
     compiled: bool = False,
     progress: bool = True,
     authors: Path | None = None,
+    onnxruntime: bool = False,
 ) -> Report:
     """Time training steps and inference of anytime ResNeXts on 32×32 images in float32, in turn.
 
@@ -215,6 +218,7 @@ def bench_anytime(
         compiled: also time the widest sub-network under torch.compile.
         progress: show a progress bar.
         authors: a clone of the repository of the authors' inclusive ResNeXt, of which a training step is timed too.
+        onnxruntime: also export the network, which takes minutes, and time its inference by ONNX Runtime.
 
     Returns figures:
         Seconds of training steps (forward, backward and SGD): "sliced_joint_s", all exits of a `SlicedResNeXt`;
@@ -222,7 +226,8 @@ def bench_anytime(
         "authors_joint_s", all exits of the authors' network. Seconds of inference with folded batch norms: "full_s",
         one forward pass of the widest sub-network; "stepup_s", all outputs by `refine`; "first_s", the first of them.
         The same for one image in "batch_1", and without folding in "unfolded". "compiled": "full_s" under
-        torch.compile, and "compile_s", the duration of the first call. "config".
+        torch.compile, and "compile_s", the duration of the first call. "onnxruntime" and "onnxruntime_batch_1": the
+        three figures of inference by ONNX Runtime. "config".
     """
     sizes = sizes or AnytimeSizes()
     torch.manual_seed(0)
@@ -248,6 +253,12 @@ def bench_anytime(
         compile_seconds = time.perf_counter() - started
         medians = _medians(_in_turn({"full": partial(_without_gradient, network, images)}, rounds, progress))
         figures["compiled"] = {"full_s": round(medians["full"], 4), "compile_s": round(compile_seconds, 1)}
+    if onnxruntime:
+        with tempfile.TemporaryDirectory() as folder:
+            predictor = _exported(sliced, Path(folder), progress)
+            for name, part in (("onnxruntime", images), ("onnxruntime_batch_1", images[:1])):
+                medians = _medians(_in_turn(_exported_inference(predictor, part), 4 * rounds, progress))
+                figures[name] = {f"{key}_s": round(median, 5) for key, median in medians.items()}
     figures["config"] = {
         **asdict(sizes),
         "batch": batch,
@@ -282,6 +293,22 @@ def _inference(network: SlicedResNeXt, images: Images, folded: bool) -> Work:
         "stepup": lambda: deque(anytime.refine(images), maxlen=0),
         "first": lambda: next(anytime.refine(images)),
         "full": partial(_without_gradient, widest, images),
+    }
+
+
+def _exported(network: SlicedResNeXt, folder: Path, progress: bool) -> Any:
+    from mtanytime.deploy.predict import Predictor  # imported here because it needs onnxruntime
+
+    export(network, folder / "network", torch_export=False, progress=progress)
+    return Predictor(folder / "network", threads=torch.get_num_threads())
+
+
+def _exported_inference(predictor: Any, images: Images) -> Work:
+    pixels = images.cpu().numpy()
+    return {
+        "stepup": lambda: deque(predictor.answers(pixels), maxlen=0),
+        "first": lambda: next(predictor.answers(pixels)),
+        "full": lambda: predictor.predict(pixels),
     }
 
 
