@@ -220,10 +220,13 @@ def test_bad_count(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_anytime(capsys: pytest.CaptureFixture[str]) -> None:
     """The last line is one JSON object that a script can read; the table names the baseline of each ratio."""
     small = ["--width", "8", "--branches", "2", "--blocks", "1", "--batch", "2", "--rounds", "1"]
-    assert main(["bench", "anytime", "--json", *small]) == 0
+    assert main(["bench", "anytime", "--json", "--onnxruntime", *small]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     for name in ("sliced_joint_s", "widest_s", "inclusive_joint_s", "stepup_s", "first_s", "full_s"):
         assert figures[name] > 0
+    for name in ("stepup_s", "first_s", "full_s"):
+        for setting in ("batch_1", "onnxruntime", "onnxruntime_batch_1"):
+            assert figures[setting][name] > 0
     sizes = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1, "batch": 2, "dtype": "float32"}
     assert sizes.items() <= figures["config"].items()
     assert figures["config"]["threads"] == torch.get_num_threads()
