@@ -46,8 +46,8 @@ def test_a_row_for_everything_timed(tmp_path: Path) -> None:
 def test_kept_deadlines() -> None:
     """Counted by hand: two of three possible deadlines have an answer, and one call of four returns too late."""
     times = {"answered_ms": [9.0, 2.4, 8.0, 5.0, 2.1], "returned_ms": [9.0, 2.4, 8.5, 7.0, 2.1]}
-    table = pd.DataFrame({"deadline_ms": [1.0, 2.4, 5.0, 6.0, 2.0], "exit": 1} | times)
-    table.attrs = {"first_ms": 2.0, "longest_ms": 3.0}
+    table = pd.DataFrame({"deadline_ms": [1.0, 2.4, 5.0, 6.0, 2.0], "exit": 1, "first_ms": 2.0} | times)
+    table["longest_ms"] = 3.0
     assert kept_deadlines(table) == {"answered": 2 / 3, "returned": 3 / 4, "longest_ms": 3.0, "latest_ms": 3.5}
 
 

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from mtanytime import measure
+from mtanytime.experiments.export_bench import kept_deadlines
 from mtanytime.experiments.runner import RECIPES
 
 METHODS = {
@@ -300,3 +301,44 @@ def test_check_finds_stray_numbers() -> None:
         check("It scores 3.1.", ["3.2"])
     assert spread(pd.Series(np.array([0.1, 0.2, 0.3]))) == "20.0 ± 10.0"
     assert spread(pd.Series([0.1, 0.25])) == "10.0, 25.0"
+
+
+def export_figures(results: pd.DataFrame, deadlines: pd.DataFrame) -> list[str]:
+    """The table's rows, and the phrases, of the section on exported networks."""
+    columns = ["network", "exit", "runtime", "precision"]
+    one = results[results["batch"] == 1].set_index(columns)
+    torch, onnx = (one.xs(name, level="runtime") for name in ("torch", "onnxruntime"))
+    exact = results[(results["runtime"] == "onnxruntime") & (results["precision"] == "float32")]
+    figures = []
+    for (network, exit, _), row in onnx.xs("float32", level="precision", drop_level=False).iterrows():
+        words = {"sliced": "sliced", "msdnet": "MSDNet"}[network]
+        chain = "–" if np.isnan(row["chain_ms"]) else f"{row['chain_ms']:.2f}"
+        eager = torch.loc[network, exit, "float32"]["ms"]
+        figures.append(f"| {words} | {exit} | {eager:.2f} | {row['ms']:.2f} | {chain} | {row['bytes'] / 1000:.0f} |")
+    last = exact[(exact["network"] == "sliced") & (exact["exit"] == 4)].set_index("batch")
+    ratio = last["chain_ms"] / last["ms"]
+    assert ratio[1] <= 1.5
+    assert exact["largest_difference"].max() <= 1e-5
+    figures.append(f"{ratio[1]:.2f} times one pass of the widest for one image, {ratio[64]:.2f} times for 64")
+    faster = torch["ms"].droplevel(2) / onnx.xs("float32", level="precision")["ms"]
+    figures.append(f"{faster.min():.1f} to {faster.max():.1f} times as fast as eager torch for one image")
+    figures.append(f"differ from torch's by at most {1e6 * exact['largest_difference'].max():.1f} millionths")
+    sizes = onnx.groupby(level="precision")["bytes"].sum()
+    for precision, bits in (("float16", 16), ("int8", 8)):
+        largest = onnx.xs(precision, level="precision")["largest_difference"].max()
+        share = 100 * sizes[precision] / sizes["float32"]
+        figures.append(f"in {bits} bits they are {share:.0f} % as large, and logits differ by at most {largest:.3f}")
+    kept = kept_deadlines(deadlines)
+    figures.append(f"Of {len(deadlines):,} random deadlines")
+    figures.append(f"{100 * kept['answered']:.1f} % had an answer by then")
+    figures.append(f"{100 * kept['returned']:.1f} % of the calls returned")
+    figures.append(f"({kept['longest_ms']:.2f} ms), the latest {kept['latest_ms']:.1f} ms after its deadline")
+    return figures
+
+
+def test_exported_networks(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """Times, sizes and differences of exported networks, and how deadlines were kept."""
+    assert provenance(root, "export") == provenance(root, "deadlines")
+    figures = export_figures(tables("export"), tables("deadlines"))
+    settings = ["20 % above", *provenance(root, "export")[1:]]
+    check(section(root, "Exported networks"), figures, settings)

@@ -97,8 +97,8 @@ def deadline_answers(folder: Path, count: int = 1000, seed: int = 0, progress: b
 
     Returns:
         One row per deadline: deadline_ms, exit, answered_ms (when that answer was ready) and returned_ms (when the call
-        returned: a step that ends too late is not interrupted). `attrs` holds first_ms, the first answer's time, and
-        longest_ms, the longest step's.
+        returned: a step that ends too late is not interrupted); and, the same in all rows, first_ms, the first answer's
+        median time, and longest_ms, the longest step's.
 
     Raises:
         ValueError: as `Predictor`; count below 1.
@@ -119,9 +119,7 @@ def deadline_answers(folder: Path, count: int = 1000, seed: int = 0, progress: b
         returned = 1000 * (time.perf_counter() - started)
         times = {"answered_ms": answer.milliseconds, "returned_ms": returned}
         rows.append({"deadline_ms": deadline, "exit": answer.exit} | times)
-    table = pd.DataFrame(rows)
-    table.attrs = {"first_ms": float(first), "longest_ms": float(np.diff(ms, prepend=0).max())}
-    return table
+    return pd.DataFrame(rows).assign(first_ms=first, longest_ms=np.diff(ms, prepend=0).max())
 
 
 def kept_deadlines(table: pd.DataFrame) -> dict[str, float]:
@@ -131,13 +129,13 @@ def kept_deadlines(table: pd.DataFrame) -> dict[str, float]:
     returned: of all deadlines from the first answer's time on, the share of calls that returned at most the longest
     step's time after the deadline; longest_ms: that time; latest_ms: how long after its deadline the latest returned.
     """
-    first, longest = table.attrs["first_ms"], table.attrs["longest_ms"]
+    first, longest = table["first_ms"].iloc[0], table["longest_ms"].iloc[0]
     possible = table[table["deadline_ms"] >= 1.2 * first]
     late = (table["returned_ms"] - table["deadline_ms"])[table["deadline_ms"] >= first]
     return {
         "answered": float((possible["answered_ms"] <= possible["deadline_ms"]).mean()),
         "returned": float((late <= longest).mean()),
-        "longest_ms": longest,
+        "longest_ms": float(longest),
         "latest_ms": float(late.max()),
     }
 
