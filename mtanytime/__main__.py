@@ -282,7 +282,9 @@ def _bench_export(options: argparse.Namespace) -> int:
     for file in (options.csv, options.deadlines):
         if file is not None:
             check_new_csv(file)
-    stored = {run.name: load_part(run) for run in options.run}
+    stored = {run.resolve().name: load_part(run) for run in options.run}
+    names = [run.name for run in options.run]
+    require(len(stored) == len(names), "--run", "run folders with different names", names)
     settings = changed(RECIPES["anytime-cifar10-full"].settings, _settings(options))
     networks = {name: run.network for name, run in stored.items()} or {
         model: build_network(model, settings, 10) for model in settings["models"]

@@ -19,6 +19,7 @@ from mtanytime.__main__ import main
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.sliced_resnet import SlicedResNet
+from mtanytime.data.pixels import read_pixels
 from mtanytime.deploy.steps import chain_of
 from mtanytime.deploy.weights import SharedWeights
 from mtanytime.training.stored_run import StoredRun
@@ -187,6 +188,12 @@ def test_images_leave_when_they_are_sure(exported: Path) -> None:
     expected = np.where(sure[:, None], first.logits, last.logits)
     np.testing.assert_allclose(answer.logits, expected, atol=1e-5)
     assert (predictor.until_sure(images, 0.0).exit == 1).all()
+    assert (predictor.until_sure(images * np.nan, 0.0).exit == 2).all()
+    for keep in (np.array([1, 0] * 20), [True]):
+        steps = predictor.answers(images)
+        next(steps)
+        with pytest.raises(ValueError, match="keep: expected 40 of True and False, one per image"):
+            steps.send(keep)
 
 
 WITHOUT_TORCH = """
@@ -235,9 +242,9 @@ def test_command_line_without_torch(exported: Path, tmp_path: Path) -> None:
     for arguments, error in (
         (both, "large.jpg: expected an image of 8 × 8 pixels, got 20 × 10; --resize accepts other sizes"),
         ([str(tmp_path / "none.png")], "none.png: expected an image file, got UnidentifiedImageError"),
-        ([both[0], "--deadline", "0"], "deadline: expected a number of milliseconds > 0, got 0.0"),
-        ([both[0], "--sure", "2"], "probability: expected a number from 0 to 1, got 2.0"),
-        ([both[0], "--threads", "0"], "threads: expected a whole number >= 1, got 0"),
+        ([both[0], "--deadline", "0"], "--deadline: expected a number of milliseconds > 0, got 0.0"),
+        ([both[0], "--sure", "2"], "--sure: expected a number from 0 to 1, got 2.0"),
+        ([both[0], "--threads", "0"], "threads: expected a whole number from 1 to "),
         ([both[0], "--folder", str(tmp_path)], "expected an exported network with manifest.json"),
     ):
         done = command_line(folder, *arguments)
@@ -258,6 +265,12 @@ def changed(manifest: Path, change: Any) -> None:
     manifest.write_text(json.dumps(contents))
 
 
+def rotated(step: dict[str, Any]) -> list[str]:
+    """A step's outputs, the last of them after the logits."""
+    first, *others, last = step["outputs"]
+    return [first, last, *others]
+
+
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
@@ -268,16 +281,45 @@ def changed(manifest: Path, change: Any) -> None:
         (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: expected a manifest with format"),
         (lambda f: changed(f / "manifest.json", lambda m: m.update(version=2)), "expected version 1"),
         (lambda f: changed(f / "manifest.json", lambda m: m.pop("classes")), "expected a whole manifest"),
-        (lambda f: changed(f / "manifest.json", lambda m: m["steps"].pop()), "expected a whole manifest"),
-        (lambda f: changed(f / "manifest.json", lambda m: m["steps"].reverse()), "expected the steps in order"),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["steps"].pop()),
+            "expected as many steps as exits, or none, got 1",
+        ),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["steps"].reverse()),
+            "expected the steps in order, got step2.onnx",
+        ),
         (
             lambda f: changed(f / "manifest.json", lambda m: m["steps"][0]["outputs"].pop()),
             r"step1.onnx: expected outputs .*, as in manifest.json, got",
         ),
         (
-            lambda f: changed(f / "manifest.json", lambda m: m["files"].update({"../x": m["files"]["exit1.onnx"]})),
-            "expected names of files in its own folder",
+            lambda f: changed(f / "manifest.json", lambda m: m["steps"][0]["outputs"].sort(reverse=True)),
+            "expected images and logits of step1.onnx",
         ),
+        (
+            lambda f: changed(
+                f / "manifest.json", lambda m: m["steps"][0]["outputs"].insert(1, m["steps"][0]["outputs"].pop())
+            ),
+            r"step1.onnx: expected outputs .*, as in manifest.json",
+        ),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["exits"][0].update(graph="exit2.onnx")),
+            "expected the exits in order, got exit2.onnx",
+        ),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["exits"][0].update(graph="../exit1.onnx")),
+            "expected the exits in order",
+        ),
+        (lambda f: changed(f / "manifest.json", lambda m: m["files"].pop("weights.bin")), "whole manifest"),
+        (lambda f: changed(f / "manifest.json", lambda m: m.update(classes=["a"])), "expected 5 classes, got 1"),
+        (lambda f: changed(f / "manifest.json", lambda m: m.update(classes="abcde")), "classes that are names"),
+        (lambda f: changed(f / "manifest.json", lambda m: m.update(image_shape=[3, -8, 8])), "an image_shape of three"),
+        (
+            lambda f: changed(f / "manifest.json", lambda m: m["exits"][0]["ms"].update({"1": 0})),
+            "milliseconds of exit1",
+        ),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest in JSON"),
     ],
 )
 def test_damaged_folder(damage: Any, error: str, exported: Path, tmp_path: Path) -> None:
@@ -287,6 +329,32 @@ def test_damaged_folder(damage: Any, error: str, exported: Path, tmp_path: Path)
     damage(folder)
     with pytest.raises(ValueError, match=error):
         predict.Predictor(folder)
+
+
+def test_files_that_are_not_read_may_be_missing(exported: Path, tmp_path: Path) -> None:
+    """Where there is no torch, its programs only take space; the runner may be edited or kept elsewhere."""
+    folder = tmp_path / "small"
+    shutil.copytree(exported, folder)
+    for file in (*folder.glob("*.pt2"), folder / "predict.py"):
+        file.unlink()
+    assert predict.Predictor(folder).exits == 2
+
+
+def test_images_are_read_as_for_training(tmp_path: Path) -> None:
+    """Orientation, transparency, 16 bits and cropping as in `image_folder`, or answers would silently be worse."""
+    generator = np.random.default_rng(0)
+    rgb = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(rgb).save(tmp_path / "photo.png", exif=turned)
+    Image.fromarray(np.dstack([rgb, rgb[..., :1]])).save(tmp_path / "clear.png")
+    Image.fromarray(generator.integers(0, 65536, (48, 64), dtype=np.uint16)).save(tmp_path / "deep.png")
+    for file in tmp_path.glob("*.png"):
+        ours = predict.read_image(file, (3, 16, 16), resize=True)
+        np.testing.assert_allclose(ours, read_pixels(file, 16).numpy() / 255, atol=1e-6)
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(ValueError, match="PostScript is a program"):
+        predict.read_image(tmp_path / "program.png", (3, 16, 16))
 
 
 def test_a_foreign_graph_of_the_same_size(exported: Path, tmp_path: Path) -> None:
@@ -324,6 +392,8 @@ def test_bad_arguments(exported: Path, tmp_path: Path) -> None:
         ({"classes": ("a", "b")}, "classes: expected 3 names, one per output, got 2"),
         ({"test": images}, r"test: expected images of shape \(3, 8, 8\), got \(3, 16, 16\)"),
         ({"test": tiny.images(classes=4)}, "test: expected 3 classes, the outputs, got 4"),
+        ({"image_shape": (5, 8, 8)}, r"image_shape: expected images that TinyNet can read, got \(5, 8, 8\)"),
+        ({"classes": "abc"}, "classes: expected a sequence of names, got 'abc'"),
         ({"network": Branching()}, "network: expected one that torch.export traces for a batch of any size"),
     ):
         with pytest.raises(ValueError, match=error):

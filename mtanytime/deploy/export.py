@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mtanytime.anytime.made_weights import plain_copy
 from mtanytime.backbones import Normalized
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.data.images import ImageSet
 from mtanytime.deploy.steps import chain_of, exit_networks
 from mtanytime.deploy.weights import Precision, SharedWeights
@@ -32,6 +32,7 @@ from mtanytime.training.stored_run import StoredRun
 
 PREDICT = Path(__file__).with_name("predict.py")
 LARGEST_DIFFERENCE = 1e-3  # between torch and a graph in float32, relative to the largest logit: more is a mistake
+TINY = 1e-12
 BATCHES = (1, 64)  # images per batch of the times in the manifest
 ROUNDS, SECONDS = 12, 5.0  # of timing at most, for each size of batch
 FORMAT, MANIFEST = "mtanytime export", "manifest.json"
@@ -60,7 +61,8 @@ def export(
     Args:
         network: a trained network on any device (an `AnytimeNetwork`, a transfer's target, one of torchvision's), also
             in a `Normalized`, or what `load_run` returned.
-        folder: it must be new or empty. It appears when all is written.
+        folder: it must be new or empty. A new one appears when all is written; of an interrupted export nothing stays
+            but, if the process is killed, a hidden folder `.export-…` beside it.
         image_shape: channels, height and width; default: a stored run's, else (3, 32, 32).
         classes: names in the order of the outputs; default: a stored run's, or the test set's.
         precision: of the stored weights, see `SharedWeights`; answers are computed in float32. The programs of
@@ -79,15 +81,19 @@ def export(
             or graphs whose answers differ from the network's.
     """
     installed("onnx", "onnxscript", "onnxruntime")
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     _check_folder(folder)
     job = _job(network, image_shape, classes, test, precision)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        manifest = _write(job, Path(place), torch_export, progress)
-        if folder.exists():
-            folder.rmdir()
-        shutil.copytree(place, folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as place:
+        (Path(place) / "network").mkdir()  # with the usual permissions, which a temporary folder has not
+        manifest = _write(job, Path(place) / "network", torch_export, progress)
+        _check_folder(folder)  # another process may have written there
+        if folder.exists():  # it may be a mounted one, which cannot be replaced; the manifest comes last
+            for file in sorted((Path(place) / "network").iterdir(), key=lambda file: file.name == MANIFEST):
+                shutil.move(file, folder / file.name)
+        else:
+            (Path(place) / "network").rename(folder)
     return manifest
 
 
@@ -114,14 +120,24 @@ def _job(
     if isinstance(network, StoredRun):
         if network.accuracy is not None:
             accuracy = network.accuracy if isinstance(network.accuracy, list) else [network.accuracy]
-        image_shape, classes, network = image_shape or network.image_shape, classes or network.classes, network.network
-    shape = tuple(image_shape or (3, 32, 32))
-    valid = len(shape) == 3 and all(isinstance(size, int) and size >= 1 for size in shape)
+        image_shape = network.image_shape if image_shape is None else image_shape
+        classes, network = network.classes if classes is None else classes, network.network
+    shape = (3, 32, 32) if image_shape is None else tuple(image_shape)
+    valid = len(shape) == 3 and all(type(size) is int and size >= 1 for size in shape)
     require(valid, "image_shape", "three sizes >= 1: channels, height, width", shape)
     network = plain_copy(bare(network, "network")).eval().cpu().float()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    if classes is not None:
+        named = not isinstance(classes, str) and all(isinstance(name, str) for name in classes)
+        require(named, "classes", "a sequence of names", classes)
     with torch.no_grad():
-        outputs = exit_networks(network)[-1](images).shape[1]
+        try:
+            logits = exit_networks(network)[-1](images)
+        except (RuntimeError, TypeError) as error:
+            got = Words(f"{shape} ({one_line(str(error), 200)})")
+            raise mismatch("image_shape", f"images that {type(network).__name__} can read", got) from error
+        outputs = logits.shape[1]
+        require(bool(logits.isfinite().all()), "network", "finite logits for random images", Words("some that are not"))
     if test is not None:
         require(test.images.shape[1:] == shape, "test", f"images of shape {shape}", tuple(test.images.shape[1:]))
         require(len(test.classes) == outputs, "test", f"{outputs} classes, the outputs", len(test.classes))
@@ -243,7 +259,7 @@ def _compare(job: _Job, networks: list[nn.Module], predictor: Any, exits: list[A
         for part, logits, right in zip(parts, answers, expected, strict=True):
             difference = float(np.abs(logits - right).max())
             part["largest_difference"] = difference
-            small = difference <= LARGEST_DIFFERENCE * max(1.0, float(np.abs(right).max()))
+            small = difference <= LARGEST_DIFFERENCE * float(np.abs(right).max()) + TINY
             if job.precision == "float32" and not small:
                 got = Words(f"a difference of {difference:g}")
                 raise mismatch(part["graph"], "the network's answers", got, "the network may depend on the batch")

@@ -39,7 +39,7 @@ def export_page(
         file: the page.
         onnxruntime_web: the npm package of that name: its folder, or its archive as `npm pack onnxruntime-web` leaves
             it. Nothing is downloaded here.
-        examples: pictures to click on, the first 12.
+        examples: pictures to click on, of which 12 are spread over the set.
         force: overwrite the page if it exists.
 
     Returns:
@@ -57,6 +57,7 @@ def export_page(
     require(force or not file.exists(), "file", "a file that does not exist yet", str(file), "or force=True")
     manifest = Predictor(folder).manifest
     shape = tuple(manifest["image_shape"])
+    require(shape[0] in (1, 3), "folder", "a network for pictures of 1 or 3 channels", shape[0])
     if examples is not None:
         got = tuple(examples.images.shape[1:])
         require(got == shape, "examples", f"images of shape {shape}", got)
@@ -116,7 +117,7 @@ def _page(manifest: dict[str, Any], contents: dict[str, bytes], examples: ImageS
         style=style,
         script=script,
         title=f"{html.escape(manifest['network'])}: a picture, a deadline, an answer",
-        about=f"{answers}; pictures are shrunk to {width} × {height} pixels",
+        about=f"{answers}; pictures are resized and cropped to {width} × {height} pixels",
         examples=_examples(examples),
         manifest=about,
         data=data,
@@ -127,7 +128,8 @@ def _examples(examples: ImageSet | None) -> str:
     if examples is None:
         return ""
     buttons = []
-    for i in range(min(EXAMPLES_UP_TO, len(examples))):
+    count = min(EXAMPLES_UP_TO, len(examples))
+    for i in (k * len(examples) // count for k in range(count)):  # folders are sorted by class
         stream = io.BytesIO()
         Image.fromarray(examples.images[i].permute(1, 2, 0).numpy()).save(stream, "PNG")
         name = html.escape(examples.classes[int(examples.labels[i])])
@@ -173,7 +175,7 @@ PAGE = """<!doctype html>
 {examples}
 <div class="deadline">
 <label for="deadline">Deadline</label>
-<input type="range" id="deadline" min="1" max="100" step="1" value="100">
+<input type="range" id="deadline" min="0" max="1000" step="10" value="1000">
 <output id="deadline-text" for="deadline"></output>
 </div>
 </fieldset>

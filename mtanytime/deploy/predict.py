@@ -16,10 +16,13 @@ The command line also needs Pillow: `python predict.py --deadline 5 cat.png dog.
 import argparse
 import hashlib
 import json
+import math
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +74,9 @@ class Predictor:
     """
 
     def __init__(self, folder: str | Path | None = None, threads: int = 1) -> None:
-        require(isinstance(threads, int) and threads >= 1, "threads", "a whole number >= 1", threads)
+        most = 4 * (os.cpu_count() or 64)
+        whole = type(threads) is int
+        require(whole and 1 <= threads <= most, "threads", f"a whole number from 1 to {most}", repr(threads))
         self.folder = Path(__file__).parent if folder is None else Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.classes: list[str] | None = self.manifest["classes"]
@@ -104,7 +109,9 @@ class Predictor:
             before = now
             keep = yield Answer(logits, k, 1000 * (now - started))
             if keep is not None:
-                require(keep.shape == (len(logits),), "keep", f"{len(logits)} values, one per image", keep.shape)
+                keep = np.asarray(keep)
+                fits = keep.shape == (len(logits),) and keep.dtype == bool
+                require(fits, "keep", f"{len(logits)} of True and False, one per image", f"{keep.dtype} {keep.shape}")
                 state = {name: part[keep] for name, part in state.items()}
                 times = None  # of a batch that has become smaller nothing is noted
 
@@ -117,7 +124,7 @@ class Predictor:
         manifest's times, from another machine. Raises ValueError for a deadline that is not above 0.
         """
         started = time.perf_counter()
-        require(0 < deadline < float("inf"), "deadline", "a number of milliseconds > 0", deadline)
+        require(isinstance(deadline, Real) and deadline > 0, "deadline", "a number of milliseconds > 0", repr(deadline))
         best: Answer | None = None
         for answer in self.answers(images):
             elapsed = 1000 * (time.perf_counter() - started)
@@ -132,13 +139,14 @@ class Predictor:
         Images that are sure leave, and the others go on. The answer's `exit` has one entry per image. Raises ValueError
         for a probability outside [0, 1].
         """
-        require(0 <= probability <= 1, "probability", "a number from 0 to 1", probability)
+        valid = isinstance(probability, Real) and 0 <= probability <= 1
+        require(valid, "probability", "a number from 0 to 1", repr(probability))
         steps, remaining = self.answers(images), np.arange(len(images))
         answer = next(steps)
         logits, taken = answer.logits.copy(), np.ones(len(images), dtype=int)
         while True:
             logits[remaining], taken[remaining] = answer.logits, answer.exit
-            keep = answer.probabilities.max(axis=1) < probability
+            keep = ~(answer.probabilities.max(axis=1) >= probability)  # also where it is not a number
             remaining = remaining[keep]
             if not len(remaining) or answer.exit == self.exits:
                 return Answer(logits, taken, answer.milliseconds)
@@ -147,12 +155,14 @@ class Predictor:
     def predict(self, images: np.ndarray, exit: int | None = None) -> np.ndarray:
         """The logits of one exit, by default the widest, computed by its own graph."""
         exit = self.exits if exit is None else exit
-        require(exit in range(1, self.exits + 1), "exit", f"an exit from 1 to {self.exits}", exit)
+        whole = isinstance(exit, (int, np.integer))
+        require(whole and 1 <= exit <= self.exits, "exit", f"an exit from 1 to {self.exits}", repr(exit))
         part = self.manifest["exits"][exit - 1]
         return self._session(part).run(None, {"images": self._checked(images)})[0]
 
     def warm_up(self, batch: int = 1, rounds: int = REMEMBERED) -> None:
         """Run all steps a few times on this many images, so that later ones can be predicted."""
+        require(isinstance(batch, int) and batch >= 1, "batch", "a whole number >= 1", repr(batch))
         images = np.zeros((batch, *self.image_shape), np.float32)
         for _ in range(rounds + 1):
             for _ in self.answers(images):
@@ -181,8 +191,12 @@ class Predictor:
             except Exception as error:
                 raise mismatch(name, "a graph that onnxruntime reads", " ".join(str(error).split())) from error
             for kind, nodes in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-                names = [node.name for node in nodes]
-                require(sorted(names) == sorted(part[kind]), name, f"{kind} {part[kind]}, as in manifest.json", names)
+                names, expected = [node.name for node in nodes], part[kind]
+                same = names == expected if kind == "outputs" else sorted(names) == sorted(expected)
+                require(same, name, f"{kind} {expected}, as in manifest.json", names)
+            columns = session.get_outputs()[0].shape[-1]
+            if self.classes is not None and isinstance(columns, int):
+                require(len(self.classes) == columns, "manifest.json", f"{columns} classes", len(self.classes))
             self._sessions[name] = session
         return self._sessions[name]
 
@@ -209,26 +223,38 @@ class _Times:
 
 
 def read_image(file: str | Path, shape: Sequence[int], resize: bool = False) -> np.ndarray:
-    """Read an image file as float32 in [0, 1], (channels, height, width).
+    """Read an image file as viewers show it, as float32 in [0, 1], (channels, height, width).
+
+    As `mtanytime.data.image_folder` prepares training images: the orientation of photographs is applied, transparent
+    pixels lie on white, 16 bits are scaled, and an image of another size is resized, keeping its aspect ratio, until it
+    covers the network's size, and cropped in the middle.
 
     Args:
         file: in any format that Pillow reads.
         shape: channels (1 or 3), height and width.
-        resize: resize an image of another size, which is otherwise an error.
+        resize: accept an image of another size, which is otherwise an error.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     channels, height, width = shape
     require(channels in (1, 3), "image_shape", "1 or 3 channels for image files", channels)
     try:
         with Image.open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
+            if opened.format == "EPS":
+                raise ValueError("PostScript is a program, which is not executed")
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16-bit grey, which convert would clip at 255
+                image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+            if "A" in image.mode or "transparency" in image.info:
+                layer = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            image = image.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise mismatch(str(file), "an image file", f"{type(error).__name__}: {error}") from error
     if image.size != (width, height):
         got = f"{image.size[0]} × {image.size[1]}"
         require(resize, str(file), f"an image of {width} × {height} pixels", f"{got}; --resize accepts other sizes")
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32) / 255
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -251,36 +277,44 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"folder: expected an exported network with manifest.json, got {folder}")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise mismatch(str(file), "a manifest in JSON", error) from error
     known = isinstance(manifest, dict) and manifest.get("format") == FORMAT
     require(known, str(file), f'a manifest with format "{FORMAT}"', "another file")
     require(manifest.get("version") == 1, str(file), "version 1 of the format", manifest.get("version"))
     try:
-        parts = [*manifest["exits"], *manifest["steps"]]
-        complete = bool(manifest["exits"]) and all(
-            isinstance(part["graph"], str) and part["inputs"][0] == "images" and part["outputs"][0] == "logits"
-            for part in parts
-        )
-        complete = complete and all(part["ms"]["1"] > 0 for part in parts)
-        complete = complete and {part["graph"] for part in parts} <= set(manifest["files"])
-        complete = complete and len(manifest["image_shape"]) == 3
-        complete = complete and len(manifest["steps"]) in (0, len(manifest["exits"])) and "classes" in manifest
-        for kind in ("exits", "steps"):
-            order = [part["exit"] for part in manifest[kind]]
-            require(order == sorted(order), str(file), f"the {kind} in order", order)
-        for name, about in manifest["files"].items():
-            require(Path(name).name == name, str(file), "names of files in its own folder", name)
-            path, size, digest = folder / name, about["bytes"], about["sha256"]
-            there = path.stat().st_size if path.exists() else "no file"
-            require(there == size, str(path), f"{size} bytes, as in manifest.json", there)
-            if not name.endswith(".pt2"):  # not read here
-                same = hashlib.sha256(path.read_bytes()).hexdigest() == digest
-                require(same, str(path), "the contents that manifest.json names", "others")
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        _check_manifest(manifest, folder)
+    except (AttributeError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise mismatch(str(file), "a whole manifest", f"{type(error).__name__}: {error}") from error
-    require(complete, str(file), "a whole manifest", "one with parts missing")
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any], folder: Path) -> None:
+    """ValueError, or one of the errors of missing parts, unless a manifest is complete and its graphs are there."""
+    name, exits, steps = str(folder / "manifest.json"), manifest["exits"], manifest["steps"]
+    require(len(exits) >= 1 and len(steps) in (0, len(exits)), name, "as many steps as exits, or none", len(steps))
+    graphs = {"weights.bin"}
+    for kind, parts in (("exit", exits), ("step", steps)):
+        for k, part in enumerate(parts, 1):
+            expected = f"{kind}{k}.onnx"
+            require(part["exit"] == k and part["graph"] == expected, name, f"the {kind}s in order", part["graph"])
+            begins = part["inputs"][0] == "images" and part["outputs"][0] == "logits"
+            require(begins, name, f"images and logits of {expected}", part["inputs"])
+            ms = part["ms"]["1"]
+            valid = isinstance(ms, Real) and 0 < ms < math.inf
+            require(valid, name, f"milliseconds of {expected}", ms)
+            graphs.add(expected)
+    shape, classes = manifest["image_shape"], manifest["classes"]
+    valid = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size >= 1 for size in shape)
+    require(valid, name, "an image_shape of three whole numbers >= 1", shape)
+    valid = classes is None or (isinstance(classes, list) and all(isinstance(part, str) for part in classes))
+    require(valid, name, "classes that are names, or null", classes)
+    for graph in sorted(graphs):
+        path, size, digest = folder / graph, manifest["files"][graph]["bytes"], manifest["files"][graph]["sha256"]
+        there = path.stat().st_size if path.is_file() else "no file"
+        require(there == size, str(path), f"{size} bytes, as in manifest.json", there)
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        require(same, str(path), "the contents that manifest.json names", "others")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,12 +322,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Classify image files with an exported network.")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--folder", help="the exported network; by default, where this file is")
-    parser.add_argument("--deadline", type=float, metavar="MS", help="milliseconds for each image")
-    parser.add_argument("--sure", type=float, metavar="P", help="stop when a class has this probability")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--deadline", type=float, metavar="MS", help="milliseconds for each image")
+    when.add_argument("--sure", type=float, metavar="P", help="stop when a class has this probability, from 0 to 1")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default 1)")
     parser.add_argument("--resize", action="store_true", help="accept images of another size")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack letters of a name
     try:
         _print_answers(options)
     except (ValueError, OSError, ImportError) as error:
@@ -304,6 +342,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_answers(options: argparse.Namespace) -> None:
     require(options.top >= 1, "--top", "a number >= 1", options.top)
+    valid = options.deadline is None or options.deadline > 0
+    require(valid, "--deadline", "a number of milliseconds > 0", options.deadline)
+    require(options.sure is None or 0 <= options.sure <= 1, "--sure", "a number from 0 to 1", options.sure)
     predictor = Predictor(options.folder, options.threads)
     images = [read_image(file, predictor.image_shape, options.resize)[None] for file in options.images]
     predictor.warm_up()
@@ -318,9 +359,14 @@ def _print_answers(options: argparse.Namespace) -> None:
         for answer in answers:
             chances = answer.probabilities[0]
             best = np.argsort(-chances)[: options.top]
-            names = [predictor.classes[i] if predictor.classes else f"class {i}" for i in best]
+            names = [_shown(predictor.classes[i]) if predictor.classes else f"class {i}" for i in best]
             text = ", ".join(f"{name} {chances[i]:.1%}" for name, i in zip(names, best, strict=True))
             print(f"  exit {int(np.max(answer.exit))} of {predictor.exits}, {answer.milliseconds:.2f} ms: {text}")
+
+
+def _shown(name: str) -> str:
+    """A name without line breaks and other control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in name)
 
 
 if __name__ == "__main__":

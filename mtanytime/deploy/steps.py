@@ -10,8 +10,9 @@ from mtanytime.anytime import AnytimeNetwork
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.backbones import Normalized
+from mtanytime.checks import Words, mismatch
 from mtanytime.features import unwrapped
-from mtanytime.measure.logits import find_logits
+from mtanytime.measure.logits import describe_output, find_logits
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -25,7 +26,13 @@ class LogitsOf(nn.Module):
 
     def forward(self, images: Images) -> Float[Tensor, "batch classes"]:
         """The logits in the network's output."""
-        return find_logits(self.network(images))
+        output = self.network(images)
+        try:
+            return find_logits(output)
+        except ValueError as error:
+            got = Words(describe_output(output))
+            remedy = "export a module that returns the logits alone"
+            raise mismatch("network", "an output that holds logits (batch, classes)", got, remedy) from error
 
 
 class Step(nn.Module):

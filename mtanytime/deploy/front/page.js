@@ -11,6 +11,8 @@ const manifest = JSON.parse(byId("manifest").textContent);
 const [channels, height, width] = manifest.image_shape;
 const steps = manifest.steps.length ? manifest.steps : manifest.exits;
 const isChain = manifest.steps.length > 0;
+const WARM_UP = 700; // milliseconds, until the browser has compiled the runtime for speed
+const FINEST = 0.05; // milliseconds: browsers round their clocks, some to 0
 const REMEMBERED = 10; // times of each step from which the next one is predicted
 const TOP = 5; // classes shown
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -62,7 +64,7 @@ async function answers(pixels, deadline) {
     const feeds = Object.fromEntries(steps[k].inputs.map((name) => [name, state[name]]));
     Object.assign(state, await sessions[k].run(feeds));
     const now = performance.now();
-    if (k === 0) first = now - before;
+    if (k === 0) first = Math.max(now - before, FINEST);
     times[k] = [...times[k].slice(1 - REMEMBERED), k === 0 ? first : (now - before) / first];
     found.push({ exit: k + 1, ms: now - started, logits: Array.from(state.logits.data) });
   }
@@ -78,7 +80,10 @@ function pixelsOf(picture) {
   context.imageSmoothingQuality = "high";
   context.fillStyle = "white"; // behind transparent pixels
   context.fillRect(0, 0, width, height);
-  context.drawImage(picture, 0, 0, width, height);
+  const [w0, h0] = [picture.naturalWidth ?? picture.width, picture.naturalHeight ?? picture.height];
+  const scale = Math.max(width / w0, height / h0); // covers the network's size and is cropped, as in training
+  const [w, h] = [w0 * scale, h0 * scale];
+  context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
   const { data } = context.getImageData(0, 0, width, height);
   const size = width * height;
   const pixels = new Float32Array(channels * size);
@@ -94,22 +99,27 @@ let pixels;
 let running = false;
 let again = false;
 
-const deadline = () => Number(byId("deadline").value) ** 2 / 1000; // finer where it is small
+// The slider's positions from 0 to 1000 are deadlines from `shortest` to `longest`, in equal ratios.
+let [shortest, longest] = [1, 100];
+const deadline = () => shortest * (longest / shortest) ** (Number(byId("deadline").value) / 1000);
 
 async function refresh() {
   byId("deadline-text").textContent = milliseconds(deadline());
   byId("deadline").setAttribute("aria-valuetext", milliseconds(deadline()));
   if (!pixels) return;
-  if (running) {
-    again = true;
-    return;
-  }
+  again = true;
+  if (running) return;
   running = true;
-  do {
-    again = false;
-    show(await answers(pixels, deadline()));
-  } while (again);
-  running = false;
+  try {
+    while (again) {
+      again = false;
+      show(await answers(pixels, deadline()));
+    }
+  } catch (error) {
+    complain(`the network failed on this picture: ${error.message}`);
+  } finally {
+    running = false;
+  }
 }
 
 function show(found) {
@@ -146,19 +156,28 @@ function complain(text) {
 }
 
 async function take(file) {
+  let picture;
   try {
-    const picture = await createImageBitmap(file);
-    complain("");
-    pixels = pixelsOf(picture);
-    byId("picture").hidden = false;
-    await refresh();
-  } catch (error) {
+    picture = await createImageBitmap(file);
+  } catch {
     complain(`${file.name ?? "picture"}: expected an image file that this browser can read, got ${file.type || "none"}`);
+    return;
   }
+  await use(picture);
+}
+
+async function use(picture) {
+  complain("");
+  pixels = pixelsOf(picture);
+  byId("picture").hidden = false;
+  await refresh();
 }
 
 function listen() {
-  byId("file").addEventListener("change", (event) => event.target.files[0] && take(event.target.files[0]));
+  byId("file").addEventListener("change", async ({ target }) => {
+    const [file] = target.files;
+    if (file) await take(file);
+  });
   byId("deadline").addEventListener("input", refresh);
   const drop = byId("drop");
   for (const kind of ["dragover", "dragleave", "drop"]) {
@@ -174,11 +193,9 @@ function listen() {
   });
   addEventListener("paste", (event) => event.clipboardData.files[0] && take(event.clipboardData.files[0]));
   for (const example of document.querySelectorAll(".example")) {
-    example.addEventListener("click", async () => {
-      pixels = pixelsOf(example.querySelector("img"));
-      complain("");
-      byId("picture").hidden = false;
-      await refresh();
+    example.addEventListener("click", () => {
+      byId("file").value = "";
+      use(example.querySelector("img"));
     });
   }
 }
@@ -187,12 +204,16 @@ async function start() {
   try {
     await load();
     const blank = new Float32Array(channels * height * width);
-    let last;
-    for (let i = 0; i <= REMEMBERED; i++) last = (await answers(blank, Infinity)).at(-1).ms;
-    const longest = 3 * last;
-    byId("deadline").max = Math.ceil(Math.sqrt(1000 * longest));
-    byId("deadline").value = byId("deadline").max;
-    byId("status").textContent = `Ready. On this machine all ${steps.length} answers take ${milliseconds(last)}.`;
+    const until = performance.now() + WARM_UP;
+    do await answers(blank, Infinity);
+    while (performance.now() < until);
+    const runs = [];
+    for (let i = 0; i < REMEMBERED; i++) runs.push(await answers(blank, Infinity));
+    const median = (k) => runs.map((run) => run[k].ms).sort((a, b) => a - b)[REMEMBERED / 2];
+    const last = median(steps.length - 1);
+    [shortest, longest] = [Math.max(median(0), FINEST) / 2, 10 * Math.max(last, FINEST)]; // single runs are slower
+    const all = steps.length > 1 ? `all ${steps.length} answers take` : "an answer takes";
+    byId("status").textContent = `Ready. On this machine ${all} ${milliseconds(last)}.`;
     byId("controls").disabled = false;
     listen();
     refresh();
