@@ -17,7 +17,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "anytime.inference": ("anytime.early_exit",),
     "anytime_recipes": ("experiments.anytime_recipes",),
     "authors_code": ("experiments.authors_code",),
-    "benchmarks": ("experiments.benchmarks",),
+    "benchmarks": ("experiments.benchmarks", "devices"),
     "characters": ("data.synthetic",),
     "datasets": ("data", "randomness"),
     "double_backward": ("transfer.double_backward",),

@@ -1,5 +1,7 @@
 """Predictions within budgets, by deadlines and by early exit equal those of the network itself."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from mtanytime.anytime import (
     choose_thresholds,
     exits_taken,
     fold_batch_norms,
+    inference,
 )
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.backbones import Normalized
@@ -126,6 +129,32 @@ def test_normalised_network() -> None:
     torch.testing.assert_close(predictor.predict(some_images(), 3, "exit").logits, wanted[2])
     torch.testing.assert_close(predictor.answer_by(some_images(), 1e6).logits, wanted[2])
     torch.testing.assert_close(predictor.leave_early(some_images(), [2.0, 2.0, 0.0])[0], wanted[2])
+
+
+def test_costs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are measured once for this machine; those of another machine or network are refused."""
+    file, network = tmp_path / "costs.csv", trained_like("basic")
+    first = AnytimePredictor(network, (3, 16, 16), file)
+    assert not file.exists()
+    assert first.choose(1e9, "ms") == 3
+    monkeypatch.setattr(inference, "latency", None)
+    again = AnytimePredictor(network, (3, 16, 16), str(file))
+    pd.testing.assert_frame_equal(again.costs, first.costs)
+    assert again.choose(1e9, "ms") == 3
+
+    def refused(error: str, kind: str = "basic", **settings: int) -> None:
+        with pytest.raises(ValueError, match=f"costs.csv: expected {error}"):
+            AnytimePredictor(trained_like(kind), (3, 16, 16), file, **settings)
+
+    refused(r"the table of this network, \[.*\] multiply-adds, got exits of", "inverted")
+    refused(r"times of batch 2, got \[1\]; delete the file", batch=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(inference, "processor", lambda: "an abacus")
+        refused(r"times of processor an abacus, got \[")
+    file.write_text("exit,macs\n1,5\n")
+    refused("columns exit, macs, latency_ms, batch, threads, processor")
+    file.write_text("")
+    refused("a CSV table")
 
 
 def test_costs_are_of_the_images_that_come() -> None:

@@ -1,9 +1,10 @@
 """Use an anytime network: answer within a budget, refine until a deadline, let easy images leave early."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
@@ -17,7 +18,7 @@ from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.devices import synchronise
+from mtanytime.devices import processor, synchronise
 from mtanytime.features import unwrapped
 from mtanytime.measure.costs import latency, macs
 
@@ -43,18 +44,20 @@ class AnytimePredictor:
         network: an `AnytimeNetwork`, or one in a `Normalized`.
         image_shape: channels, height and width of the images.
         costs: a measured table, such as `measure.curve` returns; None: multiply-adds are counted here, with each exit's
-            own head alone, since only that one is run, and latencies are measured when they are first needed.
+            own head alone, since only that one is run, and latencies are measured when they are first needed; a CSV
+            file: as None, and the table is kept there with the machine that it was measured on, for the next time.
         batch: images per batch when latencies are measured.
 
     Raises:
-        ValueError: a network without exits, a table without a needed column or exit.
+        ValueError: a network without exits, a table without a needed column or exit, a file with the table of another
+            network, machine, batch size or number of threads.
     """
 
     def __init__(
         self,
         network: nn.Module,
         image_shape: Sequence[int] = (3, 32, 32),
-        costs: pd.DataFrame | None = None,
+        costs: pd.DataFrame | str | Path | None = None,
         batch: int = 1,
     ) -> None:
         inner = unwrapped(network)
@@ -65,8 +68,11 @@ class AnytimePredictor:
         self._exits = [fold_batch_norms(inner.extract(k)) for k in range(1, inner.exits + 1)]
         self._refiner = fold_batch_norms(inner) if hasattr(inner, "refine") else None
         exits = list(range(1, inner.exits + 1))
-        if costs is None:
+        self._file = Path(costs) if isinstance(costs, str | Path) else None
+        if costs is None or self._file is not None:
             costs = pd.DataFrame({"exit": exits, "macs": [macs(part, image_shape) for part in self._full_exits()]})
+        if self._file is not None and self._file.exists():
+            costs = _kept_costs(self._file, costs, self._here())
         missing = {"exit", "macs"} - set(costs.columns)
         require(not missing, "costs", "columns exit and macs", list(costs.columns))
         self.costs = costs.sort_values("exit", ignore_index=True)
@@ -86,6 +92,8 @@ class AnytimePredictor:
         if column not in self.costs:
             images = torch.rand(self._batch, *self._image_shape)
             self.costs["latency_ms"] = [latency(part, images)["latency_ms"] for part in self._full_exits()]
+            if self._file is not None:
+                self.costs.assign(**self._here()).to_csv(self._file, index=False)
         affordable = self.costs[self.costs[column] <= budget]
         if affordable.empty:
             least = self.costs[column].min()
@@ -160,6 +168,10 @@ class AnytimePredictor:
         require(can_refine, "network", "one with refine, such as SlicedResNeXt", Words("one without it"))
         return self._refiner.refine(self._normalised(images))
 
+    def _here(self) -> dict[str, str | int]:
+        """What a table of latencies holds for."""
+        return {"batch": self._batch, "threads": torch.get_num_threads(), "processor": processor()}
+
     def _full_exits(self) -> list[nn.Module]:
         """Each exit, preceded by the normalisation of its images."""
         return [nn.Sequential(self._normalise, part) for part in self._exits]
@@ -171,6 +183,24 @@ class AnytimePredictor:
         require(floats, "images", "a tensor of floats in [0, 1]", got)
         reference = next(self._exits[0].parameters())
         return self._normalise(images.to(reference.device, reference.dtype))
+
+
+def _kept_costs(file: Path, counted: pd.DataFrame, here: Mapping[str, str | int]) -> pd.DataFrame:
+    """The table in a file, which holds for this network and machine, or ValueError."""
+    try:
+        table = pd.read_csv(file)
+    except (ValueError, OSError) as error:  # pandas' parsing errors are ValueErrors
+        raise mismatch(str(file), "a CSV table", Words(f"{type(error).__name__}: {error}")) from error
+    missing = {"exit", "macs", "latency_ms", *here} - set(table.columns)
+    require(not missing, str(file), f"columns exit, macs, latency_ms, {', '.join(here)}", list(table.columns))
+    same = table[["exit", "macs"]].to_numpy().tolist() == counted[["exit", "macs"]].to_numpy().tolist()
+    costs = Words(f"exits of {table['macs'].tolist()} multiply-adds")
+    require(same, str(file), f"the table of this network, {counted['macs'].tolist()} multiply-adds", costs)
+    for column, value in here.items():
+        measured = table[column].unique().tolist()
+        remedy = "delete the file, and the times are measured again"
+        require(measured == [value], str(file), f"times of {column} {value}", measured, remedy)
+    return table[["exit", "macs", "latency_ms"]]
 
 
 def __getattr__(name: str) -> object:
