@@ -379,7 +379,6 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--weights", choices=get_args(Weights), default="best", help="of which step (default best)")
     help = "of the stored weights (default float32); answers are computed in float32"
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help=help)
-
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write an HTML page that runs the network")
     help = "for --page: the npm package, a folder or the archive of `npm pack onnxruntime-web`"
     parser.add_argument("--onnxruntime-web", type=Path, metavar="PACKAGE", help=help)

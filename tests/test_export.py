@@ -68,7 +68,7 @@ def some_images(count: int, seed: int = 0, size: int = 8) -> Tensor:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the sliced ResNet, with class names and a test set."""
     folder = tmp_path_factory.mktemp("export") / "resnet"
-    test = mt.data.ImageSet(torch.randint(0, 256, (20, 3, 8, 8)).byte(), [0, 1, 2, 3, 4] * 4, tuple("abcde"))
+    test = mt.data.ImageSet((255 * some_images(20)).byte(), [0, 1, 2, 3, 4] * 4, tuple("abcde"))
     mt.export(sliced_resnet(), folder, image_shape=(3, 8, 8), test=test, progress=False)
     return folder
 

@@ -1,7 +1,6 @@
 """One HTML page that runs an exported network in the browser: drop a picture, move the deadline. No server."""
 
 import base64
-import hashlib
 import html
 import io
 import json
@@ -15,6 +14,7 @@ from PIL import Image
 from mtanytime.checks import Words, require
 from mtanytime.data.images import ImageSet
 from mtanytime.graphs import installed
+from mtanytime.pages import HEAD, content_policy
 
 FRONT = Path(__file__).with_name("front")
 RUNTIME, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # of onnxruntime-web
@@ -96,10 +96,7 @@ def _package(place: Path) -> Callable[[str], bytes]:
 
 def _page(manifest: dict[str, Any], contents: dict[str, bytes], examples: ImageSet | None) -> str:
     style, script = (_content(name) for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; img-src data: blob:; style-src {_hash(style)}; "
-        f"script-src {_hash(script)} 'wasm-unsafe-eval' blob:; base-uri 'none'; form-action 'none'"
-    )
+    policy = content_policy(style, script, images="data: blob:", scripts="'wasm-unsafe-eval' blob:")
     data = "\n".join(
         f'<script type="application/octet-stream" id="{html.escape(name)}">{_base64(content)}</script>'
         for name, content in contents.items()
@@ -113,7 +110,7 @@ def _page(manifest: dict[str, Any], contents: dict[str, bytes], examples: ImageS
         answers = f"{len(manifest['exits'])} answers, thin to wide, computed {kind}"
     height, width = manifest["image_shape"][1:]
     return PAGE.format(
-        policy=html.escape(policy),
+        policy=policy,
         style=style,
         script=script,
         title=f"{html.escape(manifest['network'])}: a picture, a deadline, an answer",
@@ -146,25 +143,9 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _hash(text: str) -> str:
-    """The source that a content policy allows: this text alone."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p>{about}. The picture stays on this machine: the page loads nothing and sends nothing.</p>
+PAGE = (
+    HEAD
+    + """<p>{about}. The picture stays on this machine: the page loads nothing and sends nothing.</p>
 <p id="status" role="status">Loading the network …</p>
 <fieldset id="controls" disabled>
 <legend hidden>picture and deadline</legend>
@@ -193,3 +174,4 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
+)

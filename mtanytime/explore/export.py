@@ -1,7 +1,5 @@
 """Write an explorer as one HTML file, which needs no kernel and no network."""
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -13,6 +11,7 @@ from mtanytime._moved import find
 from mtanytime.checks import Words, require
 from mtanytime.explore import contents
 from mtanytime.explore.places import explored
+from mtanytime.pages import HEAD, content_policy
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
@@ -52,31 +51,10 @@ render({ model, el: document.getElementById("explorer") });
 )
 
 
-def _hash(text: str) -> str:
-    """The source that a content policy allows: this text alone."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-# The content policy forbids every request, and every script and style but the page's own: a name that looks like markup
-# could do nothing even if it became markup.
-POLICY = (
-    f"default-src 'none'; img-src data:; style-src {_hash(PAGE_STYLE)}; script-src {_hash(PAGE_SCRIPT)}; "
-    "base-uri 'none'; form-action 'none'"
-)
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<div id="explorer"><noscript><p class="about">{alt}. Moving through it needs JavaScript.</p></noscript></div>
+POLICY = content_policy(PAGE_STYLE, PAGE_SCRIPT)
+PAGE = (
+    HEAD
+    + """<div id="explorer"><noscript><p class="about">{alt}. Moving through it needs JavaScript.</p></noscript></div>
 <p class="about">{summary}. Made by mtanytime; the tables are in this file, and nothing is loaded.</p>
 </main>
 <script type="application/json" id="state">{state}</script>
@@ -84,6 +62,7 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
+)
 
 
 def save(
