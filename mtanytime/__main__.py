@@ -6,8 +6,10 @@ the first to `COMMANDS`.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +32,7 @@ from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan
 from mtanytime.explore.table_files import read_csv
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
+from mtanytime.training.distributed import start
 from mtanytime.training.stored_run import Weights
 
 
@@ -81,11 +84,15 @@ def _add_run(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        return _run_or_plan(options)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues from the last checkpoint in {options.out}")
-        return 130
+    with start() as processes, ExitStack() as stack:
+        if not processes.first:  # the first of several processes writes and prints
+            options.csv = None
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            return _run_or_plan(options)
+        except KeyboardInterrupt:
+            print(f"\nstopped; the same command continues from the last checkpoint in {options.out}")
+            return 130
 
 
 def _run_or_plan(options: argparse.Namespace) -> int:

@@ -130,11 +130,10 @@ class AnytimeTrainer(Trainer):
             output = self.model(images)
             loss = self.loss(output, labels)
         accuracies = [batch_accuracy(logits, labels) for logits in find_exits(output, pick=self.settings.logits)]
-        metrics = {"loss": self._finite(loss, "loss"), "accuracy": sum(accuracies) / len(accuracies)}
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return metrics | {f"accuracy_{k}": accuracy for k, accuracy in enumerate(accuracies, 1)}
+        means = {"loss": loss, "accuracy": sum(accuracies) / len(accuracies)}
+        metrics = self._metrics(means | {f"accuracy_{k}": accuracy for k, accuracy in enumerate(accuracies, 1)})
+        self._descend(loss)
+        return metrics
 
     def _logits(self, output: Any) -> Tensor:
         pick = self.settings.logits

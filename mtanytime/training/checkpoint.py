@@ -199,9 +199,9 @@ def check_finite(modules: Mapping[str, nn.Module], context: str) -> None:
             raise FloatingPointError(f"weights of the {name} are not finite {context}")
 
 
-def finite_value(loss: Float[Tensor, ""], name: str, context: str) -> float:
+def finite_value(loss: Float[Tensor, ""] | float, name: str, context: str) -> float:
     """The loss as a number; FloatingPointError, with the context, if it is not finite."""
-    value = loss.item()
+    value = loss.item() if isinstance(loss, Tensor) else loss
     if not math.isfinite(value):
         raise FloatingPointError(f"{name} is {value} {context}")
     return value

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import Words, mismatch
+from mtanytime.checks import Words, require
 from mtanytime.data.batches import batches_of
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.devices import autocast, best_device
@@ -32,24 +32,23 @@ from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.batch_norm import settle_for_evaluation
 from mtanytime.training.checkpoint import (
-    check_finite,
     copied_state,
     finite_value,
-    get_states,
-    set_states,
     weights_of,
 )
+from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import delay_interrupt
+from mtanytime.training.kept_run import KeptRun
 from mtanytime.training.network import make_network
 from mtanytime.training.optimizers import group_rates, make_optimizer, set_rates
 from mtanytime.training.progress import with_progress
 from mtanytime.training.run_folder import Row, RunFolder
-from mtanytime.training.schedule import check_extension
 from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, complete, with_keywords_of
+from mtanytime.training.shared_batch_norm import shared_batch_norm
 from mtanytime.training.stored_run import describe_network
-from mtanytime.training.trial import Images, Labels, check_labels, training_probe, try_network
+from mtanytime.training.trial import Images, Labels, check_labels, smallest_batch, training_probe, try_network
 
 # First parts of derived seeds. Those of epochs and batches begin with an epoch, 0 or more.
 _STEP, _SETTLE = -2, -5
@@ -88,7 +87,7 @@ class TrainingResult:
 
 
 @with_keywords_of(TrainerSettings)
-class Trainer:
+class Trainer(KeptRun):
     """Train one network on one task, step by step.
 
     `for report in trainer` runs the steps and yields a `StepReport` after each; leave the loop and iterate again to
@@ -139,7 +138,8 @@ class Trainer:
         self.settings = settings = TrainerSettings(**complete(settings, self.defaults))
         self.loss, self.seed, self.precision = settings.loss, settings.seed, settings.precision
         self.device = torch.device(device) if device is not None else best_device()
-        self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
+        self.processes = Processes()
+        self.checkpoint_seconds, self.progress = checkpoint_seconds, progress and self.processes.first
         self.notes: list[str] = []
         train, self.validation, self.test = prepare_sets(data, test, validation, self.seed, self.device)
         options = {"seed": self.seed, "augment": settings.augment, "remainder": settings.remainder}
@@ -148,32 +148,42 @@ class Trainer:
         self.steps = settings.steps or self.epochs * len(self.batches)
         self.model = make_network(model, self.batches, self.seed, self.device)
         self.outputs: int | None = None  # the number of classes in the network's output, known after its trial
-        self.modules: dict[str, nn.Module] = {"model": self.model}  # these and the optimisers are in each checkpoint
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.tables: dict[str, list[Row]] = {"log": []}
-        self._rows_every = {"log": 1}  # table -> after how many steps it gets rows
+        self.modules, self.optimizers = {"model": self.model}, {}
+        self.tables, self._rows_every = {"log": []}, {"log": 1}
         self._build()
         self.optimizers["optimizer"] = self.optimizer
         self._group_rates = group_rates(self.optimizer, settings.schedule, self.steps, len(self.batches))
         self.rates = self._group_rates[0]  # one per step
         self.step, self.seconds = 0, 0.0
-        self._best: dict[str, Any] | None = None  # epoch, val_accuracy and weights of the best validation epoch
-        self._last: dict[str, Tensor] | None = None  # the run's own weights while `load_best` shows others
-        self._scores: dict[str, Any] | None = None  # the result's accuracies
+        self._best = self._last = self._scores = None
         self._mid_step, self._saved_step, self._saved_at = False, -1, time.monotonic()
-        self.origin: dict[str, Any] = {}  # the recipe, part and settings that made the run; kept in checkpoints
-        self.folder: RunFolder | None = None
+        self.origin, self.folder, self.kept = {}, None, folder is not None
+        self.share = 1.0  # of the step's images, those that this process has
+        if self.processes.count > 1:
+            self._join_processes()
         if folder is not None:
             self._network = describe_network(self.model, self.batches.data, self._probe_batch()[0])
-            self.folder = RunFolder(folder, run_record(self) | self._config(), self._network["structure"])
+            with self.processes.together():
+                if self.processes.first:
+                    self.folder = RunFolder(folder, run_record(self) | self._config(), self._network["structure"])
             self._load()
-            if self.folder.read_only and self.step < self.steps:
-                self.folder.deny()
+            with self.processes.together():
+                if self.folder is not None and self.folder.read_only and self.step < self.steps:
+                    self.folder.deny()
 
     def _build(self) -> None:
         """Try the network on the data and make the optimiser."""
         self._try_model()
         self.optimizer = make_optimizer(self.settings, self.model)
+
+    def _join_processes(self) -> None:
+        """Check that all processes make the same run on batches that they can share; take the first one's weights."""
+        self.processes.check_same(run_record(self) | self._config())
+        least, count = smallest_batch(self.batches), self.processes.count
+        remedy = 'choose another batch size, or remainder="drop"'
+        expected = f"batches of {count} images or more, one per process"
+        require(least is None or least >= count, "batch_size", expected, Words(f"one of {least}"), remedy)
+        self.processes.copy_first(self.modules)
 
     def _config(self) -> Row:
         """Further settings that identify the run."""
@@ -182,23 +192,29 @@ class Trainer:
     def train_on_batch(self, images: Images, labels: Labels) -> dict[str, float]:
         """Do one training step on one batch and return its metrics (losses, accuracy, …).
 
-        The loop calls it under the step's own seed, with floats in [0, 1] on the device, the network in train mode.
+        The loop calls it under the step's own seed, with floats in [0, 1] on the device, the network in train mode. Of
+        several processes each gets its part of the batch (see `distributed`); the metrics are those of the whole.
         """
         with autocast(self.device, self.precision):
             output = self.model(images)
             loss = self.loss(output, labels)
-        metrics = {"loss": self._finite(loss, "loss"), "accuracy": batch_accuracy(self._logits(output), labels)}
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        metrics = self._metrics({"loss": loss, "accuracy": batch_accuracy(self._logits(output), labels)})
+        self._descend(loss)
         return metrics
 
-    def _extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside modules and optimisers: plain values and tensors."""
-        return {}
+    def _metrics(self, means: Mapping[str, float | Tensor]) -> dict[str, float]:
+        """Means over this process's images as means over all; FloatingPointError for a loss that is not finite."""
+        numbers = {name: value.item() if isinstance(value, Tensor) else value for name, value in means.items()}
+        metrics = self.processes.metrics(numbers, self.share)
+        self._finite(metrics["loss"], "loss")
+        return metrics
 
-    def _load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `_extra_state` returned."""
+    def _descend(self, loss: Float[Tensor, ""]) -> None:
+        """Take one step of the optimiser on a loss, a mean over this process's images."""
+        self.optimizer.zero_grad()
+        (loss if self.processes.count == 1 else loss * self.share).backward()
+        self.processes.sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
+        self.optimizer.step()
 
     def _logits(self, output: Any) -> Tensor:
         """The logits in the network's output, which labels are checked against; ValueError for a wrong output."""
@@ -226,7 +242,7 @@ class Trainer:
                 started, before = time.perf_counter(), self.step
                 batches = self.batches.epoch(epoch, start=position)
                 for images, labels in islice(batches, min(len(self.batches) - position, self.steps - self.step)):
-                    with delay_interrupt():
+                    with delay_interrupt(self.processes.any if self.processes.count > 1 else None):
                         report = self._advance(epoch, images, labels, started)
                         if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
                             self._save()
@@ -251,11 +267,11 @@ class Trainer:
             raise RuntimeError(f"the run is at step {self.step} of {self.steps}; finish it first, with train()")
         if self._scores is None:
             with nullcontext() if self.folder is None or self.folder.read_only else self.folder.held():
-                last = None if self.test is None else self._evaluate(self.test)
+                last = None if self.test is None else self.processes.evaluate(self.test, self._evaluate)
                 best = last
                 if self._best is not None and last is not None:
                     with weights_of(self.model, self._best["model"]):
-                        best = self._evaluate(self.test)
+                        best = self.processes.evaluate(self.test, self._evaluate)
                 self._scores = {"accuracy": best, "last_accuracy": last}
                 self._save(force=True)
         best_epoch = self.epochs if self._best is None else self._best["epoch"]
@@ -283,17 +299,24 @@ class Trainer:
         lr = self.rates[self.step]
         set_rates(self.optimizer, [rates[self.step] for rates in self._group_rates])
         self.model.train()
-        images = images.to(self.device, next(self.model.parameters()).dtype)
-        with seeded(derive_seed(self.seed, _STEP, self.step), self.device):
-            metrics = self.train_on_batch(images, labels.to(self.device))
+        own_images = self.processes.part(images).to(self.device, next(self.model.parameters()).dtype)
+        own_labels = self.processes.part(labels).to(self.device)
+        self.share = len(own_labels) / len(labels)
+        seed = derive_seed(self.seed, _STEP, self.step)
+        with self.processes.losses_explained(), seeded(seed, self.device), shared_batch_norm(self.processes):
+            metrics = self.train_on_batch(own_images, own_labels)
         self.step += 1
+        if self.step & (self.step - 1) == 0 or self.step == self.steps:  # after ever more steps
+            self.processes.check_weights(self.modules)
         ends = self.step % len(self.batches) == 0 or self.step == self.steps
         if self.step == self.steps or (ends and self.validation is not None):  # the network is evaluated
             settle_for_evaluation(self.model, self.batches, derive_seed(self.seed, _SETTLE, self.step), self.precision)
         if self.validation is not None:
             metrics["val_accuracy"] = math.nan
             if ends:
-                metrics["val_accuracy"] = value = self._summary(self._evaluate(self.validation))
+                metrics["val_accuracy"] = value = self._summary(
+                    self.processes.evaluate(self.validation, self._evaluate)
+                )
                 if self._best is None or value > self._best["val_accuracy"]:
                     self._best = {"epoch": epoch + 1, "val_accuracy": value, "model": copied_state(self.model)}
         self.seconds += time.perf_counter() - started
@@ -303,19 +326,9 @@ class Trainer:
         self._mid_step = False
         return StepReport(self.step, self.steps, epoch + 1, self.epochs, metrics)
 
-    def _add(self, table: str, rows: list[Row]) -> None:
-        """Add rows to a table, in memory and in the folder."""
-        self.tables.setdefault(table, []).extend(rows)
-        if self.folder is not None:
-            self.folder.append(table, rows)
-
-    def _finite(self, loss: Float[Tensor, ""], name: str, context: str = "") -> float:
+    def _finite(self, loss: Float[Tensor, ""] | float, name: str, context: str = "") -> float:
         """The loss as a number; FloatingPointError if it is not finite."""
         return finite_value(loss, name, f"at step {self.step + 1} ({self._error_context()}{context})")
-
-    def _error_context(self) -> str:
-        lr = f"learning rate {self.optimizer.param_groups[0]['lr']:.4g}"
-        return lr if self._saved_step < 0 else f"{lr}; the last checkpoint is from step {self._saved_step}"
 
     def _probe_batch(self) -> tuple[Images, Labels]:
         """A few training images and labels, on the run's device."""
@@ -325,66 +338,3 @@ class Trainer:
         """Run the network on a few images of each set, leaving it unchanged; ValueError if that fails."""
         others = {"validation": self.validation, "test": self.test}
         self.outputs = try_network(self.model, self.loss, self.batches, others, self._logits, self.precision)
-
-    def _restore(self) -> None:
-        """Restore the run's own state after `load_best`, or after a step that was not finished."""
-        if self._last is not None:
-            self.model.load_state_dict(self._last)
-            self._last = None
-        if self._mid_step:
-            if self.folder is None:
-                raise RuntimeError("the run broke off within a step and has no folder with a checkpoint to return to")
-            self._load()
-
-    @contextmanager
-    def _locked_folder(self) -> Iterator[None]:
-        """Lock the folder, if there is one, and drop rows after the checkpoint; always save on exit."""
-        with nullcontext() if self.folder is None else self.folder.held():
-            if self.folder is not None:
-                if self.folder.changed_elsewhere:  # another trainer trained in the folder meanwhile
-                    self._load()
-                for table in self.tables:
-                    self.folder.trim(table, self.step)
-                if self._saved_step < 0:
-                    self._save()  # so that there is always a checkpoint to return to
-            try:
-                yield
-            finally:
-                with delay_interrupt():
-                    self._save()
-
-    def _save(self, force: bool = False) -> None:
-        """Write a checkpoint, unless this step has one already (and `force` is off) or the step is not finished."""
-        if self._mid_step or (self.step == self._saved_step and not force):
-            return
-        self._mid_step = True
-        check_finite(self.modules, f"after step {self.step} ({self._error_context()})")
-        self._mid_step = False
-        if self.folder is not None and not self.folder.read_only:
-            checkpoint = {"step": self.step, "seconds": self.seconds, "best": self._best, "scores": self._scores}
-            checkpoint |= get_states(self.modules, self.optimizers, self._last)
-            network = self._network | {"origin": self.origin}
-            self.folder.save(checkpoint | {"network": network, "extra": self._extra_state()})
-            self._saved_step = self.step
-        self._saved_at = time.monotonic()
-
-    def _load(self) -> None:
-        """Load the folder's last checkpoint, if it has one."""
-        checkpoint = self.folder.load()
-        if checkpoint is None and self.step > 0:
-            raise RuntimeError(f"{self.folder.path} has lost its checkpoint; make a new trainer to start again")
-        if checkpoint is None:
-            return
-        try:
-            set_states(checkpoint, self.modules, self.optimizers, self.steps)
-            self._load_extra_state(checkpoint["extra"])
-            self.step, self.seconds = checkpoint["step"], checkpoint["seconds"]
-            self._best, self.origin = checkpoint["best"], checkpoint.get("network", {}).get("origin", {})
-            self._scores = checkpoint["scores"] if self.step >= self.steps else None  # a longer run has none yet
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            came = Words(f"one that does not fit it: {error}")
-            raise mismatch(f"{self.folder.path / 'checkpoint.pt'}", "a checkpoint of this run", came) from error
-        self.tables = {k: self.folder.read(k, self.step, self.steps, self._rows_every.get(k)) for k in self.tables}
-        if self.folder.extends:
-            check_extension(self)
-        self._mid_step, self._saved_step = False, self.step

@@ -21,6 +21,7 @@ from mtanytime.data.views import StrongViews
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import derive_seed, seeded
+from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import describe_data, fingerprint, name_of
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import with_keywords_of
@@ -100,6 +101,8 @@ class BaselineTrainer(Trainer):
         require(len(terms) > 0 and set(terms) <= set(TERMS), "terms", f"some of {TERMS}", list(terms))
         for name, weight in terms.items():
             require(0 < weight < math.inf, f"terms[{name!r}]", "a weight > 0", weight)
+        alone = "semckd" not in terms or Processes().count == 1
+        require(alone, "terms", "none of 'semckd', which compares all images of a step", Words("several processes"))
         needed = "teacher" in terms
         got = Words("none" if teacher is None else type(teacher).__name__)
         require(needed == (teacher is not None), "teacher", "a network with the term 'teacher', else None", got)
@@ -186,7 +189,9 @@ class BaselineTrainer(Trainer):
         self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]
     ) -> dict[str, float]:
         """Do one SGD step on the task's loss plus the weighted terms and return the metrics."""
-        everything = torch.cat([images, self.extra_images.draw(self.step, images)]) if self.extra_images else images
+        everything = images
+        if self.extra_images:
+            everything = torch.cat([images, self.processes.part(self.extra_images.draw(self.step, images))])
         self.terms.train()
         source = self._source_pass(everything)
         with autocast(self.device, self.precision):
@@ -200,12 +205,9 @@ class BaselineTrainer(Trainer):
         )
         losses = {name: self._term(name, everything, source, target).mean() for name in self.term_weights}
         total = task + sum(weight * losses[name] for name, weight in self.term_weights.items())
-        metrics = {"loss": self._finite(total, "loss"), "task_loss": task.item()}
-        metrics |= {f"{name}_loss": loss.item() for name, loss in losses.items()}
-        metrics["accuracy"] = batch_accuracy(output, labels)
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
+        means = {"loss": total, "task_loss": task} | {f"{name}_loss": loss for name, loss in losses.items()}
+        metrics = self._metrics(means | {"accuracy": batch_accuracy(output, labels)})
+        self._descend(total)
         return metrics
 
     def _term(self, name: str, images: Tensor, source: View, target: View) -> Float[Tensor, " batch"]:

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.randomness import get_rng_state, set_rng_state
+from mtanytime.training.distributed import Processes
 
 Tensors = dict[str, Tensor]
 Loss = Callable[[Tensors], Tensor]
+Sums = Callable[[Sequence[Tensor]], list[Tensor]]  # over the processes
 Mode = Literal["keep", "recompute", "unroll"]
 
 
@@ -127,6 +129,7 @@ def meta_gradient(
     *,
     mode: Mode = "keep",
     first_order: bool = False,
+    processes: Processes | None = None,
 ) -> MetaGradient:
     """Differentiate `outer` after the SGD `steps` with respect to `hyper`.
 
@@ -143,6 +146,9 @@ def meta_gradient(
             with the same dropout masks and buffers, so the memory for activations does not grow with the number of
             steps. "unroll" leaves everything to autograd in one graph (the plain reference for tests).
         first_order: drop the Hessian terms ∂g/∂θ and keep ∂g/∂φ (our approximation; the paper has no such variant).
+        processes: where several processes share a batch, whose parameters are the same; default: this one alone. Each
+            one's losses are its parts of the whole losses. The outer loss and the gradient that it gets are its parts,
+            too: their sums over the processes are those of the whole.
 
     Raises:
         ValueError: for an unknown mode, `first_order` with "unroll", or steps of which none uses `hyper`.
@@ -151,10 +157,11 @@ def meta_gradient(
     require(any(step.uses_hyper for step in steps), "steps", "at least one that uses hyper", Words("none"))
     device = next(iter(state.parameters.values())).device
     rng_at_start = get_rng_state(device)
+    sums, sums_in_graph = (list, list) if processes is None else (processes.sums, processes.sums_in_graph)
     try:
         if mode == "unroll":
-            return _unrolled(steps, outer, state, hyper)
-        return _step_by_step(steps, outer, state, hyper, mode == "keep", first_order)
+            return _unrolled(steps, outer, state, hyper, sums_in_graph)
+        return _step_by_step(steps, outer, state, hyper, mode == "keep", first_order, sums)
     finally:
         set_rng_state(rng_at_start, device)
 
@@ -166,7 +173,13 @@ def check_mode(mode: str, first_order: bool) -> None:
 
 
 def _step_by_step(
-    steps: Sequence[InnerStep], outer: Loss, state: SGDState, hyper: Sequence[Tensor], keep: bool, first_order: bool
+    steps: Sequence[InnerStep],
+    outer: Loss,
+    state: SGDState,
+    hyper: Sequence[Tensor],
+    keep: bool,
+    first_order: bool,
+    sums: Sums,
 ) -> MetaGradient:
     """Run the steps forward, each from detached leaves, then pull the adjoint back through them in reverse."""
     device = next(iter(state.parameters.values())).device
@@ -180,14 +193,16 @@ def _step_by_step(
         graph = keep and (by_hyper or by_theta)
         leaves, gradients, buffers = _gradient(step.loss, state, graph)
         visited.append((leaves, gradients) if graph else start)
-        state = replace(state.step({n: g.detach() for n, g in gradients.items()}), buffers=buffers)
+        summed = sums([gradient.detach() for gradient in gradients.values()])
+        state = replace(state.step(dict(zip(gradients, summed, strict=True))), buffers=buffers)
+        del summed
         if not graph:
             del leaves, gradients
 
     leaves = {name: value.detach().requires_grad_() for name, value in state.parameters.items()}
     outer_loss = outer({**leaves, **_clones(state.buffers)})
     slopes = torch.autograd.grad(outer_loss, [*leaves.values(), *hyper], allow_unused=True, materialize_grads=True)
-    adjoint_theta = dict(zip(leaves, slopes[: len(leaves)], strict=True))
+    adjoint_theta = dict(zip(leaves, sums(slopes[: len(leaves)]), strict=True))
     adjoint_v: dict[str, Tensor | None] = dict.fromkeys(adjoint_theta)
     totals = list(slopes[len(leaves) :])
     del leaves, slopes, state, start
@@ -213,14 +228,17 @@ def _step_by_step(
         if by_hyper:
             totals = [t if s is None else t + s for t, s in zip(totals, slopes, strict=False)]
         if by_theta:
-            for name, slope in zip(leaves, slopes[len(slopes) - len(leaves) :], strict=True):
-                if slope is not None:
-                    adjoint_theta[name] += slope
+            for_theta = zip(leaves, slopes[len(slopes) - len(leaves) :], strict=True)
+            for_theta = {name: slope for name, slope in for_theta if slope is not None}
+            for name, slope in zip(for_theta, sums(list(for_theta.values())), strict=True):
+                adjoint_theta[name] += slope
         del leaves, gradients, slopes, record
     return MetaGradient(outer_loss.detach(), totals)
 
 
-def _unrolled(steps: Sequence[InnerStep], outer: Loss, state: SGDState, hyper: Sequence[Tensor]) -> MetaGradient:
+def _unrolled(
+    steps: Sequence[InnerStep], outer: Loss, state: SGDState, hyper: Sequence[Tensor], sums_in_graph: Sums
+) -> MetaGradient:
     """The same gradient by autograd alone, through one graph of all steps."""
     state = replace(state, parameters={n: p.detach().requires_grad_() for n, p in state.parameters.items()})
     for step in steps:
@@ -233,7 +251,8 @@ def _unrolled(steps: Sequence[InnerStep], outer: Loss, state: SGDState, hyper: S
             materialize_grads=True,
         )
         buffers = {name: tensors[name].detach() for name in state.buffers}
-        state = replace(state.step(dict(zip(state.parameters, gradients, strict=True))), buffers=buffers)
+        totals = sums_in_graph(gradients)
+        state = replace(state.step(dict(zip(state.parameters, totals, strict=True))), buffers=buffers)
     outer_loss = outer({**state.parameters, **_clones(state.buffers)})
     gradients = torch.autograd.grad(outer_loss, list(hyper), allow_unused=True, materialize_grads=True)
     return MetaGradient(outer_loss.detach(), list(gradients))

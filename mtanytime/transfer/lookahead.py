@@ -20,10 +20,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.functional import functional_call, tensor_names, trial_run
 from mtanytime.measure.logits import Pick, find_logits
+from mtanytime.training.distributed import Processes
 from mtanytime.transfer.bilevel import (
     InnerStep,
     Loss,
@@ -74,6 +75,16 @@ class Student(nn.Module):
         return output, self.matching.aligned_loss(features, aligned, weights)
 
 
+class Shares(NamedTuple):
+    """What this process has of a step's images where several processes share the step, as fractions."""
+
+    labelled: float = 1.0
+    all: float = 1.0
+
+
+WHOLE = Shares()
+
+
 @dataclass(frozen=True)
 class TransferBatch:
     """One batch with all that stays constant during its steps.
@@ -82,7 +93,7 @@ class TransferBatch:
 
     `aligned` holds the source maps by target layer (see `FeatureMatching.align`), `weights` λ·w by target layer in the
     graph of φ. `leaves` are detached copies of `weights`: the lookahead differentiates down to them, so that φ's own
-    graph is run through once per batch.
+    graph is run through once per batch. Mean losses are multiplied by `shares`.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -90,11 +101,14 @@ class TransferBatch:
     aligned: Mapping[str, Float[Tensor, "batch _ _ _"]]
     weights: Mapping[str, Float[Tensor, "batch _"]]
     leaves: Mapping[str, Float[Tensor, "batch _"]]
+    shares: Shares = WHOLE
 
 
 @dataclass(frozen=True)
 class Losses:
     """The losses of one batch at θ: `total` = `task` + `matching` + `distillation`, each with its weight.
+
+    In one of several processes they are its parts, whose sums over the processes are the losses of the batch.
 
     `output` is the target's for the labelled images.
     """
@@ -130,6 +144,10 @@ class Lookahead:
         logits: picks the logits that are compared with the teacher's from the target's output; default: see
             `measure.logits.find_logits`.
 
+    Several processes (see `training.distributed`) each give their part of a batch and the `shares` that it has; all of
+    them then take the step, and get the meta-gradient, of the whole batch. Batch norm shares its moments within
+    `training.shared_batch_norm`.
+
     Raises:
         ValueError: for bad settings.
     """
@@ -149,6 +167,7 @@ class Lookahead:
     teacher_weight: float = 1.0
     temperature: float = 2.0
     logits: Pick | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
         check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
@@ -163,6 +182,7 @@ class Lookahead:
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: PairWeights,
         teacher_logits: Float[Tensor, "batch classes"] | None = None,
+        shares: Shares = WHOLE,
     ) -> Losses:
         """The losses of a batch at the current θ.
 
@@ -173,14 +193,16 @@ class Lookahead:
         """
         with self._autocast():
             output, features = self.student.target(images, complete=False)
-            batch = self._prepare(images, labels, source_features, features, weights)
+            batch = replace(self._prepare(images, labels, source_features, features, weights), shares=shares)
             labelled = _first(output, len(images), len(labels))
-            task = self.loss(labelled, labels)
-            matching = self.beta * self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
+            task = _scaled(self.loss(labelled, labels), shares.labelled)
+            matching = self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
+            matching = _scaled(self.beta * matching, shares.all)
             total, distillation = task + matching, None
             if teacher_logits is not None:
                 logits = find_logits(output, teacher_logits.shape[1], self.logits)
                 distillation = self.teacher_weight * distillation_loss(logits, teacher_logits, self.temperature).mean()
+                distillation = _scaled(distillation, shares.all)
                 total = total + distillation
             return Losses(total, task, matching, distillation, labelled, batch)
 
@@ -196,10 +218,13 @@ class Lookahead:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        self.processes.sum_gradients(parameters)
         self.optimizer.step()
 
     def backward(self, losses: Losses) -> Float[Tensor, ""]:
         """Add the meta-gradient at the current θ to φ's `.grad`; returns the outer loss, detached.
+
+        In one of several processes both are its parts: sum them over the processes before the step on φ.
 
         Raises:
             ValueError: where the weights do not depend on parameters, so that there is nothing to learn.
@@ -250,23 +275,26 @@ class Lookahead:
             return functional_call(self.student, state, *inputs, names=self._names)
 
         def matching(state: Tensors) -> Tensor:
-            return self.beta * student(state, batch.images, batch.aligned, batch.leaves)[1].mean()
+            loss = student(state, batch.images, batch.aligned, batch.leaves)[1].mean()
+            return _scaled(self.beta * loss, batch.shares.all)
 
         count = len(batch.labels)
-        labelled_images = batch.images[:count]
+        labelled_images, shares = batch.images[:count], batch.shares
 
         def task(state: Tensors) -> Tensor:
-            return self.loss(student(state, labelled_images)[0], batch.labels)
+            return _scaled(self.loss(student(state, labelled_images)[0], batch.labels), shares.labelled)
 
         def both(state: Tensors) -> Tensor:
             output, matching_loss = student(state, batch.images, batch.aligned, batch.leaves)
-            return self.loss(_first(output, len(batch.images), count), batch.labels) + self.beta * matching_loss.mean()
+            task_loss = self.loss(_first(output, len(batch.images), count), batch.labels)
+            return _scaled(task_loss, shares.labelled) + _scaled(self.beta * matching_loss.mean(), shares.all)
 
         def outer(state: Tensors) -> Tensor:
             with self._autocast():
                 if self.outer is None:
                     return task(state)
-                return self.outer(lambda x: student(state, x)[0], labelled_images, batch.labels)
+                own = self.outer(lambda x: student(state, x)[0], labelled_images, batch.labels)
+                return _scaled(own, shares.labelled)
 
         def inner(loss: Loss, first: bool) -> InnerStep:
             def run(state: Tensors) -> Tensor:
@@ -283,6 +311,7 @@ class Lookahead:
             list(batch.leaves.values()),
             mode=self.mode,
             first_order=self.first_order,
+            processes=self.processes,
         )
 
     def _layers(self, first: bool) -> AbstractContextManager[None]:
@@ -301,6 +330,10 @@ class Lookahead:
     @cached_property
     def _names(self) -> dict[str, str]:
         return tensor_names(self.student)
+
+
+def _scaled(loss: Tensor, share: float) -> Tensor:
+    return loss if share == 1 else loss * share
 
 
 def _first(output: Any, images: int, count: int) -> Any:

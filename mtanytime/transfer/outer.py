@@ -16,6 +16,7 @@ from mtanytime.data.images import ImageSet
 from mtanytime.data.transforms import Augment
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import functional_call, trial_run
+from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import name_of
 from mtanytime.transfer.layers import error_context
 from mtanytime.transfer.lookahead import OuterObjective
@@ -28,7 +29,7 @@ class FreshBatch:
     rewarded for overfitting that batch. A fresh batch rewards generalization. It comes from the training set, which
     costs no labels (some of its images may also be in the step's batch), or from held-out images. This deviates from
     the paper and the authors' code. The draws follow torch's random state, which a trainer seeds at each step, so runs
-    are reproducible and can be resumed.
+    are reproducible and can be resumed. Several processes share one draw, in equal parts.
 
     Args:
         data: the images to draw from, with the classes of the training set. If validation images are a part of it,
@@ -70,6 +71,9 @@ class FreshBatch:
         """
         seed = int(torch.randint(2**62, ()))
         fresh, fresh_labels = next(Batches(self.data, self.batch_size, seed, self.augment).epoch(0))
+        processes = Processes()
+        even = len(fresh) - len(fresh) % processes.count  # so that all images of all processes count the same
+        fresh, fresh_labels = processes.part(fresh[:even]), processes.part(fresh_labels[:even])
         return self.loss(forward(fresh.to(images.device, images.dtype)), fresh_labels.to(images.device))
 
 

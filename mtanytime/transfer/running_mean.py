@@ -1,5 +1,8 @@
 """Running mean and spread of rows of numbers."""
 
+from collections.abc import Callable, Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,11 +16,12 @@ class RunningMean:
     def __init__(self, count: int = 0, total: Tensor | None = None, squares: Tensor | None = None) -> None:
         self.count, self.total, self.squares = count, total, squares
 
-    def add(self, values: Float[Tensor, "batch values"]) -> None:
-        """Include the rows of a batch."""
+    def add(self, values: Float[Tensor, "batch values"], sums: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
+        """Include the rows of a batch; `sums` adds those of other processes (`Processes.sums`)."""
         values = values.cpu().double()
-        total, squares = values.sum(dim=0), values.square().sum(dim=0)
-        self.count += len(values)
+        count = torch.tensor([float(len(values))], dtype=torch.float64)
+        total, squares, count = sums([values.sum(dim=0), values.square().sum(dim=0), count])
+        self.count += int(count)
         self.total = total if self.total is None else self.total + total
         self.squares = squares if self.squares is None else self.squares + squares
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from mtanytime.checks import Words, require
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.outer import FreshBatch
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
@@ -182,7 +183,7 @@ def search_then_train(
         The result of the final training, and the search.
     """
     searched = search_map(source, target, data, folder=_folder(folder, "search"), **settings | dict(search or {}))
-    if folder is not None:
+    if folder is not None and Processes().first:
         searched.map.save(Path(folder) / "map.json")
     options = {"map": searched.map, "folder": _folder(folder, "train")}
     return TransferTrainer(source, target, data, test, **settings | options).train(), searched

@@ -35,6 +35,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
+from mtanytime.training.shared_batch_norm import batch_norms_are_shared
 from mtanytime.transfer.smooth import REPLACEMENTS
 
 _for_parameters: ContextVar[bool] = ContextVar("for_parameters", default=True)
@@ -48,9 +49,9 @@ Kernels = Float[Tensor, "output input height width"]
 def second_order(for_parameters: bool = True, *, fast: bool = True) -> Iterator[None]:
     """Context in which 2-d convolutions, and batch norms in train mode, get the fast second derivative.
 
-    They have no third derivative. Layers in mixed precision, batch norms without γ and β, convolutions with a named
-    padding, and calls that torch refuses remain torch's own. Functions that torch cannot differentiate twice get a
-    second derivative, too (see `smooth`).
+    They have no third derivative. Layers in mixed precision, batch norms without γ and β or over several processes,
+    convolutions with a named padding, and calls that torch refuses remain torch's own. Functions that torch cannot
+    differentiate twice get a second derivative, too (see `smooth`).
 
     Args:
         for_parameters: if False, a layer's maps and parameters get no second derivative, only its incoming gradient
@@ -113,6 +114,7 @@ class _Replaced(TorchFunctionMode):
     ) -> Tensor:
         own = (
             not training
+            or batch_norms_are_shared()
             or input.ndim < 2
             or input.numel() <= input.shape[1]
             or any(value is None or value.shape != input.shape[1:2] for value in (weight, bias))

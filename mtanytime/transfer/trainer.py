@@ -45,13 +45,13 @@ from mtanytime.transfer.layers import (
     tap_layers,
     try_layers,
 )
-from mtanytime.transfer.lookahead import Lookahead, Losses, Student
+from mtanytime.transfer.lookahead import Lookahead, Losses, Shares, Student
 from mtanytime.transfer.matching import FeatureMatching, source_variances
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
-from mtanytime.transfer.running_mean import RunningMean
 from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
 from mtanytime.transfer.teacher import Teacher, fit_teacher
+from mtanytime.transfer.trace import Trace
 from mtanytime.transfer.transfer_map import FixedWeights, TransferMap
 
 Images = Float[Tensor, "batch channel height width"]
@@ -241,6 +241,7 @@ class TransferTrainer(Trainer):
             teacher_weight=settings.teacher_weight,
             temperature=settings.temperature,
             logits=self.settings.logits,
+            processes=self.processes,
         )
         self.arrived: Arrived | None = None
         if self._arrived_data is not None:
@@ -250,7 +251,7 @@ class TransferTrainer(Trainer):
         self.tables |= {"trace": [], "channels": []}
         every = self.transfer_settings.trace_every
         self._rows_every |= {"trace": every, "channels": 5 * every}
-        self._means = {"trace": RunningMean(), "channels": RunningMean()}  # of λ and w, since the tables' last rows
+        self.trace = Trace(self.pairs, source_channels)
 
     def _make_meta(self, source_channels: Mapping[str, int]) -> MetaNetworks | FixedWeights:
         if self.map is not None:
@@ -290,29 +291,35 @@ class TransferTrainer(Trainer):
 
     def train_on_batch(self, images: Images, labels: Labels) -> dict[str, float]:
         """Do one step of Algorithm 1 and return its metrics: the losses, accuracy and the mean of λ."""
+        shares = Shares(self.share, self.share)
         if self.extra_images:
-            images = torch.cat([images, self.extra_images.draw(self.step, images)])
+            extra = self.extra_images.draw(self.step, images)
+            own = self.processes.part(extra)
+            count = len(images) / self.share + len(extra)  # of all processes
+            shares = Shares(self.share, (len(images) + len(own)) / count)
+            images = torch.cat([images, own])
         passes = self._source_passes(images)
         source_features = _joined(passes)
         weights = self.meta(source_features)  # without autocast: bfloat16 would round λ to two digits
         logits = None if self._teacher is None else self._teacher.logits(images, passes)
-        losses = self.lookahead.losses(images, labels, source_features, weights, logits)
+        losses = self.lookahead.losses(images, labels, source_features, weights, logits, shares)
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
         by_pair = [round(value, 3) for value in mean_lambda.tolist()]
         metrics = {
-            "loss": self._finite(losses.total, "loss", f", mean λ by pair {by_pair}"),
+            "loss": losses.total.item(),
             "task_loss": losses.task.item(),
             "matching_loss": losses.matching.item(),
-            "accuracy": batch_accuracy(self._logits(losses.output), labels),
-            "mean_lambda": mean_lambda.mean().item(),
+            "accuracy": shares.labelled * batch_accuracy(self._logits(losses.output), labels),
+            "mean_lambda": shares.all * mean_lambda.mean().item(),
         }
         if losses.distillation is not None:
             metrics["distillation_loss"] = losses.distillation.item()
+        metrics = self.processes.metrics(metrics, 1.0)  # each process has the parts of its images
+        self._finite(metrics["loss"], "loss", f", mean λ by pair {by_pair}")
         self.lookahead.step(losses)
         if self.meta_optimizer is not None:
             metrics["outer_loss"] = self._meta_step(losses)
-        self._means["trace"].add(torch.cat([weights.pairs[pair].detach() for pair in self.pairs], dim=1))
-        self._means["channels"].add(torch.cat([weights.channels[pair].detach() for pair in self.pairs], dim=1))
+        self.trace.add(weights, self.processes.sums)
         return metrics
 
     def _meta_step(self, losses: Losses) -> float:
@@ -320,11 +327,13 @@ class TransferTrainer(Trainer):
         if self.step % self.transfer_settings.meta_every:
             return math.nan
         self.meta_optimizer.zero_grad()
-        outer_loss = self._finite(self.lookahead.backward(losses), "outer_loss")
+        (outer_loss,) = self.processes.sums([self.lookahead.backward(losses)])
+        value = self._finite(outer_loss, "outer_loss")
+        self.processes.sum_gradients(list(self.meta.parameters()))
         if self.transfer_settings.meta_clip is not None:
             nn.utils.clip_grad_norm_(self.meta.parameters(), self.transfer_settings.meta_clip)
         self.meta_optimizer.step()
-        return outer_loss
+        return value
 
     def meta_gradient(self, images: Images, labels: Labels) -> list[Tensor]:
         """The gradient of the outer objective after a lookahead from the current weights, for one batch.
@@ -357,35 +366,19 @@ class TransferTrainer(Trainer):
     def _after_step(self) -> None:
         last, every = self.step == self.steps, self.transfer_settings.trace_every
         if self.step % every == 0 or last:
-            weights = zip(self.pairs, *self._means["trace"].take(), strict=True)
-            self._add(
-                "trace",
-                [
-                    {"step": self.step, "source": source, "target": target, "weight": mean, "weight_std": std}
-                    for (source, target), mean, std in weights
-                ],
-            )
+            self._add("trace", self.trace.pair_rows(self.step))
         if self.step % (5 * every) == 0 or last:
-            mean, _ = self._means["channels"].take()
-            channels = self.student.matching.source_channels
-            places = [(pair, channel) for pair in self.pairs for channel in range(channels[pair[0]])]
-            self._add(
-                "channels",
-                [
-                    {"step": self.step, "source": source, "target": target, "channel": channel, "weight": weight}
-                    for ((source, target), channel), weight in zip(places, mean, strict=True)
-                ],
-            )
+            self._add("channels", self.trace.channel_rows(self.step))
             if self.arrived is not None:
                 r2 = self.arrived.measure(self.source_features, self.precision).items()
                 rows = [{"step": self.step, "source": pair[0], "target": pair[1], "r2": value} for pair, value in r2]
                 self._add("arrived", rows)
 
     def _extra_state(self) -> dict[str, Any]:
-        return {name: vars(mean) for name, mean in self._means.items()}
+        return self.trace.state()
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self._means = {name: RunningMean(**values) for name, values in state.items()}
+        self.trace.load_state(state)
 
 
 def _joined(passes: Mapping[str, tuple[Any, Maps]]) -> Maps:

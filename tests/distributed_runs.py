@@ -1,0 +1,184 @@
+"""Trainings that test_distributed.py runs by one process and by several: `distributed_runs.py FOLDER WHAT …`.
+
+Each case's weights, tables and accuracies go into FOLDER/CASE.pt, and the error of each process that a bad input gives
+into FOLDER/NAME.json, written by the first process.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+import transfer_runs
+from torch import Tensor, nn
+
+from mtanytime.anytime.trainer import AnytimeTrainer
+from mtanytime.data.batches import crop_flip
+from mtanytime.training.distributed import start
+from mtanytime.training.trainer import Trainer
+from mtanytime.transfer.outer import FreshBatch
+
+
+def without_norms(network: nn.Module) -> nn.Module:
+    """The network with an identity in place of each batch norm."""
+    for module in list(network.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+    return network
+
+
+class Exits(nn.Module):
+    """Two exits of a TinyNet, the first of which reads its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.early = tiny.TinyNet(), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Logits of both exits."""
+        return [self.early(self.body.first(images).mean(dim=(2, 3))), self.body(images)]
+
+
+def network(kind: Callable[[], nn.Module], norms: bool) -> nn.Module:
+    """A network in float64 with weights from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        made = kind()
+    return (made if norms else without_norms(made)).double()
+
+
+def settings(**options: Any) -> dict[str, Any]:
+    """Two epochs of batches of 7, 7 and 4 images, which three processes share unevenly."""
+    return {"epochs": 2, "batch_size": 7, "lr": 0.05, "seed": 3, "device": "cpu", "progress": False} | options
+
+
+def plain(norms: bool, folder: Path | None = None, **options: Any) -> Trainer:
+    """One network on one task, with augmentation and validation."""
+    others = {"augment": crop_flip(1), "validation": tiny.images(7, seed=5), "folder": folder} | options
+    return Trainer(network(tiny.TinyNet, norms), tiny.images(18), tiny.images(11, seed=6), **settings(**others))
+
+
+def anytime(norms: bool) -> AnytimeTrainer:
+    """Both exits of a network."""
+    return AnytimeTrainer(network(Exits, norms), tiny.images(18), tiny.images(11, seed=6), **settings())
+
+
+def transfer(norms: bool, **options: Any) -> Any:
+    """L2T-ww with views and meta-networks that have left their even start, for one epoch."""
+    source, target = network(partial(tiny.TinyNet, 5), True).eval(), network(tiny.TinyNet, norms)
+    others = settings(views=5, trace_every=2, epochs=1) | options
+    data = {"data": tiny.images(18), "test": tiny.images(11, seed=6)}
+    return transfer_runs.stirred(transfer_runs.transfer(source=source, target=target, **data, **others))
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "plain": partial(plain, False),
+    "plain-norms": partial(plain, True),
+    "anytime": partial(anytime, False),
+    "anytime-norms": partial(anytime, True),
+    "transfer": partial(transfer, False),
+    "transfer-norms": partial(transfer, True),
+    "recompute-norms": partial(transfer, True, mode="recompute", stages=2, inner_steps=3),
+    "unroll-norms": partial(transfer, True, mode="unroll", views=None),
+    "first-order": partial(transfer, False, first_order=True),
+    # batches of 6 and fresh ones of 6, which two and three processes share evenly
+    "fresh": lambda: transfer(False, batch_size=6, outer=FreshBatch(tiny.images(12, seed=8), 6)),
+}
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    """Weights, tables without seconds, and accuracies of a run, as plain values."""
+    result = trainer.train()
+    tables = {name: table.drop(columns="seconds", errors="ignore") for name, table in result.tables.items()}
+    return {
+        "states": {name: module.state_dict() for name, module in trainer.modules.items()},
+        "tables": {name: table.select_dtypes("number").to_numpy().tolist() for name, table in tables.items()},
+        "accuracies": [result.accuracy, result.last_accuracy],
+    }
+
+
+class Forgetful(Trainer):
+    """A trainer whose own step forgets the other processes."""
+
+    def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """One step on this process's images alone."""
+        loss = self.loss(self.model(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.item()}
+
+
+def forgetful() -> None:
+    """Train with it."""
+    Forgetful(network(tiny.TinyNet, True), tiny.images(18), **settings()).train()
+
+
+def occupied(folder: Path) -> None:
+    """A folder that holds something else."""
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("mine")
+    plain(True, folder)
+
+
+def errors(folder: Path, rank: int) -> dict[str, Callable[[], Any]]:
+    """What fails, by name."""
+    return {
+        "settings": lambda: plain(True, lr=0.05 + rank),
+        "data": lambda: Trainer(network(tiny.TinyNet, True), tiny.images(18, seed=rank), **settings()),
+        "batch": lambda: plain(True, batch_size=17),
+        "weights": forgetful,
+        "occupied": lambda: occupied(folder / "occupied"),
+        "diverged": lambda: plain(True, lr=1e30).train(),
+    }
+
+
+def stopped(folder: Path) -> None:
+    """A run that is left after its third step."""
+    for report in plain(True, folder / "kept"):
+        if report.step == 3:
+            break
+
+
+def endless(folder: Path) -> None:
+    """A run that goes on until it is stopped, and names this process's id."""
+    trainer = plain(True, folder / "endless", epochs=100_000, validation=None, checkpoint_seconds=0.1)
+    for report in trainer:
+        if report.step == 5:
+            (folder / f"{trainer.processes.rank}.pid").write_text(str(os.getpid()))
+
+
+def main(place: str, *names: str) -> None:
+    """Do what is named: a case, "cases", "errors", or one of the runs above."""
+    folder = Path(place)
+    with start() as processes:
+        for name in names:
+            for case in CASES if name == "cases" else [name] if name in CASES else []:
+                found = outcome(CASES[case]())
+                if processes.first:
+                    torch.save(found, folder / f"{case}.pt")
+            for case, run in errors(folder, processes.rank).items() if name == "errors" else ():
+                try:
+                    run()
+                    message = "none"
+                except (ValueError, RuntimeError, FloatingPointError) as error:
+                    message = f"{type(error).__name__}: {error}"
+                everyone = processes.gathered(message)
+                if processes.first:
+                    (folder / f"{case}.json").write_text(json.dumps(everyone))
+            if name in ("stopped", "endless"):
+                {"stopped": stopped, "endless": endless}[name](folder)
+            if name == "resumed":
+                found = outcome(plain(True, folder / "kept"))
+                if processes.first:
+                    torch.save(found, folder / "resumed.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,166 @@
+"""Several processes train as one does on the whole batch, and say what is wrong where they cannot."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import distributed_runs
+import pytest
+import torch
+from project import ROOT
+
+PROGRAM = ROOT / "tests" / "distributed_runs.py"
+
+
+def launch(count: int, folder: Path, *names: str, program: tuple[str, ...] = (str(PROGRAM),)) -> list[subprocess.Popen]:
+    """Start processes as torchrun does, without its agent."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        env = os.environ | {key: str(value) for key, value in place.items()}
+        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONWARNINGS": "error::FutureWarning"}
+        arguments = [sys.executable, *program, *([str(folder)] if program[0] != "-m" else []), *names]
+        started.append(
+            subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    return started
+
+
+def finish(started: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """Exit status and output of each."""
+    ended = []
+    for process in started:
+        text, _ = process.communicate(timeout=300)
+        ended.append((process.returncode, text))
+    return ended
+
+
+def run(count: int, folder: Path, *names: str) -> None:
+    """Run a program by several processes, which must succeed."""
+    for status, text in finish(launch(count, folder, *names)):
+        assert status == 0, text
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases by two processes, what goes wrong with them, and a run stopped after its third step."""
+    folder = tmp_path_factory.mktemp("two")
+    run(2, folder, "cases", "errors", "stopped")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases by three processes, which also continue the run that two have stopped."""
+    folder = tmp_path_factory.mktemp("three")
+    shutil.copytree(two / "kept", folder / "kept")
+    run(3, folder, "cases", "resumed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, dict]:
+    """All cases by this process alone."""
+    return {name: distributed_runs.outcome(make()) for name, make in distributed_runs.CASES.items()}
+
+
+def compare(found: dict, expected: dict) -> None:
+    """Compare two outcomes; training accuracies are computed in float32."""
+    torch.testing.assert_close(found["states"], expected["states"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found["accuracies"], expected["accuracies"], rtol=0, atol=1e-12)
+    assert found["tables"].keys() == expected["tables"].keys()
+    for name, rows in expected["tables"].items():
+        close = {"rtol": 0, "atol": 1e-7, "equal_nan": True}
+        torch.testing.assert_close(torch.tensor(found["tables"][name]), torch.tensor(rows), **close)
+
+
+@pytest.mark.parametrize("case", distributed_runs.CASES)
+def test_several_processes_equal_one(case: str, one: dict[str, dict], two: Path, three: Path) -> None:
+    """The point of it all: N processes do what one does on the whole batch, φ and batch norm included, to rounding."""
+    for folder in (two, three):
+        compare(torch.load(folder / f"{case}.pt"), one[case])
+
+
+def test_a_run_changes_its_number_of_processes(one: dict[str, dict], two: Path, three: Path, tmp_path: Path) -> None:
+    """A job is often continued on other machines: two processes begin, three or one go on."""
+    compare(torch.load(three / "resumed.pt"), one["plain-norms"])
+    shutil.copytree(two / "kept", tmp_path / "kept")
+    trainer = distributed_runs.plain(True, tmp_path / "kept")
+    assert trainer.step == 3
+    compare(distributed_runs.outcome(trainer), one["plain-norms"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("settings", ["ValueError: lr: expected 0.05 in every process, as in process 0, got 1.05 in process 1"] * 2),
+        ("data", ["ValueError: train: expected "] * 2),
+        (
+            "batch",
+            ["ValueError: batch_size: expected batches of 2 images or more, one per process, got one of 1; "] * 2,
+        ),
+        ("weights", ["RuntimeError: the processes' weights differ: "] * 2),
+        ("occupied", ["ValueError: folder: expected an empty folder", "RuntimeError: process 0 stopped: folder: "]),
+        ("diverged", ["FloatingPointError: loss is nan at step "] * 2),
+    ],
+)
+def test_what_goes_wrong_is_said_in_every_process(name: str, expected: list[str], two: Path) -> None:
+    """A process that waits for another one in vain would look as if it were working."""
+    found = json.loads((two / f"{name}.json").read_text())
+    assert [text[: len(start)] for text, start in zip(found, expected, strict=True)] == expected
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> tuple[list[subprocess.Popen], Path]:
+    """Two processes that train until they are stopped."""
+    started = launch(2, tmp_path, "endless")
+    until = time.monotonic() + 120
+    while not all((tmp_path / f"{rank}.pid").exists() for rank in range(2)):
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.05)
+    yield started, tmp_path
+    for process in started:
+        process.kill()
+
+
+def test_an_interrupt_stops_all_after_the_same_step(endless: tuple[list[subprocess.Popen], Path]) -> None:
+    """Signals reach processes at different moments; one that stops early would leave the others waiting."""
+    started, folder = endless
+    started[1].send_signal(signal.SIGINT)  # to one of them only
+    ended = finish(started)
+    assert all("KeyboardInterrupt" in text and "lost another" not in text for _, text in ended), ended
+    assert torch.load(folder / "endless" / "checkpoint.pt")["step"] >= 5
+
+
+def test_a_lost_process_is_reported_and_the_run_goes_on(endless: tuple[list[subprocess.Popen], Path]) -> None:
+    """Machines fail; the others must not wait for ever, and what was trained must be there."""
+    started, folder = endless
+    started[1].kill()
+    (status, text), _ = finish(started)
+    assert status == 1
+    assert "process 0 of 2 lost another one" in text
+    trainer = distributed_runs.plain(True, folder / "endless", epochs=100_000, validation=None, checkpoint_seconds=0.1)
+    assert trainer.step >= 1
+    assert next(iter(trainer)).step == trainer.step
+
+
+def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
+    """`torchrun -m mtanytime run …` is how a cluster's jobs call it; the first process alone writes and prints."""
+    settings = ["letters_per_class=8", "epochs=1", "methods=scratch,l2t", "source_depth=8", "digits_per_class=4"]
+    options = ["run", "smoke", "--out", str(tmp_path / "out"), "--csv", str(tmp_path / "a.csv"), "--set", *settings]
+    ended = finish(launch(2, tmp_path, "mtanytime", *options, program=("-m",)))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert "l2t" in ended[0][1]
+    assert ended[1][1] == ""
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 4  # the command, the header and two rows
