@@ -38,7 +38,7 @@ from mtanytime.training.checkpoint import (
 )
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import run_record
-from mtanytime.training.interrupt import delay_interrupt
+from mtanytime.training.interrupt import step_interrupts
 from mtanytime.training.kept_run import KeptRun
 from mtanytime.training.network import make_network
 from mtanytime.training.optimizers import group_rates, make_optimizer, set_rates
@@ -236,13 +236,14 @@ class Trainer(KeptRun):
         self._restore()
         if self.step >= self.steps:
             return
-        with self._locked_folder():
+        agree = self.processes.any if self.processes.count > 1 else None
+        with self._locked_folder(), step_interrupts(agree) as whole_step:
             while self.step < self.steps:
                 epoch, position = divmod(self.step, len(self.batches))
                 started, before = time.perf_counter(), self.step
                 batches = self.batches.epoch(epoch, start=position)
                 for images, labels in islice(batches, min(len(self.batches) - position, self.steps - self.step)):
-                    with delay_interrupt(self.processes.any if self.processes.count > 1 else None):
+                    with self.processes.losses_explained(), whole_step():
                         report = self._advance(epoch, images, labels, started)
                         if time.monotonic() - self._saved_at >= self.checkpoint_seconds:
                             self._save()
@@ -303,7 +304,7 @@ class Trainer(KeptRun):
         own_labels = self.processes.part(labels).to(self.device)
         self.share = len(own_labels) / len(labels)
         seed = derive_seed(self.seed, _STEP, self.step)
-        with self.processes.losses_explained(), seeded(seed, self.device), shared_batch_norm(self.processes):
+        with seeded(seed, self.device), shared_batch_norm(self.processes):
             metrics = self.train_on_batch(own_images, own_labels)
         self.step += 1
         if self.step & (self.step - 1) == 0 or self.step == self.steps:  # after ever more steps
