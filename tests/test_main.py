@@ -22,6 +22,7 @@ from mtanytime.__main__ import main
 from mtanytime.anytime import SlicedResNet, SliceShape, doubling_widths
 from mtanytime.backbones import vgg9
 from mtanytime.devices import processor
+from mtanytime.experiments import benchmarks
 from mtanytime.experiments.runner import plan
 from mtanytime.measure.costs import exit_costs
 
@@ -72,11 +73,10 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     """A recipe killed with SIGKILL at random moments and run again ends with the same bits as an uninterrupted one.
 
     MTANYTIME_KILLS=50 kills the full recipe fifty times, starting another run whenever one finishes; by default a
-    shorter recipe is killed once.
+    shorter recipe is killed once, soon after its training has begun.
     """
     kills = int(os.environ.get("MTANYTIME_KILLS", "1"))
     settings = [] if kills > 1 else SHORT
-    between = (0.2, 0.6) if kills > 1 else (0.6, 0.95)  # parts of a run; a short one spends most of it on imports
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(name: str) -> list[str]:
@@ -87,6 +87,10 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         tables = [(tmp_path / name / "l2t-seed0" / f"{table}.csv").read_bytes() for table in ("trace", "channels")]
         return {key: checkpoint[key] for key in ("modules", "optimizers", "extra", "scores")}, *tables
 
+    def training(name: str) -> bool:
+        logs = (tmp_path / name / "l2t-seed0").glob("log.csv")
+        return any(log.read_bytes().count(b"\n") > 2 for log in logs)
+
     start = time.monotonic()
     subprocess.run(command("uninterrupted"), env=environment, check=True, stdout=subprocess.DEVNULL)
     duration = time.monotonic() - start
@@ -94,8 +98,10 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     started = 0  # kills after training started
     while killed < kills or not started:
         with subprocess.Popen(command(f"killed{round_}"), env=environment, stdout=subprocess.DEVNULL) as process:
+            while kills == 1 and process.poll() is None and not training(f"killed{round_}"):
+                time.sleep(0.01)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moments.uniform(*between) * duration)
+                process.wait(moments.uniform(0, 0.1) if kills == 1 else moments.uniform(0.2, 0.6) * duration)
             finished = process.poll() is not None
             process.kill()
         assert process.returncode in (0, -signal.SIGKILL)
@@ -175,8 +181,12 @@ BENCH = ["bench", "transfer", "--compile", "--batch", "2", "--inner-steps", "1",
 def test_bench_transfer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line is one JSON object with the seconds and memory of every mode, and the settings.
 
-    `--compile` times each part plain and compiled. Without `--json` there is a line for each.
+    `--compile` times each part plain and compiled. Without `--json` there is a line for each. To save time, nothing is
+    warmed up, and the memory of one mode stands for all.
     """
+    measured = benchmarks._peak_memory("ours", 2, 1, None)
+    monkeypatch.setattr(benchmarks, "_peak_memory", lambda *arguments: measured)
+    monkeypatch.setattr(benchmarks, "WARM_UP", 0)
     monkeypatch.setattr(torch, "compile", lambda network: network)
     assert main([*BENCH, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
