@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -58,37 +59,30 @@ def folders_of(path: str | Path, archives: Sequence[Archive], unpack_to: str | P
     names = " and ".join(archive.name for archive in archives)
     require(path.exists(), str(path), f"{names}, or the folder they are in", Words("nothing there"))
     folder = path if path.is_dir() else path.parent
-    return [_folder_of(archive, path, folder, archive is archives[0], unpack_to) for archive in archives]
+    renamed = path.is_file() and path.name not in [archive.name for archive in archives]
+    files = [folder / archive.name for archive in archives]
+    files[0] = path if renamed else files[0]
+    return [_folder_of(archive, file, folder, unpack_to) for archive, file in zip(archives, files, strict=True)]
 
 
-def _folder_of(archive: Archive, path: Path, folder: Path, first: bool, unpack_to: str | Path | None) -> Path:
-    file = folder / archive.name
-    if path.is_file() and (path.name == archive.name or (first and not _known(path, archive, folder))):
-        file = path
+def _folder_of(archive: Archive, file: Path, folder: Path, unpack_to: str | Path | None) -> Path:
     target = (file.parent if unpack_to is None else Path(unpack_to).expanduser()) / _stem(file.name)
-    beside = [] if file == path and path.is_file() else [folder, folder / archive.inside]
-    places = list(dict.fromkeys([target / archive.inside, target, *beside]))
+    inside = [target / archive.inside, target]
+    places = list(dict.fromkeys([*inside, folder, folder / archive.inside]))
     for place in places:
         if all((place / name).exists() for name in archive.holds):
             return place
     if file.is_file():
         if not target.exists():
             unpack(file, target, archive.md5)
-        for place in (target / archive.inside, target):
-            if all((place / name).exists() for name in archive.holds):
-                return place
-        place = target / archive.inside if (target / archive.inside).is_dir() else target
-    else:
-        place = max(places, key=lambda place: sum((place / name).exists() for name in archive.holds))
+        places = inside
+    place = max(places, key=lambda place: sum((place / name).exists() for name in archive.holds))
     missing = [name for name in archive.holds if not (place / name).exists()]
+    if not missing:
+        return place
     remedy = f"or delete {target}, to unpack {file.name} again" if file.is_file() else f"or put {archive.name} there"
     expected = f"a folder with {', '.join(archive.holds)}"
     raise mismatch(str(place), expected, Words(f"one without {', '.join(missing)}"), f"complete it, {remedy}")
-
-
-def _known(path: Path, archive: Archive, folder: Path) -> bool:
-    """Whether another file than `path` is the archive: the user named the second one of two."""
-    return path.name != archive.name and (folder / archive.name).is_file()
 
 
 def unpack(archive: str | Path, target: str | Path, md5: str | None = None) -> None:
@@ -107,9 +101,7 @@ def unpack(archive: str | Path, target: str | Path, md5: str | None = None) -> N
     """
     archive, target = Path(archive), Path(target)
     if md5 is not None:
-        found = _md5(archive)
-        remedy = "download it again; if you packed it yourself, unpack it and pass the folder"
-        require(found == md5, str(archive), f"the published archive, with the MD5 checksum {md5}", Words(found), remedy)
+        _check_md5(archive, md5)
     needed = _unpacked_size(archive)
     remedy = "pass unpack_to=FOLDER"
     try:
@@ -149,7 +141,7 @@ def _extract(archive: Path, folder: Path, total: int) -> None:
                 continue
             file = folder.joinpath(*parts)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with source, file.open("xb") as out:
+            with source, file.open("wb") as out:
                 left = size
                 while left and (data := source.read(min(left, _CHUNK))):
                     _write(out, data)
@@ -200,13 +192,15 @@ def _unpacked_size(archive: Path) -> int:
             if file.read(2) == b"\x1f\x8b" and size > 18:  # gzip ends with the size modulo 2³²
                 file.seek(-4, os.SEEK_END)
                 rest = int.from_bytes(file.read(4), "little")
-                return rest + max(0, -(-(size - rest) // 2**32)) * 2**32 if rest < size // 2 else rest
+                return rest + max(0, math.ceil((0.99 * size - rest) / 2**32)) * 2**32
     return size
 
 
-def _md5(file: Path) -> str:
+def _check_md5(file: Path, md5: str) -> None:
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        found = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    expected = f"the published archive, whose MD5 checksum is {md5}"
+    require(found == md5, str(file), expected, Words(found), "download it again, or pass the folder if you unpacked it")
 
 
 def _stem(name: str) -> str:

@@ -19,9 +19,8 @@ class ResizedCrops:
     What the L2T-ww authors' code does for images of 224×224: training on torchvision's RandomResizedCrop(224) of the
     whole file and RandomHorizontalFlip; validation and test on the middle 224×224 after the shorter side is resized to
     256. Sets with `resize=256` (`data.Decoding`, and the readers of these data sets) give the latter. This class gives
-    the former, with one deviation: it crops the middle 256×256 that the set keeps of a file, not the whole file. So what
-    an image has left and right of (or above and below) its middle square is not seen, and a small part is enlarged
-    from a smaller picture.
+    the former, with one deviation: it crops the middle 256×256 that the set keeps of a file, not the whole file. So
+    nothing beside the middle square is ever seen, and a small part is enlarged from a smaller picture.
 
     Area and ratio are drawn as in torchvision, without its up to ten trials: a part that would not fit gets the nearest
     ratio that does. All random numbers are drawn on the CPU from one generator, so they are the same on every device.
