@@ -7,14 +7,14 @@ from mtanytime.data.archives import Archive, folders_of
 from mtanytime.data.images import Task
 from mtanytime.data.listed import as_authors, columns_of, listed_task
 
-# Caltech's data page states this checksum; the data sets of avalanche (ContinualAI) compare the same.
+# Several public readers compare this checksum, avalanche's (ContinualAI) among them; the set's page was not at hand.
 _CUB = Archive(
     "CUB_200_2011.tgz",
     ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt", "images"),
     inside="CUB_200_2011",
     md5="97eceeb196236b17998738112f37df78",
 )
-# No checksums are on the set's page; several public readers, written independently, compare these.
+# Several public readers compare these checksums; the set's page was not at hand.
 _DOGS = (
     Archive("images.tar", ("Images",), md5="1bb1f2a596ae7057f99d7d75860002ef"),
     Archive("lists.tar", ("train_list.mat", "test_list.mat"), md5="edbb9f16854ec66506b5f09b583e0656"),

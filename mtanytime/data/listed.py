@@ -1,5 +1,6 @@
 """Data sets whose images are named in lists: checked against the published figures, and made into a task."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,16 +51,20 @@ def listed_task(
     for part, listed in parts.items():
         outside = [path for _, path in listed if Path(path).is_absolute() or ".." in Path(path).parts]
         require(not outside, str(folder), f"{part} images in this folder", Words(", ".join(outside[:3])))
-        missing = [path for _, path in listed if not (folder / path).is_file()]
+        missing = [path for _, path in listed if not os.path.isfile(os.path.join(folder, path))]
         if missing:
-            got = Words(f"no such file; {len(missing):,} of the {len(listed):,} {part} images are missing")
-            raise mismatch(
-                str(folder / missing[0]), "an image, which the set's lists name", got, "unpack the set again"
-            )
+            got = Words(f"no file; of {len(listed):,} {part} images, {len(missing):,} are missing")
+            raise mismatch(str(folder / missing[0]), "an image that is listed", got, "unpack the set again")
     labels = {kind: label for label, kind in enumerate(classes)}
     texts = tuple(classes if names is None else [names.get(kind, kind) for kind in classes])
     sets = [
-        ImageFiles([folder / path for _, path in part], [labels[kind] for kind, _ in part], texts, decoding, name=name)
+        ImageFiles(
+            [os.path.join(folder, path) for _, path in part],
+            [labels[kind] for kind, _ in part],
+            texts,
+            decoding,
+            name=name,
+        )
         for part in parts.values()
     ]
     return Task(*sets)

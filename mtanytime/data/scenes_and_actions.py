@@ -7,7 +7,7 @@ from mtanytime.data.archives import Archive, folders_of
 from mtanytime.data.images import Task
 from mtanytime.data.listed import as_authors, lines_of, listed_task
 
-# Neither set's page states checksums, and no two sources for one were found, so archives are checked by their contents.
+# No checksums were found in two sources, so these archives are checked by their contents alone.
 _INDOOR = Archive("indoorCVPR_09.tar", ("Images",), inside="indoorCVPR_09")
 _ACTIONS = (
     Archive("Stanford40_JPEGImages.zip", ("JPEGImages",)),

@@ -1,4 +1,4 @@
-"""Splits of a training set into training and validation images: the L2T-ww authors' files, and balanced ones by seed."""
+"""Splits of a training set into training and validation images: the L2T-ww authors', and balanced ones by seed."""
 
 from collections.abc import Mapping
 from pathlib import Path
