@@ -160,8 +160,8 @@ class ImageFiles(LabelledImages):
         Raises ValueError for a file of the sample that cannot be read.
         """
         if self._identity is None:
-            chosen = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self))).round().long() if len(self) else []
-            digests = [_digest(self.path(i)) for i in chosen]
+            chosen = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self))).round().tolist()
+            digests = [_digest(self.path(int(i))) for i in chosen]
             decoding = self.decoding
             names = bytearray(self._decoder.paths.names(self._rows))
             self._identity = {

@@ -44,7 +44,7 @@ class RecordFile:
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         status = os.fstat(self._open())
         kept = getattr(status, "st_blocks", 0) * 512 or status.st_size  # a record that is absent takes no space
-        needed, free = count * (self._bytes + 8) - kept, shutil.disk_usage(Path(self.path).parent).free
+        needed, free = self._offset(count) - kept, shutil.disk_usage(Path(self.path).parent).free
         if self._writable and needed > free:
             raise mismatch("cache", f"{needed / 1e9:.1f} GB of free space for {self.path}", Words(f"{free / 1e9:.1f}"))
 

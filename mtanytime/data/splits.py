@@ -48,8 +48,8 @@ def balanced_split(
         require(count is not None, "count", f"a number of images for the set {data.name!r}", count)
     by_class = data._by_class(seed)
     most = torch.tensor([max(len(index) - 1, 0) for index in by_class])
-    expected = f"1 to {int(most.sum())}, which leaves an image of each class to train on"
-    require(1 <= count <= most.sum(), "count", expected, count)
+    total = int(most.sum())
+    require(1 <= count <= total, "count", f"1 to {total}, which leaves an image of each class to train on", count)
     taken = torch.zeros_like(most)
     order = torch.randperm(len(most), generator=generator_for(seed, 1))
     while (left := count - int(taken.sum())) > 0:
