@@ -97,7 +97,11 @@ def test_manners_of_a_set_in_memory(pictures: Path) -> None:
     """Length, subsets, few labels, splits, text and devices, by the same rules."""
     memory, data = image_folder(pictures, SIZE), files(pictures)
     assert repr(data) == "ImageFiles(birds: 18 images 3x8x8, 3 classes, cpu)"
-    pairs = [(memory, data), (memory.few(2, 1), data.few(2, 1)), *zip(memory.split(0.3, 2), data.split(0.3, 2))]
+    pairs = [
+        (memory, data),
+        (memory.few(2, 1), data.few(2, 1)),
+        *zip(memory.split(0.3, 2), data.split(0.3, 2), strict=True),
+    ]
     pairs.append((memory.subset([5, 1, 1]), data.subset([5, 1, 1]).to("cpu")))
     for ours, theirs in pairs:
         assert len(ours) == len(theirs)
@@ -171,7 +175,7 @@ def test_a_trainer_comes_to_the_same_bits(pictures: Path, tmp_path: Path, one_th
         assert run.result().log["loss"].tolist() == runs[0].result().log["loss"].tolist()
 
 
-EXTRAS = [{}, {"views": 3, "teacher": "probe", "normalize_errors": "layer", "beta": 0.2}]
+EXTRAS = [{}, {"views": 3, "teacher": "probe", "normalize_errors": "network", "beta": 0.2}]
 
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "all extras"])
@@ -341,7 +345,7 @@ def test_a_cache_of_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not full.read(1, pixels)
     monkeypatch.undo()
     monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 100}))
-    with pytest.raises(ValueError, match=r"cache: expected 0.0 GB of free space for .*x.images, got 0.0"):
+    with pytest.raises(ValueError, match=r"cache: expected 0.0 GB of free space for .*y.images, got 0.0"):
         RecordFile(tmp_path / "y.images", "mine", 9, 4)
 
 
@@ -360,7 +364,7 @@ def test_what_is_kept_around_an_image(pictures: Path) -> None:
         return images
 
     spy.takes_margin = True
-    images, _ = Batches(data, 18, 0, spy, shuffle=False).batch(0, 0)
+    Batches(data, 18, 0, spy, shuffle=False).batch(0, 0)
     assert torch.equal((255 * seen[0]).round().byte(), memory.images)
     crops = Batches(data, 6, 3, ResizedCrops(8))
     assert crops.batch(0, 0)[0].shape == (6, 3, 8, 8)

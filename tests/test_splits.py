@@ -70,14 +70,14 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
         l2t_split(tmp_path, "birds")
     assert not (tmp_path / "executed").exists()
     (tmp_path / "split" / "birds-val").unlink()
-    with pytest.raises(ValueError, match="birds-val: expected a split.*, got no such file"):
+    with pytest.raises(ValueError, match=r"birds-val: expected a split.*, got no such file"):
         l2t_split(tmp_path, "birds")
 
 
 def test_overlaps_in_an_archive(tmp_path: Path) -> None:
     """The npz file is checked as well."""
     np.savez(tmp_path / "s.npz", **{"dog/train": [1, 2], "dog/val": [2], "dog/test": [0]})
-    with pytest.raises(ValueError, match="s.npz: dog: expected training and validation images apart, got 1 in both"):
+    with pytest.raises(ValueError, match=r"s.npz: dog: expected training and validation images apart, got 1 in both"):
         l2t_split(tmp_path / "s.npz", "dog")
 
 
@@ -89,9 +89,7 @@ def test_apply_a_split() -> None:
     assert torch.equal(smaller.train.images, task.train.images[[5, 0]])
     assert torch.equal(validation.images, task.train.images[[11]])
     assert torch.equal(smaller.test.images, task.test.images[[2]])
-    with pytest.raises(
-        ValueError, match="split: val: expected indices from 0 to 11, the images of 'images', got 12 to"
-    ):
+    with pytest.raises(ValueError, match="split: val: expected indices from 0 to 11, the images of 'images', got 12"):
         apply_split(task, split | {"val": torch.tensor([12])})
     with pytest.raises(ValueError, match="split: test: expected indices from 0 to 5"):
         apply_split(task, split | {"test": torch.tensor([6])})

@@ -57,16 +57,10 @@ def listed_task(
             raise mismatch(str(folder / missing[0]), "an image that is listed", got, "unpack the set again")
     labels = {kind: label for label, kind in enumerate(classes)}
     texts = tuple(classes if names is None else [names.get(kind, kind) for kind in classes])
-    sets = [
-        ImageFiles(
-            [os.path.join(folder, path) for _, path in part],
-            [labels[kind] for kind, _ in part],
-            texts,
-            decoding,
-            name=name,
-        )
-        for part in parts.values()
-    ]
+    sets = []
+    for part in parts.values():
+        paths, targets = [os.path.join(folder, path) for _, path in part], [labels[kind] for kind, _ in part]
+        sets.append(ImageFiles(paths, targets, texts, decoding, name=name))
     return Task(*sets)
 
 
