@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from mtanytime.checks import require
 
+TRIALS = 10  # draws of a part's sides, as torchvision's
+
 
 @dataclass(frozen=True)
 class ResizedCrops:
@@ -22,8 +24,9 @@ class ResizedCrops:
     the former, with one deviation: it crops the middle 256×256 that the set keeps of a file, not the whole file. So
     nothing beside the middle square is ever seen, and a small part is enlarged from a smaller picture.
 
-    Area and ratio are drawn as in torchvision, without its up to ten trials: a part that would not fit gets the nearest
-    ratio that does. All random numbers are drawn on the CPU from one generator, so they are the same on every device.
+    Parts are distributed as torchvision's: of ten draws of an area and a ratio the first that fits, else the largest
+    middle part of an allowed ratio. All random numbers are drawn on the CPU from one generator, so they are the same on
+    every device.
 
     Args:
         size: height and width of the result.
@@ -62,14 +65,23 @@ class ResizedCrops:
 
     def _boxes(self, images: Tensor, generator: Generator) -> Tensor:
         """Top, left, height and width of each image's part, in whole pixels."""
-        count, full = len(images), torch.tensor(images.shape[2:], dtype=torch.float64)
-        draws = torch.rand(4, count, generator=generator, dtype=torch.float64)
-        area = full.prod() * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        log_ratio = low + draws[1] * (high - low)
-        fits = area.log() - 2 * full[0].log(), 2 * full[1].log() - area.log()  # within the image's height and width
-        half = log_ratio.clamp(*fits) / 2
-        sides = torch.stack([area.sqrt() * (-half).exp(), area.sqrt() * half.exp()]).round()
-        sides = sides.clamp(min=1).minimum(full[:, None])
-        corners = ((full[:, None] - sides + 1) * draws[2:]).floor().minimum(full[:, None] - sides)
+        count, (height, width) = len(images), images.shape[2:]
+        draws = torch.rand(4, TRIALS, count, generator=generator, dtype=torch.float64)
+        area = height * width * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
+        low, high = map(math.log, self.ratio)
+        ratio = (low + draws[1] * (high - low)).exp()
+        sides = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()])
+        full = torch.tensor([height, width], dtype=torch.float64)[:, None, None]
+        fits = ((sides >= 1) & (sides <= full)).all(dim=0)
+        first = fits.byte().argmax(dim=0)  # of equal values, argmax returns the first one
+        sides, room, at = sides[:, first, torch.arange(count)], full[:, 0], draws[2:, 0]
+        middle = self._middle(height, width)
+        sides = torch.where(fits.any(dim=0), sides, torch.tensor(middle, dtype=torch.float64)[:, None])
+        corners = torch.where(fits.any(dim=0), ((room - sides + 1) * at).floor(), ((room - sides) / 2).floor())
         return torch.cat([corners, sides]).T.to(torch.int64)
+
+    def _middle(self, height: int, width: int) -> tuple[int, int]:
+        """The sides of the largest part whose ratio is allowed."""
+        if width / height < self.ratio[0]:
+            return min(round(width / self.ratio[0]), height), width
+        return height, min(round(height * self.ratio[1]), width)

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -195,7 +196,8 @@ class ImageFiles(LabelledImages):
         if workers == 0 or len(rows) == 1 or sum(map(len, rows)) <= FEW:
             return (self._decoder.read(part, self._workers()) for part in rows)
         # A generator of its own: the loader would draw from torch's random state.
-        return iter(DataLoader(self._decoder, None, sampler=rows, num_workers=workers, generator=Generator()))
+        options = {"num_workers": workers, "generator": Generator(), "worker_init_fn": _leave_interrupts}
+        return iter(DataLoader(self._decoder, None, sampler=rows, **options))
 
     def _middle(self, images: UInt8[Tensor, "_ 3 _ _"]) -> UInt8[Tensor, "_ 3 _ _"]:
         size = self.decoding.size
@@ -326,6 +328,11 @@ def similar_files(data: LabelledImages, others: LabelledImages) -> LabelledImage
         return data
     sizes = (part._decoder.sizes(part._rows.numpy()) for part in (data, others))
     return data.subset(np.flatnonzero(np.isin(*sizes)).tolist())
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl+C reaches workers too, but when a run stops is decided by the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _folder_of(paths: Sequence[str | Path]) -> str:
