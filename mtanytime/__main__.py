@@ -25,6 +25,7 @@ from mtanytime.deploy.weights import Precision
 from mtanytime.devices import processor
 from mtanytime.experiments.anytime_recipes import build_network
 from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_transfer
+from mtanytime.experiments.data_bench import data_bench
 from mtanytime.experiments.exit_times import exit_times
 from mtanytime.experiments.export_bench import deadline_answers, export_times, kept_deadlines
 from mtanytime.experiments.recipe import Results, as_text, changed
@@ -192,6 +193,17 @@ def _add_bench(commands: Any) -> None:
     exported.add_argument("--csv", type=Path, help="a new file for the table")
     help = "a new file for the answers of the first network to 1,000 random deadlines"
     exported.add_argument("--deadlines", type=Path, metavar="CSV", help=help)
+    data = benchmarks.add_parser("data", help="memory and images per second of images in files, beside torchvision's")
+    data.set_defaults(command_function=_bench_data)
+    for name, default, help in (
+        ("images", 100_000, "JPEG files, written to a temporary folder"),
+        ("pixels", 64, "height and width of the pictures in the files"),
+        ("size", 64, "height and width of the images that are read"),
+        ("workers", 2, "processes that decode"),
+        ("batch", 256, "images per batch"),
+    ):
+        data.add_argument(f"--{name}", type=_count, default=default, help=f"{help} (default {default})")
+    data.add_argument("--csv", type=Path, help="a new file for the table")
 
 
 def _add_timing_options(parser: argparse.ArgumentParser, batches: list[int], runtimes: list[str]) -> None:
@@ -308,6 +320,12 @@ def _bench_export(options: argparse.Namespace) -> int:
         print(f"returned within {within} of the deadline: {kept['returned']:.1%}, the latest {latest} after it")
         write_results(Results(table, None), options.deadlines, f"python -m mtanytime bench {command}")
     return 0
+
+
+def _bench_data(options: argparse.Namespace) -> int:
+    sizes = {name: getattr(options, name) for name in ("images", "pixels", "size", "workers", "batch")}
+    command = " ".join(["data", *(f"--{name} {value}" for name, value in sizes.items())])
+    return _print_table(partial(data_bench, *sizes.values()), options.csv, command)
 
 
 def _print_table(measure: Callable[[], pd.DataFrame], csv: Path | None, command: str) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
 from mtanytime.measure.costs import exit_costs
@@ -101,8 +101,8 @@ class AnytimeTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module | Callable[[], nn.Module],
-        data: Task | ImageSet | DataLoader,
-        test: ImageSet | DataLoader | None = None,
+        data: Task | LabelledImages | DataLoader,
+        test: LabelledImages | DataLoader | None = None,
         *,
         loss: Callable[[list[Tensor], Tensor], Tensor] | None = None,
         **settings: Any,
@@ -147,7 +147,7 @@ class AnytimeTrainer(Trainer):
             )
         return output[-1]
 
-    def _evaluate(self, data: ImageSet | DataLoader) -> list[float]:
+    def _evaluate(self, data: LabelledImages | DataLoader) -> list[float]:
         return evaluate_exits(self.model, data, precision=self.precision, logits=self.settings.logits)
 
     def _summary(self, accuracy: list[float]) -> float:
@@ -156,7 +156,7 @@ class AnytimeTrainer(Trainer):
 
 def evaluate_exits(
     model: nn.Module,
-    data: ImageSet | DataLoader,
+    data: LabelledImages | DataLoader,
     *,
     batch_size: int = 256,
     precision: Precision = "float32",

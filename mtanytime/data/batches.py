@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import ImageSet, describe_tensor
+from mtanytime.data.images import LabelledImages, describe_tensor
 from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
 
@@ -57,13 +57,17 @@ class Batches:
     epochs (persistent_workers) keep their random state. Every batch is checked.
 
     Args:
-        data: an image set, or a DataLoader of (images in [0, 1], labels).
+        data: an image set, in memory or in files, or a DataLoader of (images in [0, 1], labels).
         batch_size: images per batch.
         seed: of order and augmentation.
         augment: transform of each batch, such as `crop_flip()` or a torchvision transform.
         shuffle: whether to shuffle each epoch.
         remainder: "keep" the last, smaller batch of an epoch, or "drop" it, so that all batches have one size. The
             images dropped differ from epoch to epoch. A set smaller than a batch is one batch.
+
+    Attributes:
+        needed: where several processes share a batch, the place of this one's part in a batch of a given size: the
+            other images are not read, and are black. Not for a `DataLoader`. None: all images are needed.
 
     Raises:
         ValueError: a batch size below 1, or one for a DataLoader; no images; in an epoch, a DataLoader's batch that is
@@ -72,7 +76,7 @@ class Batches:
 
     def __init__(
         self,
-        data: ImageSet | DataLoader,
+        data: LabelledImages | DataLoader,
         batch_size: int | None,
         seed: int,
         augment: Augment | None = None,
@@ -87,6 +91,7 @@ class Batches:
         require(len(data) > 0, "data", "at least one image", Words("none"))
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.augment, self.shuffle, self.remainder = as_augment(augment), shuffle, remainder
+        self.needed: Callable[[int], slice] | None = None
 
     def __len__(self) -> int:
         if isinstance(self.data, DataLoader):
@@ -103,6 +108,15 @@ class Batches:
             batches = self._from_set(epoch, start)
         return self._augmented(batches, epoch, start)
 
+    def batch(self, epoch: int, position: int) -> tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]:
+        """Return one batch of an epoch, without preparing those after it."""
+        require(0 <= position < len(self), "position", f"0 to {len(self) - 1}, a batch of the epoch", position)
+        if isinstance(self.data, DataLoader):
+            return next(self.epoch(epoch, position))
+        margin = getattr(self.augment, "takes_margin", False)
+        images, labels = next(self.data.batches([self._indices(epoch)[position]], margin))
+        return next(self._augmented(iter([(images.float().div_(255), labels)]), epoch, position))
+
     def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for i, (images, labels) in enumerate(batches, start):
             if self.augment is not None:
@@ -110,10 +124,23 @@ class Batches:
             yield images, labels
 
     def _from_set(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        n, data = len(self.data), self.data
+        margin, indices = getattr(self.augment, "takes_margin", False), self._indices(epoch)[start:]
+        if self.needed is None:
+            for images, labels in self.data.batches(indices, margin):
+                yield images.float().div_(255), labels
+            return
+        rows = [self.needed(len(index)) for index in indices]
+        own = self.data.batches([index[part] for index, part in zip(indices, rows, strict=True)], margin)
+        for index, part, (images, _) in zip(indices, rows, own, strict=True):
+            batch = images.new_zeros(len(index), *images.shape[1:], dtype=torch.float32)
+            batch[part] = images.float().div_(255)
+            yield batch, self.data.labels[index.to(images.device)]
+
+    def _indices(self, epoch: int) -> tuple[Tensor, ...]:
+        """The indices of each batch of an image set in an epoch."""
+        n = len(self.data)
         order = torch.randperm(n, generator=generator_for(self.seed, epoch)) if self.shuffle else torch.arange(n)
-        for index in order.to(data.labels.device).split(self.batch_size)[start : len(self)]:
-            yield data.images[index].float().div_(255), data.labels[index]
+        return order.split(self.batch_size)[: len(self)]
 
     def _from_loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self.seed, epoch)
@@ -143,7 +170,7 @@ def _set_random_states(torch_state: Tensor, python_state: tuple[Any, ...]) -> No
     random.setstate(python_state)
 
 
-def batches_of(data: ImageSet | DataLoader, batch_size: int, **settings: Any) -> Batches:
+def batches_of(data: LabelledImages | DataLoader, batch_size: int, **settings: Any) -> Batches:
     """Return `Batches` of a set in batches of `batch_size`, or of a DataLoader, which keeps its own batch size."""
     return Batches(data, None if isinstance(data, DataLoader) else batch_size, **settings)
 
@@ -200,12 +227,12 @@ def check_batch(batch: Any) -> tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b
     return images.float(), labels
 
 
-def class_names(data: ImageSet | DataLoader) -> tuple[str, ...] | None:
+def class_names(data: LabelledImages | DataLoader) -> tuple[str, ...] | None:
     """Return the names of a set's classes, in the order of its labels; of a DataLoader, if its data set has `classes`.
 
     Subsets (torch.utils.data.Subset, random_split) are looked through.
     """
-    if isinstance(data, ImageSet):
+    if isinstance(data, LabelledImages):
         return data.classes
     source = data.dataset
     while not hasattr(source, "classes") and hasattr(source, "dataset"):

@@ -1,5 +1,6 @@
-"""Image files: read a folder of images into memory."""
+"""Image files: find the images in a folder, and read them into memory."""
 
+import os
 import sys
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from mtanytime.checks import Words, mismatch, require
@@ -41,12 +42,9 @@ def image_folder(
     root = Path(root).expanduser()
     require(size >= 1, "size", "at least 1 pixel", size)
     require(workers is None or workers >= 1, "workers", "at least 1", workers)
-    try:
-        folder = _VisibleFolder(str(root), is_valid_file=lambda path: _is_image(Path(path), Path(root)))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise mismatch(str(root), "a folder of images, one sub-folder per class", Words(str(error))) from error
-    images = _read([Path(path) for path, _ in folder.samples], size, background, workers, f"reading {root}")
-    return ImageSet(images, torch.tensor(folder.targets), tuple(folder.classes), name=Path(root).name)
+    paths, labels, classes = labelled_paths(root)
+    images = _read(paths, size, background, workers, f"reading {root}")
+    return ImageSet(images, torch.tensor(labels), classes, name=root.name)
 
 
 def unlabelled_folder(
@@ -58,14 +56,13 @@ def unlabelled_folder(
     """
     root = Path(root).expanduser()
     require(size >= 1, "size", "at least 1 pixel", size)
-    paths = sorted(path for path in Path(root).rglob("*") if _is_image(path, Path(root)) and path.is_file())
-    require(len(paths) > 0, str(root), "a folder with images", Words("none"))
+    paths = unlabelled_paths(root)
     images = _read(paths, size, background, workers, f"reading {root}")
-    return ImageSet(images, torch.zeros(len(paths), dtype=torch.int64), ("unlabelled",), name=Path(root).name)
+    return ImageSet(images, torch.zeros(len(paths), dtype=torch.int64), ("unlabelled",), name=root.name)
 
 
 def _read(
-    paths: Sequence[Path], size: int, background: Color, workers: int | None, title: str
+    paths: Sequence[str], size: int, background: Color, workers: int | None, title: str
 ) -> UInt8[Tensor, "n 3 size size"]:
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
@@ -79,20 +76,45 @@ def _read(
     return images
 
 
-class _VisibleFolder(ImageFolder):
-    """torchvision's ImageFolder without hidden folders."""
+def labelled_paths(root: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
+    """Find the images in one sub-folder per class: their paths and labels, in torchvision's order, and the classes.
 
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        """The sub-folders that are no hidden ones, sorted, and their labels."""
-        classes = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir() and _visible(entry.name))
-        if not classes:
-            raise FileNotFoundError("no sub-folders")
-        return classes, {name: label for label, name in enumerate(classes)}
+    Raises ValueError for a folder without such sub-folders, and for a class without images.
+    """
+    expected, paths, labels = "a folder of images, one sub-folder per class", [], []
+    try:
+        names = (entry.name for entry in os.scandir(root) if entry.is_dir())
+        classes = tuple(sorted(name for name in names if _visible(name)))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise mismatch(str(root), expected, Words(str(error))) from error
+    require(bool(classes), str(root), expected, Words("no sub-folders"))
+    for label, name in enumerate(classes):
+        found = _images_below(root / name)
+        require(bool(found), str(root), expected, Words(f"no images in {name!r}"))
+        paths += found
+        labels += [label] * len(found)
+    return paths, labels, classes
 
 
-def _is_image(path: Path, root: Path) -> bool:
-    known = path.suffix.lower() in IMG_EXTENSIONS
-    return known and all(map(_visible, path.relative_to(root).parts))
+def unlabelled_paths(root: Path) -> list[str]:
+    """Find all images in a folder and the folders inside it, sorted. Raises ValueError if there are none."""
+    paths = sorted(path for path in map(Path, _images_below(root, follow=False)) if path.is_file())
+    require(len(paths) > 0, str(root), "a folder with images", Words("none"))
+    return list(map(str, paths))
+
+
+def _images_below(folder: Path, follow: bool = True) -> list[str]:
+    """The images in a folder and below it, folder by folder; hidden ones are passed over."""
+    paths = []
+    for place, inside, names in os.walk(folder, followlinks=follow):
+        inside[:] = [name for name in inside if _visible(name)]
+        paths.append((place, sorted(name for name in names if _visible(name) and is_image(name))))
+    return [os.path.join(place, name) for place, names in sorted(paths) for name in names]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name has the extension of an image, in lower or upper case."""
+    return os.path.splitext(name)[1].lower() in IMG_EXTENSIONS
 
 
 def _visible(name: str) -> bool:

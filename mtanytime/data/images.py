@@ -1,10 +1,11 @@
-"""Labelled images in memory: sets, their subsets and splits, and tasks.
+"""Labelled images: what every set of them does, sets in memory, and tasks.
 
 Images are uint8 tensors; `Batches` converts them to floats in [0, 1], and each network normalises its own input.
 All randomness comes from a seed through an explicit torch.Generator: the same seed gives the same bytes.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,98 @@ def leaves(tree: Tree | list[str]) -> list[str]:
     return list(tree) if isinstance(tree, list) else [leaf for child in tree.values() for leaf in leaves(child)]
 
 
+class LabelledImages(ABC):
+    """A set of labelled images of one size, in memory (`ImageSet`) or in files (`data.disk.ImageFiles`).
+
+    Attributes:
+        labels: the index of each image's class, on the set's device.
+        classes: the names of the classes. A class may be empty in a subset; `few` and `split` then refuse it by name.
+        tree: a label tree that holds every class once, or None.
+        name: what messages and records call the set.
+    """
+
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    tree: Tree | None
+    name: str
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where images and labels are handed out."""
+
+    @abstractmethod
+    def load(self, indices: Int64[Tensor, " k"]) -> UInt8[Tensor, "k channels height width"]:
+        """Return the images at `indices`, in that order, on the set's device."""
+
+    @abstractmethod
+    def batches(
+        self, indices: Sequence[Int64[Tensor, " _"]], margin: bool = False
+    ) -> Iterator[tuple[UInt8[Tensor, "_ channels height width"], Int64[Tensor, " _"]]]:
+        """Iterate over batches of images and labels, given the indices of each batch.
+
+        With `margin`, the images come with what the set keeps around them, if it keeps anything.
+        """
+
+    @abstractmethod
+    def identifying(self) -> dict[str, Tensor]:
+        """Return tensors by name that tell this set from others, for the record of a run."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> "LabelledImages":
+        """Return the set on a device."""
+
+    @abstractmethod
+    def _select(self, index: Int64[Tensor, " k"]) -> "LabelledImages":
+        """The set with the images at valid indices."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape, kind = "x".join(map(str, self.image_shape)), type(self).__name__
+        return f"{kind}({self.name}: {len(self)} images {shape}, {len(self.classes)} classes, {self.device})"
+
+    def subset(self, indices: Integer[Tensor, " k"] | Sequence[int]) -> "LabelledImages":
+        """Select the images at `indices`, in that order. Raises ValueError for an index out of range."""
+        index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        _check_range("indices", index, len(self))
+        return self._select(index)
+
+    def few(self, per_class: int, seed: int) -> "LabelledImages":
+        """Select `per_class` random images of each class. Raises ValueError if a class has fewer."""
+        by_class = self._by_class(seed)
+        for name, index in zip(self.classes, by_class, strict=True):
+            expected = f"1 to {len(index)}, the images of class {name!r} in {self.name!r}"
+            require(1 <= per_class <= len(index), "per_class", expected, per_class)
+        return self.subset(torch.stack([index[:per_class] for index in by_class], 1).flatten())
+
+    def split(self, fraction: float, seed: int) -> tuple["LabelledImages", "LabelledImages"]:
+        """Split into (training, validation): `fraction` of each class, rounded, is for validation, chosen at random.
+
+        Each side gets at least one image of each class. Raises ValueError for a class with fewer than two images.
+        """
+        require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name, index in zip(self.classes, self._by_class(seed), strict=True):
+            require(len(index) >= 2, f"class {name!r} of {self.name!r}", "at least 2 images for a split", len(index))
+            held = min(max(round(fraction * len(index)), 1), len(index) - 1)
+            sides[0].append(index[held:])
+            sides[1].append(index[:held])
+        train, validation = (self.subset(torch.cat(side).sort().values) for side in sides)
+        return train, validation
+
+    def _by_class(self, seed: int) -> list[Tensor]:
+        return shuffled_by_class(self.labels.cpu(), len(self.classes), generator_for(seed))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class ImageSet:
+class ImageSet(LabelledImages):
     """Labelled images of one size in memory.
 
     Args:
@@ -59,54 +150,40 @@ class ImageSet:
         object.__setattr__(self, "labels", labels)
         same = labels.device == images.device
         require(same, "labels", f"the device of the images, {images.device}", Words(str(labels.device)))
-        _check_range("labels", labels, len(self.classes))
-        if self.tree is not None and sorted(leaves(self.tree)) != sorted(self.classes):
-            odd = sorted(set(leaves(self.tree)) ^ set(self.classes))
-            got = f"a tree that differs in {odd}" if odd else "a class twice"
-            raise mismatch("tree", "each class once", Words(got))
+        check_classes(labels, self.classes, self.tree)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return tuple(self.images.shape[1:])
 
-    def __repr__(self) -> str:
-        shape = "x".join(map(str, self.images.shape[1:]))
-        return f"ImageSet({self.name}: {len(self)} images {shape}, {len(self.classes)} classes, {self.images.device})"
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels are."""
+        return self.images.device
+
+    def load(self, indices: Int64[Tensor, " k"]) -> UInt8[Tensor, "k channels height width"]:
+        """Return the images at `indices`, in that order."""
+        return self.images[indices.to(self.device)]
+
+    def batches(
+        self, indices: Sequence[Int64[Tensor, " _"]], margin: bool = False
+    ) -> Iterator[tuple[UInt8[Tensor, "_ channels height width"], Int64[Tensor, " _"]]]:
+        """Iterate over batches of images and labels, given the indices of each batch."""
+        for index in indices:
+            here = index.to(self.device)
+            yield self.images[here], self.labels[here]
+
+    def identifying(self) -> dict[str, Tensor]:
+        """Return the images and the labels by name."""
+        return {"images": self.images, "labels": self.labels}
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Copy the set to a device."""
         return self._with(self.images.to(device), self.labels.to(device))
 
-    def subset(self, indices: Integer[Tensor, " k"] | Sequence[int]) -> "ImageSet":
-        """Select the images at `indices`, in that order. Raises ValueError for an index out of range."""
-        index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
-        _check_range("indices", index, len(self))
+    def _select(self, index: Int64[Tensor, " k"]) -> "ImageSet":
         return self._with(self.images[index], self.labels[index])
-
-    def few(self, per_class: int, seed: int) -> "ImageSet":
-        """Select `per_class` random images of each class. Raises ValueError if a class has fewer."""
-        by_class = self._by_class(seed)
-        for name, index in zip(self.classes, by_class, strict=True):
-            expected = f"1 to {len(index)}, the images of class {name!r} in {self.name!r}"
-            require(1 <= per_class <= len(index), "per_class", expected, per_class)
-        return self.subset(torch.stack([index[:per_class] for index in by_class], 1).flatten())
-
-    def split(self, fraction: float, seed: int) -> tuple["ImageSet", "ImageSet"]:
-        """Split into (training, validation): `fraction` of each class, rounded, is for validation, chosen at random.
-
-        Each side gets at least one image of each class. Raises ValueError for a class with fewer than two images.
-        """
-        require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
-        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, index in zip(self.classes, self._by_class(seed), strict=True):
-            require(len(index) >= 2, f"class {name!r} of {self.name!r}", "at least 2 images for a split", len(index))
-            held = min(max(round(fraction * len(index)), 1), len(index) - 1)
-            sides[0].append(index[held:])
-            sides[1].append(index[:held])
-        train, validation = (self.subset(torch.cat(side).sort().values) for side in sides)
-        return train, validation
-
-    def _by_class(self, seed: int) -> list[Tensor]:
-        return shuffled_by_class(self.labels.cpu(), len(self.classes), generator_for(seed))
 
     def _with(self, images: Tensor, labels: Tensor) -> "ImageSet":
         return ImageSet(images, labels, self.classes, self.tree, self.name)
@@ -116,11 +193,11 @@ class ImageSet:
 class Task:
     """A training and a test set with the same classes and image size. Raises ValueError if they differ in these."""
 
-    train: ImageSet
-    test: ImageSet
+    train: LabelledImages
+    test: LabelledImages
 
     def __post_init__(self) -> None:
-        for name, of in (("classes", lambda s: s.classes), ("image shape", lambda s: tuple(s.images.shape[1:]))):
+        for name, of in (("classes", lambda s: s.classes), ("image shape", lambda s: s.image_shape)):
             require(of(self.test) == of(self.train), "test", f"the {name} of train, {of(self.train)}", of(self.test))
 
     @property
@@ -132,6 +209,15 @@ class Task:
     def name(self) -> str:
         """The name of the training set."""
         return self.train.name
+
+
+def check_classes(labels: Int64[Tensor, " n"], classes: tuple[str, ...], tree: Tree | None) -> None:
+    """Raise ValueError unless labels are indices of the classes, and the tree, if there is one, holds each once."""
+    _check_range("labels", labels, len(classes))
+    if tree is not None and sorted(leaves(tree)) != sorted(classes):
+        odd = sorted(set(leaves(tree)) ^ set(classes))
+        got = f"a tree that differs in {odd}" if odd else "a class twice"
+        raise mismatch("tree", "each class once", Words(got))
 
 
 def as_tensor(name: str, values: Any) -> Tensor:

@@ -15,20 +15,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.data.archives import Archive, folders_of
 from mtanytime.data.images import ImageSet, Task, Tree
+from mtanytime.data.splits import check_apart, read_split_files
 
 
-def cifar10(root: str | Path, download: bool = False) -> Task:
-    """Load CIFAR-10 (Krizhevsky 2009) with torchvision: 50,000 training and 10,000 test images, 32×32."""
-    return _cifar("CIFAR10", root, download, CIFAR10_TREE)
+def cifar10(root: str | Path, download: bool = False, unpack_to: str | Path | None = None) -> Task:
+    """Load CIFAR-10 (Krizhevsky 2009) with torchvision: 50,000 training and 10,000 test images, 32×32.
+
+    `root` is torchvision's folder, or the archive cifar-10-python.tar.gz, or a folder with it. The archive is unpacked
+    once, beside itself or in `unpack_to`. Raises FileNotFoundError for files that are missing or damaged, and errors as
+    `archives.folders_of`.
+    """
+    return _cifar("CIFAR10", root, download, CIFAR10_TREE, unpack_to)
 
 
-def cifar100(root: str | Path, download: bool = False) -> Task:
-    """Load CIFAR-100 (Krizhevsky 2009) with torchvision: 50,000 and 10,000 images, 32×32, 20 superclasses."""
-    return _cifar("CIFAR100", root, download, CIFAR100_TREE)
+def cifar100(root: str | Path, download: bool = False, unpack_to: str | Path | None = None) -> Task:
+    """Load CIFAR-100 (Krizhevsky 2009) with torchvision: 50,000 and 10,000 images, 32×32, 20 superclasses.
+
+    Arguments and errors as `cifar10`; the archive is cifar-100-python.tar.gz.
+    """
+    return _cifar("CIFAR100", root, download, CIFAR100_TREE, unpack_to)
 
 
-def _cifar(kind: str, root: str | Path, download: bool, tree: Tree) -> Task:
+def _cifar(kind: str, root: str | Path, download: bool, tree: Tree, unpack_to: str | Path | None) -> Task:
+    root = _unpacked(kind, root, download, unpack_to)
+
     def load(train: bool) -> ImageSet:
         data = _torchvision(kind, root, download, train=train)
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
@@ -38,11 +50,13 @@ def _cifar(kind: str, root: str | Path, download: bool, tree: Tree) -> Task:
         return Task(load(True), load(False))
 
 
-def stl10(root: str | Path, size: int = 32, download: bool = False) -> Task:
+def stl10(root: str | Path, size: int = 32, download: bool = False, unpack_to: str | Path | None = None) -> Task:
     """Load the labelled part of STL-10 (Coates 2011) with torchvision: 5,000 training and 8,000 test images.
 
-    They are resized from 96×96 to `size`, by default 32 as in arXiv:1905.05901.
+    They are resized from 96×96 to `size`, by default 32 as in arXiv:1905.05901. Other arguments and errors as
+    `cifar10`; the archive is stl10_binary.tar.gz.
     """
+    root = _unpacked("STL10", root, download, unpack_to)
 
     def load(split: str) -> ImageSet:
         data = _torchvision("STL10", root, download, split=split)
@@ -54,6 +68,21 @@ def stl10(root: str | Path, size: int = 32, download: bool = False) -> Task:
 
     with _files_of("STL10", root):
         return Task(load("train"), load("test"))
+
+
+def _unpacked(kind: str, root: str | Path, download: bool, unpack_to: str | Path | None) -> Path:
+    """The folder that torchvision's reader wants; an archive is unpacked, if that is what there is."""
+    import torchvision
+
+    reader, root = getattr(torchvision.datasets, kind), Path(root).expanduser()
+    holds = tuple(name for name, *_ in [*reader.train_list, *reader.test_list])
+    # torchvision's checksum of the archive; after it is unpacked, torchvision compares those of the files
+    archive = Archive(reader.filename, holds, reader.base_folder, reader.tgz_md5)
+    if download or all((root / archive.inside / name).exists() for name in holds):
+        return root
+    if root.is_file() or (root / archive.name).is_file():
+        return folders_of(root, [archive], unpack_to)[0].parent
+    return root.parent if root.name == archive.inside and (root / holds[0]).exists() else root
 
 
 def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> Any:
@@ -113,14 +142,20 @@ def cifar10_jpeg(path: str | Path) -> Task:
 def l2t_split(path: str | Path, name: str) -> dict[str, Int64[Tensor, " indices"]]:
     """Load the L2T-ww authors' split of cifar100, stl10, cub200 or dog: indices `train`, `val` and `test`.
 
-    `path` is their npz file, with keys such as {name}/train. `train` and `val` are both indices into the training set:
-    task.train.subset(split["train"]). Raises ValueError for a name that is not in the file, and for a damaged file.
+    `path` is a copy of their repository or of its folder `split`, with files such as cub200-train, or an npz file with
+    keys such as cub200/train. `train` and `val` are both indices into the training set, in the order of the readers of
+    this library: `apply_split(task, split)`. Raises ValueError for a name that is not there, a damaged file, and images
+    in both `train` and `val`.
     """
+    if Path(path).is_dir():
+        return read_split_files(Path(path), name)
     names = sorted({key.split("/")[0] for key in _read_npz(path, [])})
     require(name in names, "name", f"one of {names}, the splits in {path}", name)
     keys = {part: f"{name}/{part}" for part in ("train", "val", "test")}
     stored = _read_npz(path, list(keys.values()))
-    return {part: _indices(stored[key], None, f"{path}: {key}") for part, key in keys.items()}
+    split = {part: _indices(stored[key], None, f"{path}: {key}") for part, key in keys.items()}
+    check_apart(split, f"{path}: {name}")
+    return split
 
 
 _NPZ_BYTES = 2**31  # a damaged or hostile archive may declare more than the memory holds

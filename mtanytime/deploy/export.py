@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mtanytime.anytime.made_weights import plain_copy
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, one_line, require
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.deploy.steps import chain_of, exit_networks
 from mtanytime.deploy.weights import Precision, SharedWeights
 from mtanytime.devices import processor
@@ -45,7 +45,7 @@ def export(
     image_shape: Sequence[int] | None = None,
     classes: Sequence[str] | None = None,
     precision: Precision = "float32",
-    test: ImageSet | None = None,
+    test: LabelledImages | None = None,
     torch_export: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class _Job:
     network: nn.Module
     images: Float[Tensor, "batch channel height width"]
     classes: list[str] | None
-    test: ImageSet | None
+    test: LabelledImages | None
     precision: Precision
     accuracy: list[float] | None  # of each exit, as the run's trainer measured it
 
@@ -113,7 +113,7 @@ def _job(
     network: nn.Module | StoredRun,
     image_shape: Sequence[int] | None,
     classes: Sequence[str] | None,
-    test: ImageSet | None,
+    test: LabelledImages | None,
     precision: Precision,
 ) -> _Job:
     accuracy = None
@@ -139,7 +139,7 @@ def _job(
         outputs = logits.shape[1]
         require(bool(logits.isfinite().all()), "network", "finite logits for random images", Words("some that are not"))
     if test is not None:
-        require(test.images.shape[1:] == shape, "test", f"images of shape {shape}", tuple(test.images.shape[1:]))
+        require(test.image_shape == tuple(shape), "test", f"images of shape {shape}", test.image_shape)
         require(len(test.classes) == outputs, "test", f"{outputs} classes, the outputs", len(test.classes))
         classes = classes or test.classes
     if classes is not None:
@@ -288,10 +288,10 @@ def _time(predictor: Any, batch: int, exits: list[dict[str, Any]], steps: list[d
             part.setdefault("chain_ms", {})[str(batch)] = round(float(total), 4)
 
 
-def _score(predictor: Any, test: ImageSet, exits: list[dict[str, Any]]) -> None:
+def _score(predictor: Any, test: LabelledImages, exits: list[dict[str, Any]]) -> None:
     """Note each exit's accuracy on test images."""
     right = np.zeros(len(exits))
-    for images, labels in zip(test.images.split(max(BATCHES)), test.labels.split(max(BATCHES)), strict=True):
+    for images, labels in test.batches(torch.arange(len(test)).split(max(BATCHES))):
         pixels = images.numpy().astype(np.float32) / 255
         for k in range(1, len(exits) + 1):
             right[k - 1] += (predictor.predict(pixels, k).argmax(axis=1) == labels.numpy()).sum()

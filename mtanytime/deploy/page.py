@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from mtanytime.checks import Words, require
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.graphs import installed
 from mtanytime.pages import HEAD, content_policy
 
@@ -27,7 +28,7 @@ def export_page(
     file: str | Path,
     onnxruntime_web: str | Path,
     *,
-    examples: ImageSet | None = None,
+    examples: LabelledImages | None = None,
     force: bool = False,
 ) -> Path:
     """Write an exported network as one HTML page, which classifies pictures in the browser, under a deadline.
@@ -59,7 +60,7 @@ def export_page(
     shape = tuple(manifest["image_shape"])
     require(shape[0] in (1, 3), "folder", "a network for pictures of 1 or 3 channels", shape[0])
     if examples is not None:
-        got = tuple(examples.images.shape[1:])
+        got = examples.image_shape
         require(got == shape, "examples", f"images of shape {shape}", got)
     read = _package(Path(onnxruntime_web))
     parts = manifest["steps"] or manifest["exits"]
@@ -94,7 +95,7 @@ def _package(place: Path) -> Callable[[str], bytes]:
     return found.__getitem__
 
 
-def _page(manifest: dict[str, Any], contents: dict[str, bytes], examples: ImageSet | None) -> str:
+def _page(manifest: dict[str, Any], contents: dict[str, bytes], examples: LabelledImages | None) -> str:
     style, script = (_content(name) for name in ("page.css", "page.js"))
     policy = content_policy(style, script, images="data: blob:", scripts="'wasm-unsafe-eval' blob:")
     data = "\n".join(
@@ -121,14 +122,15 @@ def _page(manifest: dict[str, Any], contents: dict[str, bytes], examples: ImageS
     )
 
 
-def _examples(examples: ImageSet | None) -> str:
+def _examples(examples: LabelledImages | None) -> str:
     if examples is None:
         return ""
     buttons = []
     count = min(EXAMPLES_UP_TO, len(examples))
     for i in (k * len(examples) // count for k in range(count)):  # folders are sorted by class
         stream = io.BytesIO()
-        Image.fromarray(examples.images[i].permute(1, 2, 0).numpy()).save(stream, "PNG")
+        image = examples.load(torch.tensor([i]))[0]
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "PNG")
         name = html.escape(examples.classes[int(examples.labels[i])])
         source = f"data:image/png;base64,{_base64(stream.getvalue())}"
         buttons.append(f'<button type="button" class="example"><img src="{source}" alt="example: {name}"></button>')

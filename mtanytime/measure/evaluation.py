@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import batches_of, class_names
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import trial_run
 from mtanytime.measure.costs import device_and_dtype, exit_costs, exit_table, latencies
@@ -23,7 +23,7 @@ from mtanytime.randomness import seeded
 
 def evaluate(
     model: nn.Module,
-    data: ImageSet | DataLoader,
+    data: LabelledImages | DataLoader,
     *,
     batch_size: int = 256,
     precision: Precision = "float32",
@@ -44,7 +44,7 @@ def evaluate(
 @torch.no_grad()
 def fraction_correct(
     model: nn.Module,
-    data: ImageSet | DataLoader,
+    data: LabelledImages | DataLoader,
     correct: Callable[[Any, Tensor], Int[Tensor, "*exits"]],
     batch_size: int,
     precision: Precision,
@@ -71,7 +71,7 @@ def batch_accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "
 @torch.no_grad()
 def predictions(
     network: nn.Module,
-    data: ImageSet | DataLoader,
+    data: LabelledImages | DataLoader,
     *,
     batch_size: int = 256,
     precision: Precision = "float32",
@@ -104,7 +104,7 @@ def predictions(
     return torch.cat(outputs, dim=1), torch.cat(labels)
 
 
-def class_count(data: ImageSet | DataLoader) -> int | None:
+def class_count(data: LabelledImages | DataLoader) -> int | None:
     """Return the number of a set's classes, None where it does not name them."""
     names = class_names(data)
     return None if names is None else len(names)
@@ -113,7 +113,7 @@ def class_count(data: ImageSet | DataLoader) -> int | None:
 def curve(
     model: str,
     network: nn.Module,
-    data: ImageSet | DataLoader,
+    data: LabelledImages | DataLoader,
     *,
     seed: int | None = None,
     latency_batch: int | None = None,
@@ -137,7 +137,7 @@ def curve(
     Raises:
         ValueError: the logits are not finite, or the network does not give one answer per exit.
     """
-    image_shape = tuple(next(batches_of(data, 1, seed=0, shuffle=False).epoch(0))[0].shape[1:])
+    image_shape = tuple(batches_of(data, 1, seed=0, shuffle=False).batch(0, 0)[0].shape[1:])
     table = exit_costs(network, image_shape)
     table.insert(0, "model", model)
     if latency_batch is not None:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from mtanytime.data.batches import Batches
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.randomness import generator_for, seeded
 
@@ -70,7 +70,7 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
 def settle_for_evaluation(model: nn.Module, training: Batches, seed: int, precision: Precision) -> None:
     """Settle a network that has lagging batch norms on up to 4096 training images; others stay as they are.
 
-    The images are chosen under the seed. Those of an `ImageSet` are not augmented, as in evaluation, and come in
+    The images are chosen under the seed. Those of an image set are not augmented, as in evaluation, and come in
     batches of nearly the same size, at most that of the training batches. A `DataLoader` keeps its own batches.
     """
     if lagging_batch_norms(model):
@@ -80,11 +80,11 @@ def settle_for_evaluation(model: nn.Module, training: Batches, seed: int, precis
             settle_batch_norms(model, (images.to(like.device, like.dtype) for images in batches))
 
 
-def _settling_batches(data: ImageSet | DataLoader, batch_size: int | None, seed: int) -> Iterator[Images]:
-    if isinstance(data, ImageSet):
+def _settling_batches(data: LabelledImages | DataLoader, batch_size: int | None, seed: int) -> Iterator[Images]:
+    if isinstance(data, LabelledImages):
         chosen = torch.randperm(len(data), generator=generator_for(seed))[:MOST_IMAGES]
-        for index in chosen.tensor_split(math.ceil(len(chosen) / batch_size)):
-            yield data.images[index.to(data.images.device)].float().div_(255)
+        for images, _ in data.batches(chosen.tensor_split(math.ceil(len(chosen) / batch_size))):
+            yield images.float().div_(255)
         return
     first, seen = None, 0
     for images, _ in Batches(data, None, seed).epoch(0):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from mtanytime.checks import Words, mismatch, one_line, require
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 
 T = TypeVar("T")
 
@@ -82,13 +82,13 @@ class Processes:
 
         Raises ValueError for a batch with fewer rows than there are processes.
         """
-        if self.count == 1:
-            return values
+        return values if self.count == 1 else values[self.rows(len(values))]
+
+    def rows(self, size: int) -> slice:
+        """The place of this process's part in a batch of a size; raises as `part`."""
         remedy = 'choose another batch size, or remainder="drop"'
-        require(
-            len(values) >= self.count, "batch", f"{self.count} images or more, one per process", len(values), remedy
-        )
-        return values.tensor_split(self.count)[self.rank]
+        require(size >= self.count, "batch", f"{self.count} images or more, one per process", size, remedy)
+        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
 
     def sums(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The sum of each tensor over the processes, the same bits in all of them, outside the graph."""
@@ -197,8 +197,8 @@ class Processes:
                 )
 
     def evaluate(self, data: Any, accuracy: Callable[[Any], Any]) -> Any:
-        """`accuracy(data)`, a mean over images or a list of them; of an `ImageSet`, each process answers a part."""
-        if self.count == 1 or not isinstance(data, ImageSet) or len(data) < self.count:
+        """`accuracy(data)`, a mean over images or a list of them; of an image set, each process answers a part."""
+        if self.count == 1 or not isinstance(data, LabelledImages) or len(data) < self.count:
             return accuracy(data)
         rows = range(self.rank, len(data), self.count)
         correct = torch.tensor(accuracy(data.subset(rows)), dtype=torch.float64) * len(rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.data.batches import Batches
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.training.contents import closure_of, contents_hash, fingerprint, parts_of
 
 Row = dict[str, Any]
@@ -131,10 +131,11 @@ def same_structure(one: str, other: str) -> bool:
     )
 
 
-def describe_data(data: ImageSet | DataLoader | None) -> str | None:
-    """A set's name, size and a hash of its images and labels; of a `DataLoader`, the hash is that of one batch."""
-    if isinstance(data, ImageSet):
-        return f"{data.name}: {len(data)} images {fingerprint({'images': data.images, 'labels': data.labels})}"
+def describe_data(data: LabelledImages | DataLoader | None) -> str | None:
+    """A set's name, size and a hash of what identifies it: its images and labels, or of files their names, sizes and
+    a sample (see `data.disk.ImageFiles`); of a `DataLoader`, the hash is that of one batch."""
+    if isinstance(data, LabelledImages):
+        return f"{data.name}: {len(data)} images {fingerprint(data.identifying())}"
     if data is None:
         return None
     images, labels = next(Batches(data, None, seed=0).epoch(0))

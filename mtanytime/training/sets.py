@@ -5,9 +5,9 @@ from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import class_names
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import LabelledImages, Task
 
-Images = ImageSet | DataLoader
+Images = LabelledImages | DataLoader
 
 
 def prepare_sets(
@@ -22,9 +22,9 @@ def prepare_sets(
         data, test = data.train, data.test if test is None else test
     data = _placed("data", data, device)
     if isinstance(validation, int | float):
-        require(isinstance(data, ImageSet), "validation", "a set of its own beside a DataLoader", validation)
+        require(isinstance(data, LabelledImages), "validation", "a set of its own beside a DataLoader", validation)
         data, validation = data.split(validation, seed)
-    if isinstance(data, ImageSet):
+    if isinstance(data, LabelledImages):
         missing = sorted(set(range(len(data.classes))) - set(data.labels.tolist()))
         if missing:
             raise mismatch("data", "training images of every class", Words(f"none of {data.classes[missing[0]]!r}"))
@@ -40,7 +40,7 @@ def prepare_sets(
 
 
 def _placed(name: str, data: Images, device: torch.device) -> Images:
-    require(isinstance(data, ImageSet | DataLoader), name, "an ImageSet or a DataLoader", data)
+    require(isinstance(data, LabelledImages | DataLoader), name, "an ImageSet or a DataLoader", data)
     if isinstance(data, DataLoader):
         return data
     require(len(data) > 0, name, "a set with images", data)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import batches_of
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import autocast, best_device
 from mtanytime.measure.evaluation import batch_accuracy, class_count, evaluate
 from mtanytime.measure.logits import find_logits
@@ -98,9 +98,10 @@ class Trainer(KeptRun):
     Args:
         model: the network, `logits = model(images)`, trained in place on `device`, in train mode at every step; or a
             function that makes it, called under the run's seed. A resumed run has its weights from the checkpoint.
-        data: a `Task` (its test set is used), an `ImageSet`, or a `DataLoader` of (images in [0, 1], labels).
+        data: a `Task` (its test set is used), an image set in memory (`ImageSet`) or in files (`ImageFiles`), or a
+            `DataLoader` of (images in [0, 1], labels).
         test: the test set; it replaces that of a `Task`.
-        validation: a validation set, or the fraction of an `ImageSet` to hold out for it, balanced by class. The test
+        validation: a validation set, or the fraction of an image set to hold out for it, balanced by class. The test
             accuracy is then measured with the weights of the best validation epoch (the first of equals).
         device: where to train; default: the accelerator if there is one.
         folder: where to keep the run, which is resumed if the folder holds it; None keeps the run in memory.
@@ -124,10 +125,10 @@ class Trainer(KeptRun):
     def __init__(
         self,
         model: nn.Module | Callable[[], nn.Module],
-        data: Task | ImageSet | DataLoader,
-        test: ImageSet | DataLoader | None = None,
+        data: Task | LabelledImages | DataLoader,
+        test: LabelledImages | DataLoader | None = None,
         *,
-        validation: float | ImageSet | DataLoader | None = None,
+        validation: float | LabelledImages | DataLoader | None = None,
         device: str | torch.device | None = None,
         folder: str | os.PathLike[str] | None = None,
         checkpoint_seconds: float = 60.0,
@@ -184,6 +185,7 @@ class Trainer(KeptRun):
         expected = f"batches of {count} images or more, one per process"
         require(least is None or least >= count, "batch_size", expected, Words(f"one of {least}"), remedy)
         self.processes.copy_first(self.modules)
+        self.batches.needed = self.processes.rows
 
     def _config(self) -> Row:
         """Further settings that identify the run."""
@@ -220,7 +222,7 @@ class Trainer(KeptRun):
         """The logits in the network's output, which labels are checked against; ValueError for a wrong output."""
         return find_logits(output, class_count(self.batches.data), self.settings.logits)
 
-    def _evaluate(self, data: ImageSet | DataLoader) -> Any:
+    def _evaluate(self, data: LabelledImages | DataLoader) -> Any:
         """Accuracy on a set, as `TrainingResult.accuracy` holds it; `_summary` makes it one number."""
         return evaluate(self.model, data, precision=self.precision, logits=self.settings.logits)
 
@@ -294,7 +296,7 @@ class Trainer(KeptRun):
 
     def _advance(self, epoch: int, images: Tensor, labels: Tensor, started: float) -> StepReport:
         """Do one step: train, validate at the end of an epoch, and add to the tables."""
-        if isinstance(self.batches.data, DataLoader):  # the labels of an ImageSet were checked before training
+        if isinstance(self.batches.data, DataLoader):  # the labels of an image set were checked before training
             check_labels("training", labels, self.outputs)
         self._mid_step = True
         lr = self.rates[self.step]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import Batches
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.randomness import generator_for
@@ -38,7 +38,7 @@ def training_probe(batches: Batches, like: Tensor) -> tuple[Images, Labels]:
 def smallest_batch(batches: Batches) -> int | None:
     """The size of an epoch's smallest batch; None where a DataLoader does not tell."""
     data, size = batches.data, batches.batch_size
-    if isinstance(data, ImageSet):
+    if isinstance(data, LabelledImages):
         rest = len(data) % size
         return size if rest == 0 else min(size, len(data)) if batches.remainder == "drop" else rest
     if data.batch_size is None or isinstance(data.dataset, IterableDataset):
@@ -46,14 +46,14 @@ def smallest_batch(batches: Batches) -> int | None:
     return data.batch_size if data.drop_last else len(data.sampler) % data.batch_size or data.batch_size
 
 
-def probe(data: ImageSet | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:
+def probe(data: LabelledImages | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:
     """Up to 4 images and labels of a set, on the device of `like`, the images in its type.
 
-    The images of an `ImageSet` all get its highest label: if the network has an output for that, it has one for all.
+    The images of an image set all get its highest label: if the network has an output for that, it has one for all.
     `seed` is that of a `DataLoader`.
     """
     size = min(size, 4)
-    if isinstance(data, ImageSet):
+    if isinstance(data, LabelledImages):
         few = data.subset(torch.arange(min(size, len(data))))
         images, _ = next(Batches(few, 4, seed=0, shuffle=False).epoch(0))
         labels = data.labels.max().expand(len(few))
@@ -67,7 +67,7 @@ def try_network(
     model: nn.Module,
     loss: Callable[[Any, Tensor], Tensor],
     batches: Batches,
-    others: Mapping[str, ImageSet | DataLoader | None],
+    others: Mapping[str, LabelledImages | DataLoader | None],
     logits_of: Callable[[Any], Tensor],
     precision: Precision,
 ) -> int:
@@ -92,7 +92,7 @@ def try_network(
     images, labels = training_probe(batches, parameter)
     remedy = ""
     if smallest_batch(batches) == 1:  # batch norm over one value per channel has no variance
-        option = 'remainder="drop"' if isinstance(batches.data, ImageSet) else "drop_last=True in the DataLoader"
+        option = 'remainder="drop"' if isinstance(batches.data, LabelledImages) else "drop_last=True in the DataLoader"
         remedy = (
             f"an epoch's last batch has one image, which batch norm may not take: choose another batch size or {option}"
         )

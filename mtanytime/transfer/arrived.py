@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import batches_of
-from mtanytime.data.images import ImageSet
+from mtanytime.data.disk import similar_files
+from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.functional import functional_call, trial_run
@@ -165,16 +166,21 @@ class Arrived:
     """
 
     def __init__(
-        self, data: ImageSet, trained: ImageSet | DataLoader, pairs: Sequence[Pair], target: Tapped, images: Images
+        self,
+        data: LabelledImages,
+        trained: LabelledImages | DataLoader,
+        pairs: Sequence[Pair],
+        target: Tapped,
+        images: Images,
     ) -> None:
-        require(isinstance(data, ImageSet), "arrived", "an ImageSet", Words(type(data).__name__))
-        shape, own = tuple(images.shape[1:]), tuple(data.images.shape[1:])
+        require(isinstance(data, LabelledImages), "arrived", "an ImageSet", Words(type(data).__name__))
+        shape, own = tuple(images.shape[1:]), data.image_shape
         require(own == shape, "arrived", f"images of shape {shape}, as the training images", own)
         self.data, self.notes = data, []
         self._pairs, self._target, self._device = list(pairs), target, images.device
         used = data.subset(torch.randperm(len(data), generator=generator_for(0))[:IMAGES_UP_TO])
-        if isinstance(trained, ImageSet):
-            known = set(_hashes(trained))
+        if isinstance(trained, LabelledImages):
+            known = set(_hashes(similar_files(trained, used)))
             others = [i for i, value in enumerate(_hashes(used)) if value not in known]
             if len(others) < len(used):
                 self.notes.append(f"arrived: {len(used) - len(others)} of {len(used)} images are trained on, left out")
@@ -201,7 +207,7 @@ class Arrived:
         """
         with trial_run(self._target, self._device, training=False) as buffers, seeded(0, self._device):
 
-            def maps(part: ImageSet) -> Iterator[MapBatch]:
+            def maps(part: LabelledImages) -> Iterator[MapBatch]:
                 for images, _ in batches_of(part, _BATCH, seed=0, shuffle=False).epoch(0):
                     images = images.to(dtype_of(self._target, images))
                     with autocast(self._device, precision):
@@ -211,6 +217,7 @@ class Arrived:
             return arrived_r2(self._pairs, *map(maps, self._parts))
 
 
-def _hashes(data: ImageSet) -> list[int]:
+def _hashes(data: LabelledImages) -> list[int]:
     """A hash of each image, the same for equal images within this process."""
-    return [hash(image.tobytes()) for image in data.images.cpu().numpy()]
+    parts = data.batches(torch.arange(len(data)).split(_BATCH))
+    return [hash(image.tobytes()) for images, _ in parts for image in images.cpu().numpy()]

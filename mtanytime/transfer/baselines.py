@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import Batches
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import LabelledImages, Task
 from mtanytime.data.transforms import Augment
 from mtanytime.data.views import StrongViews
 from mtanytime.devices import autocast
@@ -84,8 +84,8 @@ class BaselineTrainer(Trainer):
         self,
         source: nn.Module,
         target: nn.Module | Callable[[], nn.Module],
-        data: Task | ImageSet | DataLoader,
-        test: ImageSet | DataLoader | None = None,
+        data: Task | LabelledImages | DataLoader,
+        test: LabelledImages | DataLoader | None = None,
         *,
         terms: Mapping[str, float],
         source_layers: Layers | None = None,
@@ -221,8 +221,8 @@ class BaselineTrainer(Trainer):
 def _equal_size(batches: Batches, name: str) -> int:
     """The size of all batches; ValueError where they differ."""
     data, size = batches.data, smallest_batch(batches)
-    largest = min(batches.batch_size, len(data)) if isinstance(data, ImageSet) else data.batch_size
-    option = 'remainder="drop"' if isinstance(data, ImageSet) else "drop_last=True in the DataLoader"
+    largest = min(batches.batch_size, len(data)) if isinstance(data, LabelledImages) else data.batch_size
+    option = 'remainder="drop"' if isinstance(data, LabelledImages) else "drop_last=True in the DataLoader"
     sizes = Words(f"the last of {size}, the others of {largest}" if size else "unknown sizes")
     require(size is not None and size == largest, name, "batches of one size with the term 'semckd'", sizes, option)
     return size

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import Batches, batches_of
 from mtanytime.data.files import unlabelled_folder
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.training.distributed import Processes
 
-Unlabelled = ImageSet | DataLoader | str | PathLike[str]
+Unlabelled = LabelledImages | DataLoader | str | PathLike[str]
 Images = Float[Tensor, "_ channel height width"]
 _VIEWS, _UNLABELLED = -5, -6  # purposes of derived seeds
 
@@ -72,8 +73,9 @@ class ExtraImages:
                 data, count, seed=derive_seed(seed, _UNLABELLED), augment=batches.augment, remainder="drop"
             )
             self._iterator, self._next_step = iter(()), -1
-            shape = tuple(next(self.unlabelled.epoch(0))[0].shape[1:])
+            shape = tuple(self.unlabelled.batch(0, 0)[0].shape[1:])
             require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
+            self.unlabelled.needed = processes.rows if (processes := Processes()).count > 1 else None
 
     def __bool__(self) -> bool:
         return self.views is not None or self.unlabelled is not None
@@ -89,10 +91,12 @@ class ExtraImages:
 
     def _draw_views(self, step: int, images: Images) -> Images:
         generator, data = generator_for(self.seed, _VIEWS, step), self.batches.data
-        pool = data.images if isinstance(data, ImageSet) else images
-        index = torch.randint(len(pool), (self.views,), generator=generator).to(pool.device)
-        chosen = pool[index].to(images.device)
-        chosen = chosen.to(images.dtype) / 255 if chosen.dtype == torch.uint8 else chosen
+        pool = data if isinstance(data, LabelledImages) else images
+        index = torch.randint(len(pool), (self.views,), generator=generator)
+        if isinstance(data, LabelledImages):
+            chosen = data.load(index).to(images.device).to(images.dtype) / 255
+        else:
+            chosen = images[index.to(images.device)]
         return self.view_augment(chosen, generator)
 
     def _draw_unlabelled(self, step: int) -> Images:
@@ -110,8 +114,8 @@ def _batch_size(batches: Batches) -> int:
     return batches.batch_size or batches.data.batch_size
 
 
-def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> ImageSet | DataLoader:
-    if isinstance(unlabelled, ImageSet | DataLoader):
+def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> LabelledImages | DataLoader:
+    if isinstance(unlabelled, LabelledImages | DataLoader):
         if not len(unlabelled):
             raise mismatch("unlabelled", "a set with images", Words("an empty one"))
         return unlabelled

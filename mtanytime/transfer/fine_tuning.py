@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from mtanytime.checks import Words, require
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.randomness import derive_seed
 from mtanytime.training.identity import fingerprint
 from mtanytime.training.trainer import Trainer
@@ -46,7 +46,7 @@ class HeadChoice:
     seconds: float
 
 
-def with_head(source: nn.Module, data: ImageSet, head: Head = "new") -> nn.Module:
+def with_head(source: nn.Module, data: LabelledImages, head: Head = "new") -> nn.Module:
     """A copy of the source for the data's classes: its last linear layer makes way for another.
 
     Args:
@@ -79,7 +79,7 @@ def with_head(source: nn.Module, data: ImageSet, head: Head = "new") -> nn.Modul
 
 def choose_head(
     source: nn.Module,
-    data: ImageSet,
+    data: LabelledImages,
     *,
     held_out: float = 0.2,
     folder: Path | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtanytime._moved import find
 from mtanytime.checks import require
 from mtanytime.data.batches import Batches
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import ImageSet, LabelledImages
 from mtanytime.data.transforms import Augment
 from mtanytime.devices import Precision, autocast
 from mtanytime.functional import functional_call, trial_run
@@ -45,18 +45,18 @@ class FreshBatch:
 
     def __init__(
         self,
-        data: ImageSet,
+        data: LabelledImages,
         batch_size: int = 128,
         augment: Augment | None = None,
         loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
-        require(isinstance(data, ImageSet) and len(data) > 0, "data", "an ImageSet with images", data)
+        require(isinstance(data, LabelledImages) and len(data) > 0, "data", "an ImageSet with images", data)
         valid = isinstance(batch_size, Integral) and batch_size >= 1
         require(valid, "batch_size", "a whole number >= 1", batch_size)
         self.data, self.batch_size, self.augment, self.loss = data, batch_size, augment, loss
         # `name_of` records these in a run's config.json, under the class's first name, so that old runs continue.
         self.__qualname__ = "AnotherBatch"
-        self.images, self.labels = data.images, data.labels
+        self.images, self.labels = data.images if isinstance(data, ImageSet) else data.identifying(), data.labels
         self.settings = f"augment {name_of(augment)}, loss {name_of(loss)}"
 
     def __call__(
@@ -70,7 +70,7 @@ class FreshBatch:
         The step's own `images` only tell the device and dtype; its `labels` are not used.
         """
         seed = int(torch.randint(2**62, ()))
-        fresh, fresh_labels = next(Batches(self.data, self.batch_size, seed, self.augment).epoch(0))
+        fresh, fresh_labels = Batches(self.data, self.batch_size, seed, self.augment).batch(0, 0)
         processes = Processes()
         even = len(fresh) - len(fresh) % processes.count  # so that all images of all processes count the same
         fresh, fresh_labels = processes.part(fresh[:even]), processes.part(fresh_labels[:even])

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import batches_of, class_names
-from mtanytime.data.images import ImageSet, shuffled_by_class
+from mtanytime.data.images import LabelledImages, shuffled_by_class
 from mtanytime.features import Tapped, tap
 from mtanytime.randomness import generator_for
 
@@ -70,7 +70,7 @@ class LinearProbe(nn.Module):
 
 def fit_probe(
     source: nn.Module,
-    data: ImageSet | DataLoader,
+    data: LabelledImages | DataLoader,
     *,
     layers: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
@@ -96,7 +96,7 @@ def fit_probe(
         scoring: what cross-validation compares: "accuracy", or "log_loss" for answers that say how sure they are, as a
             teacher's should.
         max_images: read about as many images at most: an equal number of each class, drawn at random from an
-            `ImageSet`, or the first batches of a `DataLoader`; None: all of them.
+            image set, or the first batches of a `DataLoader`; None: all of them.
 
     Raises:
         ValueError: a class with fewer images than folds, no strengths, unknown layers, features that are not finite.
@@ -154,10 +154,10 @@ def fit_probe(
 
 
 def _read(
-    tapped: Tapped, data: ImageSet | DataLoader, max_images: int | None, seed: int
+    tapped: Tapped, data: LabelledImages | DataLoader, max_images: int | None, seed: int
 ) -> tuple[Any, dict[str, Float[Tensor, "images channels 1 1"]], np.ndarray]:
     """The source's outputs (None if they are no tensors), the spatial means of its layers, and the labels."""
-    if max_images is not None and isinstance(data, ImageSet) and len(data) > max_images:
+    if max_images is not None and isinstance(data, LabelledImages) and len(data) > max_images:
         each = max(max_images // len(data.classes), 2)
         by_class = shuffled_by_class(data.labels.cpu(), len(data.classes), generator_for(seed))
         data = data.subset(torch.cat([index[:each] for index in by_class]).sort().values)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import LabelledImages, Task
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
@@ -31,7 +31,7 @@ from mtanytime.transfer.transfer_map import TransferMap
 
 Source = nn.Module | Mapping[str, nn.Module]
 Target = nn.Module | Callable[[], nn.Module]
-Data = Task | ImageSet | DataLoader  # a DataLoader is refused with a remedy
+Data = Task | LabelledImages | DataLoader  # a DataLoader is refused with a remedy
 # What the search sets for its trainers unless told otherwise: safe from divergence, at a rate at which maps take shape.
 SEARCH: dict[str, Any] = {
     "what": True,
@@ -163,7 +163,7 @@ def search_then_train(
     source: Source,
     target: Target,
     data: Data,
-    test: ImageSet | None = None,
+    test: LabelledImages | None = None,
     *,
     search: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -189,10 +189,10 @@ def search_then_train(
     return TransferTrainer(source, target, data, test, **settings | options).train(), searched
 
 
-def _training_set(data: Data) -> ImageSet:
+def _training_set(data: Data) -> LabelledImages:
     train = data.train if isinstance(data, Task) else data
     remedy = "a DataLoader's labels cannot be split: split its data set"
-    require(isinstance(train, ImageSet), "data", "a Task or an ImageSet", Words(type(train).__name__), remedy)
+    require(isinstance(train, LabelledImages), "data", "a Task or an ImageSet", Words(type(train).__name__), remedy)
     return train
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
@@ -62,13 +62,13 @@ class Teacher:
         require(same, "teacher", f"logits of the target's {classes} classes", got)
 
 
-def fit_teacher(sources: Mapping[str, Tapped], data: ImageSet | DataLoader, seed: int) -> tuple[LinearProbe, str]:
+def fit_teacher(sources: Mapping[str, Tapped], data: LabelledImages | DataLoader, seed: int) -> tuple[LinearProbe, str]:
     """The linear probe of the source with the lowest log loss in cross-validation, and a note about it.
 
     Raises ValueError, with the remedy, where no probe can be fitted to the labelled images.
     """
     probes, folds = {}, 5
-    if isinstance(data, ImageSet):
+    if isinstance(data, LabelledImages):
         folds = min(max(int(torch.bincount(data.labels.cpu(), minlength=len(data.classes)).min()), 2), folds)
     options = {"folds": folds, "seed": seed, "scoring": "log_loss", "max_images": MAX_IMAGES}
     for name, source in sources.items():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from mtanytime._moved import find
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import batches_of
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import generator_for
@@ -109,7 +109,7 @@ class TransferTrainer(Trainer):
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is learned then (`what`
             and `where` are off), and the map's pairs are matched.
         unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
-            well: an `ImageSet` or a `DataLoader`, whose labels are not read, or a folder.
+            well: an image set or a `DataLoader`, whose labels are not read, or a folder.
         teacher: a trained network with the target's classes, whose answers are distilled into the target on all images
             of a step; never trained. "probe": a linear probe of the source, fitted to the labelled images when the
             trainer is made (see `teacher.fit_teacher`); None: nobody.
@@ -133,8 +133,8 @@ class TransferTrainer(Trainer):
         self,
         source: nn.Module | Mapping[str, nn.Module],
         target: nn.Module | Callable[[], nn.Module],
-        data: Task | ImageSet | DataLoader,
-        test: ImageSet | DataLoader | None = None,
+        data: Task | LabelledImages | DataLoader,
+        test: LabelledImages | DataLoader | None = None,
         *,
         source_layers: Layers | Mapping[str, Layers] | None = None,
         target_layers: Layers | None = None,
@@ -142,7 +142,7 @@ class TransferTrainer(Trainer):
         map: TransferMap | str | PathLike[str] | None = None,
         unlabelled: Unlabelled | None = None,
         teacher: nn.Module | Literal["probe"] | None = "probe",
-        arrived: ImageSet | None = None,
+        arrived: LabelledImages | None = None,
         **settings: Any,
     ) -> None:
         own, settings = split_settings(settings, TransferSettings)
