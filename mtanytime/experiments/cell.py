@@ -47,6 +47,7 @@ def run_job(job: Job) -> str | None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         with (place / LOG).open("a", encoding="utf-8") as log, _output_to(log):
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} on {platform.node()}, process {os.getpid()}", flush=True)
             try:
                 with held(place):
                     if read_result(place) is None:

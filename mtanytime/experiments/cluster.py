@@ -14,6 +14,11 @@ from mtanytime.experiments.cell import Job, run_job
 RETRIES = 5  # of a cell whose machine or process died
 PATIENCE = 60.0  # seconds for running cells to reach the end of their step when the sweep is stopped
 ANSWER_WITHIN = 20.0  # seconds for a cluster to answer
+ENVIRONMENT = {  # read when Ray is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # no statistics are sent
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without GPUs sees none, and no warning about that
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # no messages of Ray's own: each cell has a log
+}
 
 
 class Cluster:
@@ -33,8 +38,8 @@ class Cluster:
 
     def __init__(self, address: str, cpus: int = 1, gpus: float = 0.0, processes: int | None = None) -> None:
         check_address(address, cpus, gpus, processes)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         self._ray = _import_ray()
         options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if address == "ray":
@@ -116,8 +121,7 @@ def check_address(address: str, cpus: int, gpus: float, processes: int | None) -
     remedy = "HOST:PORT is what `ray start --head` prints (port 6379); start the sweep on a machine of the cluster"
     require(known, "--on", "ray, auto or HOST:PORT", address, remedy)
     require(cpus >= 1, "--cpus", "a whole number >= 1", cpus)
-    whole = gpus <= 1 or gpus == int(gpus)
-    require(gpus >= 0 and whole, "--gpus", "a number in [0, 1], or a whole number", gpus)
+    require(0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer()), "--gpus", "a number in [0, 1], or a whole number", gpus)
     require(processes is None or address == "ray", "--processes", "none on a cluster, where --cpus decides", processes)
     require(processes is None or processes >= 1, "--processes", "a whole number >= 1", processes)
 

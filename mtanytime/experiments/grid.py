@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtanytime.checks import Words, require
-from mtanytime.experiments.recipe import Recipe, Setting, as_text, changed
+from mtanytime.experiments.recipe import Recipe, Setting, as_text, changed, nearest
 from mtanytime.experiments.runner import recipe
 from mtanytime.training.identity import run_record
 
@@ -105,6 +105,9 @@ def _values(chosen: Recipe, key: str, text: str) -> tuple[Setting, ...]:
     parts = text.split(separator)
     require(all(parts), f"--over {key}", f"values separated by {separator!r}, each of them not empty", text)
     values = tuple(changed(chosen.settings, {key: part})[key] for part in parts)
+    for part in parts if key == "methods" and chosen.methods else ():
+        known, remedy = f"names among {', '.join(chosen.methods)}", nearest(part, chosen.methods)
+        require(part in chosen.methods, "methods", known, part, remedy)
     twice = [value for i, value in enumerate(values) if value in values[:i]]
     require(not twice, f"--over {key}", "each value once", Words(f"{as_text(twice[0])} twice" if twice else ""))
     return in_order(chosen, key, values)

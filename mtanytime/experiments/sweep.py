@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import filelock
 import pandas as pd
@@ -24,6 +24,7 @@ PACE = "checkpoint_seconds"  # a setting that changes no result
 LISTED = {"methods": "method", "models": "model", "tasks": "task"}  # setting -> column of the results that it fills
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Where jobs run: processes of this machine, or a cluster."""
 

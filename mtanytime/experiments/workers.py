@@ -103,7 +103,7 @@ class Workers:
         return process
 
     def _listen(self, process: "subprocess.Popen[str]") -> None:
-        with contextlib.suppress(ValueError):  # the pipe was closed
+        with process.stdout:
             for line in process.stdout:
                 self._answers.put((process, line))
         self._answers.put((process, ""))
