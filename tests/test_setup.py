@@ -40,7 +40,7 @@ def test_conda_environment_installs_the_same_package() -> None:
     """Conda users must get the same name, Python and packages; a second list of packages would go out of date."""
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert conda["name"] == PROJECT["name"]
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export"}
+    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export", "cluster"}
     *plain, through_pip = conda["dependencies"]
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     assert through_pip == {"pip": ["-e .[notebooks,test]"]}
@@ -50,7 +50,7 @@ def test_requirements_are_lower_bounds() -> None:
     """A pin or an upper bound in a library's own requirements would conflict with the reader's other packages."""
     extras = PROJECT["optional-dependencies"].values()
     for requirement in [*PROJECT["dependencies"], *(line for lines in extras for line in lines)]:
-        assert re.fullmatch(r"mtanytime\[(notebooks|export)\]|[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
+        assert re.fullmatch(r"mtanytime\[(notebooks|export|cluster)\]|[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
 
 
 @pytest.mark.parametrize(
