@@ -139,7 +139,7 @@ def test_our_results(root: Path) -> None:
     summary = summarize(load_results([path])).set_index("method")
     expected = pd.read_csv(path, comment="#").groupby("method")["accuracy"].mean()
     pd.testing.assert_series_equal(summary["accuracy"].sort_index(), expected, check_names=False)
-    with pytest.raises(ValueError, match="lr: expected one value, or a column of --by, got 0.1 and 0.01 for method"):
+    with pytest.raises(ValueError, match=r"lr: expected one value, or a column of --by, got 0\.1 and 0.01 for method"):
         summarize(load_results([root / "data" / "results" / "transfer_cifar10_n50.csv"]))
     few = summarize(load_results([root / "data" / "results" / "baselines_cifar10_n50.csv"]))
     assert set(few["paper_is"].dropna()) == {"recalled"}

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-import mtanytime
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import printable, say
 from mtanytime.experiments.cell import LOG, SOURCES, Job, read_result, write_whole
 from mtanytime.experiments.grid import Cell, Grid, check_cells, merged, read_grid
 from mtanytime.experiments.recipe import as_text
 
+VERSION = sys.modules["mtanytime"].__version__  # imports go down only, and the package is loaded in any case
 PACE = "checkpoint_seconds"  # a setting that changes no result
 LISTED = {"methods": "method", "models": "model", "tasks": "task"}  # setting -> column of the results that it fills
 
@@ -88,7 +88,7 @@ def sweep(grid: Grid, folder: Path, executor: Executor, threads: int = 1, progre
                 failed = _run(jobs, executor, len(grid.cells) - len(missing), progress)
             finally:
                 table = collect(folder)
-                header = f"# {kept.command}; mtanytime {mtanytime.__version__}, torch {torch.__version__}\n"
+                header = f"# {kept.command}; mtanytime {VERSION}, torch {torch.__version__}\n"
                 write_whole(folder / "results.csv", header + table.to_csv(index=False))
     finally:
         executor.stop()
@@ -168,7 +168,7 @@ def _result(folder: Path, grid: Grid, cell: Cell) -> dict[str, Any] | None:
 
 def _versions(folder: Path) -> dict[str, str]:
     """The versions that the sweep was begun with; a line says so if they are others now."""
-    here = {"mtanytime": mtanytime.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    here = {"mtanytime": VERSION, "torch": torch.__version__, "python": platform.python_version()}
     if not (folder / "sweep.json").exists():
         return here
     there = read_sweep(folder).get("versions", here)
