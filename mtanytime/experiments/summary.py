@@ -196,6 +196,8 @@ def _mixed(name: str, values: Sequence[str], by: Sequence[str], where: str = "")
 
 def _paper(row: Mapping[str, Any]) -> dict[str, Any]:
     """The paper's figure beside a group, given its columns and settings; nothing where there is none."""
+    if row.get("scored_on") == "validation":
+        return {}
     per_class = row.get("per_class")
     figure = paper_figure(
         DATA_SETS.get(str(row.get("recipe")), ""), str(row.get("method")), None if per_class is None else int(per_class)

@@ -35,7 +35,7 @@ def accuracy_summary(summary: pd.DataFrame) -> Picture:
     table["group"] = [", ".join(f"{row[name]}" for name in names) for row in table.to_dict("records")]
     groups = distinct(table["group"])
     longest = max(len(shortened(group)) for group in groups)
-    alt = f"Mean test accuracy with its 95 % interval of {len(groups)} groups: {', '.join(groups)}"
+    alt = f"Mean accuracy with its 95 % interval of {len(groups)} groups: {', '.join(groups)}"
     if axis is None:
         picture = Picture(alt, 5.4 + 1.1 * LETTER * longest, 1.6 + 0.4 * len(groups))
         _draw_rows(picture, picture.subplots(), table, groups)
@@ -52,7 +52,7 @@ def _draw_rows(picture: Picture, ax: Axes, table: pd.DataFrame, groups: list[str
         style = {"mfc": "none", "mec": "#D55E00", "ls": ""}
         handles[_paper_label(table)] = ax.plot(table["reported"], rows, "s", **style)[0]
     ax.set_yticks(rows, map(shortened, groups))
-    ax.set(xlabel="test accuracy (%)", ylim=(len(table) - 0.5, -0.5))
+    ax.set(xlabel="accuracy (%)", ylim=(len(table) - 0.5, -0.5))
     ax.grid(axis="x", alpha=0.3)
     add_legend(picture, handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
@@ -71,7 +71,7 @@ def _draw_lines(picture: Picture, ax: Axes, table: pd.DataFrame, axis: str) -> N
         ax.set_xticks(sorted(table[axis].unique()))
     else:
         ax.grid(alpha=0.3)
-    ax.set(xlabel=axis, ylabel="test accuracy (%)")
+    ax.set(xlabel=axis, ylabel="accuracy (%)")
     style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9}
     add_legend(picture, handles, title=f"mean and {INTERVAL.removesuffix(' of the mean')}", **style)
 
