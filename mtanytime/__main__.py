@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run NAME | bench WHAT | explore PLACE | export RUN FOLDER`.
+"""The command line: `python -m mtanytime list | run | sweep | table | bench | explore | export`.
 
 Each command has one function that declares its options and one that runs it. To add a command, write these two and add
 the first to `COMMANDS`.
@@ -30,6 +30,7 @@ from mtanytime.experiments.exit_times import exit_times
 from mtanytime.experiments.export_bench import deadline_answers, export_times, kept_deadlines
 from mtanytime.experiments.recipe import Results, as_text, changed
 from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan, run, write_results
+from mtanytime.experiments.sweep_commands import add_sweep, add_table
 from mtanytime.explore.table_files import read_csv
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
@@ -426,7 +427,24 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_list, _add_run, _add_bench, _add_explore, _add_export)
+# table: its pictures are drawn from here, because experiments import no pictures
+
+
+def _draw_summary(summary: pd.DataFrame) -> Any:
+    from mtanytime.explore.draw.summary import accuracy_summary  # imported here because it loads matplotlib
+
+    return accuracy_summary(summary)
+
+
+COMMANDS = (
+    _add_list,
+    _add_run,
+    add_sweep,
+    partial(add_table, draw=_draw_summary),
+    _add_bench,
+    _add_explore,
+    _add_export,
+)
 
 if __name__ == "__main__":
     raise SystemExit(main())

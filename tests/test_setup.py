@@ -40,7 +40,7 @@ def test_conda_environment_installs_the_same_package() -> None:
     """Conda users must get the same name, Python and packages; a second list of packages would go out of date."""
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert conda["name"] == PROJECT["name"]
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export"}
+    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export", "cluster"}
     *plain, through_pip = conda["dependencies"]
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     assert through_pip == {"pip": ["-e .[notebooks,test]"]}
@@ -50,11 +50,12 @@ def test_requirements_are_lower_bounds() -> None:
     """A pin or an upper bound in a library's own requirements would conflict with the reader's other packages."""
     extras = PROJECT["optional-dependencies"].values()
     for requirement in [*PROJECT["dependencies"], *(line for lines in extras for line in lines)]:
-        assert re.fullmatch(r"mtanytime\[(notebooks|export)\]|[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
+        assert re.fullmatch(r"mtanytime\[(notebooks|export|cluster)\]|[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("mtanytime", ()), ("mtanytime/explore", ("notebooks",)), ("tests", ("notebooks", "test"))]
+    ("folder", "extras"),
+    [("mtanytime", ()), ("mtanytime/explore", ("notebooks",)), ("tests", ("notebooks", "test", "cluster"))],
 )
 def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """An import that no requirement declares works here and fails on a fresh machine."""
@@ -63,6 +64,7 @@ def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     if folder == "mtanytime":  # the library itself needs the base install only; its widgets need Jupyter's
         files = [path for path in files if "explore" not in path.parts]
         files.remove(ROOT / "mtanytime/deploy/predict.py")  # stands alone and needs the extra export
+        files.remove(ROOT / "mtanytime/experiments/cluster.py")  # imports Ray, of the extra cluster, when it is used
     if folder == "tests":
         allowed |= {path.stem for path in files} | {"build"}  # notebooks/build.py
     for path in files:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,7 @@ def letters_task(per_class: int) -> Task:
     return letters(train_per_class=per_class)
 
 
+@lru_cache(maxsize=8)  # a recipe's trainers are built twice, first to validate them
 def digits_task(per_class: int, seed: int, held_back: bool) -> Task:
     """The digits with few labels; with `held_back`, the test images are the remaining digits of the training half."""
     if not held_back:

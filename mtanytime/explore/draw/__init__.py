@@ -24,6 +24,7 @@ from mtanytime.explore.draw.style import (
     shortened,
     step_axis,
 )
+from mtanytime.explore.draw.summary import accuracy_summary
 from mtanytime.explore.draw.training import learning_curves
 from mtanytime.explore.draw.transfer import arrived, channel_weights, heatmap, heatmaps, weights_over_time
 
@@ -43,6 +44,7 @@ __all__ = [
     "accuracy_by_budget",
     "accuracy_by_method",
     "accuracy_by_seconds",
+    "accuracy_summary",
     "answers_by_time",
     "arrived",
     "channel_weights",

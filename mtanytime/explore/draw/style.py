@@ -13,7 +13,6 @@ import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
@@ -56,7 +55,7 @@ class Picture(Figure):
         self.alt = "".join(map(_visible, alt))
         FigureCanvasAgg(self)  # without it seaborn would make a figure of pyplot
 
-    def draw(self, renderer: RendererBase) -> None:
+    def draw(self, renderer: Any) -> None:
         """Draw the figure with every text as it stands: no formulas between dollars, and no letters the font lacks."""
         formatted = set()  # the numbers of an axis: a formatter may write them as formulas, such as 10⁻³
         for axis in (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)):
