@@ -199,7 +199,7 @@ def test_bench_transfer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert figures["config"]["batch"] == 2
 
     ranges = {name: (1.0, 2.0) for name in ("ours", "recompute", "unroll", "first_order")}
-    monkeypatch.setattr("mtanytime.__main__.bench_transfer", lambda *arguments: (figures, ranges))
+    monkeypatch.setattr("mtanytime.experiments.bench_commands.bench_transfer", lambda *arguments: (figures, ranges))
     assert main(BENCH) == 0  # the same figures as lines
     lines = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()[:2]) for line in lines if ", compiled " in line] == [

@@ -22,7 +22,8 @@ from mtanytime.anytime import (
 from mtanytime.backbones import Normalized
 from mtanytime.checks import mismatch, require
 from mtanytime.data.batches import crop_flip
-from mtanytime.data.images import Task
+from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.splits import balanced_split
 from mtanytime.experiments.recipe import (
     Parts,
     Recipe,
@@ -31,6 +32,7 @@ from mtanytime.experiments.recipe import (
     check_names,
     check_scored_on,
     load_cifar10,
+    load_cifar100,
     run_folder,
 )
 from mtanytime.measure.costs import exit_costs, macs, parameters
@@ -112,9 +114,10 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     exits, branches = settings["inclusive_exits"], settings["inclusive_branches"]
     divides = exits >= 1 and branches % exits == 0
     require(divides, "inclusive_exits", f"a divisor of inclusive_branches ({branches})", exits)
-    task = _task(settings, seed)
+    task, validation = _task(settings, seed)
     shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "precision")}
     shared |= {"nesterov": True, "schedule": "warm-up cosine", "augment": crop_flip()}
+    shared |= PAPER_LOOP | {"validation": validation} if validation is not None else {}
     shared |= {"seed": seed, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
     for model in settings["models"]:
         for part in [f"separate-{k}" for k in range(1, exits + 1)] if model == "separate" else [model]:
@@ -150,12 +153,22 @@ def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) 
     ]
 
 
-def _task(settings: Settings, seed: int) -> Task:
-    """`per_class` training images of each class, and the test set or, to make choices, other training images.
+def _task(settings: Settings, seed: int) -> tuple[Task, ImageSet | None]:
+    """The training images, and the test set or, to make choices, other training images; and validation images, if any.
 
-    Settings without `per_class` stand for all training images; those that are held back are then the same in every run.
+    Settings with `validation_images` hold these back, as in the paper. Else `per_class` images of each class are used,
+    or, without that setting, all of them; those that are held back for scores are then the same in every run.
     """
-    cifar = load_cifar10(settings["images"])
+    if "validation_images" in settings:
+        load = load_cifar100 if settings["data_set"] == "cifar100" else load_cifar10
+        cifar = load(settings["images"])
+        train, validation = balanced_split(cifar.train, settings["validation_images"], seed)
+        return Task(train, cifar.test if settings["scored_on"] == "test" else validation), validation
+    return _scored_task(load_cifar10(settings["images"]), settings, seed), None
+
+
+def _scored_task(cifar: Task, settings: Settings, seed: int) -> Task:
+    """The training images that the settings name, and those to score on."""
     if "per_class" not in settings:
         if settings["scored_on"] == "test":
             return Task(cifar.train, cifar.test)
@@ -214,7 +227,38 @@ CIFAR10_FULL: Settings = {
     "slice_weights": (),
 }
 
+PAPER_LOOP: dict[str, Any] = {"nesterov": False, "schedule": "steps"}  # rates ÷ 10 at half and at three quarters
+PAPER: Settings = {  # of arXiv:1807.02609 and its code; the slices, of the same widths, are our reconstruction
+    **{name: value for name, value in CIFAR10.items() if name not in ("per_class", "slice_weights")},
+    "data_set": "cifar10",
+    "models": ("inclusive", "sliced", "msdnet"),
+    "validation_images": 5000,
+    "epochs": 300,
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "blocks": 7,
+    "inclusive_exits": 8,
+    "slice_widths": (8,) * 8,
+    "slice_branches": (1,) * 8,
+    "slice_weights": (),
+}
+
+
+def _paper_recipe(data_set: str, name: str, figures: str) -> Recipe:
+    return Recipe(
+        reproduces=f"the anytime paper on {name}: eight nested ResNeXts, 300 epochs; and the sliced one, and MSDNet",
+        duration="see --dry-run; meant for a GPU, and not run to the end here",
+        expected=f"an independent run of the authors' code: {figures} % at the first and the last exit of inclusive",
+        settings=PAPER | {"data_set": data_set},
+        trainers=cifar10,
+        rows=rows,
+        network=_build_normalised,
+    )
+
+
 RECIPES = {
+    "anytime-cifar10-paper": _paper_recipe("cifar10", "CIFAR-10", "90.28 and 94.34"),
+    "anytime-cifar100-paper": _paper_recipe("cifar100", "CIFAR-100", "66.83 and 74.39"),
     "anytime-cifar10": Recipe(
         reproduces="anytime networks side by side on CIFAR-10, at a scale for 2 cores: accuracy against multiply-adds",
         duration="on one thread about 10 minutes for sliced or MSDNet, 25 for inclusive or all separate ones",

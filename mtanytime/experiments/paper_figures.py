@@ -10,7 +10,17 @@ class PaperFigure(NamedTuple):
     verified: bool
 
 
-DATA_SETS = {"cifar10-few": "CIFAR-10", "cifar10-baselines": "CIFAR-10", "cifar10-long": "CIFAR-10"}  # of recipes
+DATA_SETS = {  # of recipes
+    "cifar10-few": "CIFAR-10",
+    "cifar10-baselines": "CIFAR-10",
+    "cifar10-long": "CIFAR-10",
+    "l2t-cifar100": "CIFAR-100",
+    "l2t-stl10": "STL-10",
+    "l2t-cub200": "CUB-200",
+    "l2t-mit67": "MIT67",
+    "l2t-stanford40": "Stanford40",
+    "l2t-dogs": "Dogs",
+}
 
 _SETS = ("CIFAR-100", "STL-10", "CUB-200", "MIT67", "Stanford40", "Dogs")
 _PERCENT = {  # method -> one figure per data set; "what" is L2T-w in the paper, "l2t" its L2T-ww

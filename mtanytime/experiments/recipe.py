@@ -13,12 +13,13 @@ from torch import nn
 
 from mtanytime.checks import mismatch, require
 from mtanytime.data.images import Task
-from mtanytime.data.public import cifar10, cifar10_jpeg
+from mtanytime.data.public import cifar10, cifar10_jpeg, cifar100
 from mtanytime.training.trainer import Trainer, TrainingResult
 
 Setting = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Settings = Mapping[str, Setting]
 Parts = Iterator[tuple[str, Trainer]]
+Rows = Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
 
 _KINDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("a text", "names")}
 _HOW_TO_GET = {
@@ -59,7 +60,7 @@ class Recipe:
     expected: str
     settings: Settings
     trainers: Callable[[Settings, int, Path | None, bool], Parts]
-    rows: Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
+    rows: Rows
     methods: tuple[str, ...] = ()
     network: Callable[[str, Settings, int], nn.Module] | None = None
 
@@ -139,3 +140,9 @@ def check_files(settings: Settings, *names: str) -> None:
 def load_cifar10(place: str) -> Task:
     """CIFAR-10, from torchvision's folder or, if the name ends in .npz, from one file of JPEGs; read once."""
     return cifar10_jpeg(place) if place.endswith(".npz") else cifar10(place)
+
+
+@cache
+def load_cifar100(place: str) -> Task:
+    """CIFAR-100, from torchvision's folder or its archive; read once."""
+    return cifar100(place)

@@ -23,6 +23,7 @@ from mtanytime.experiments import (
     anytime_recipes,
     baseline_recipes,
     map_recipes,
+    paper_recipes,
     planted_recipes,
     practitioner_recipes,
     transfer_recipes,
@@ -39,6 +40,7 @@ RECIPES: dict[str, Recipe] = {
     **map_recipes.RECIPES,
     **planted_recipes.RECIPES,
     **practitioner_recipes.RECIPES,
+    **paper_recipes.RECIPES,
     **anytime_recipes.RECIPES,
 }
 

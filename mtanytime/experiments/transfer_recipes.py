@@ -1,7 +1,7 @@
 """The recipes of paper 1: a source network, then a target network trained by each of several methods."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mtanytime.data.synthetic import DIGITS_A_CLASS, digits, letters
 from mtanytime.experiments.recipe import (
     Parts,
     Recipe,
+    Rows,
     Settings,
     check_files,
     check_names,
@@ -95,16 +96,23 @@ def _cifar10_network(part: str, settings: Settings, classes: int) -> nn.Module:
     return Normalized(vgg9(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) -> list[dict[str, Any]]:
-    """One row per target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds.
+def target_rows(methods: Collection[str]) -> Rows:
+    """A recipe's `rows`, one per target network: method, seed, beta, epochs, accuracy, last_accuracy, train_seconds.
 
-    A source has none. The accuracies of a run that diverged are nan.
+    A source, which is none of the methods, has none. The accuracies of a run that diverged are nan.
     """
-    if part not in METHODS:
-        return []
-    scores = (math.nan, math.nan) if result is None else (result.accuracy, result.last_accuracy)
-    run = {"method": part, "seed": seed, "beta": getattr(trainer, "beta", 0.0), "epochs": trainer.epochs}
-    return [{**run, "accuracy": scores[0], "last_accuracy": scores[1], "train_seconds": round(trainer.seconds, 1)}]
+
+    def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) -> list[dict[str, Any]]:
+        if part not in methods:
+            return []
+        scores = (math.nan, math.nan) if result is None else (result.accuracy, result.last_accuracy)
+        run = {"method": part, "seed": seed, "beta": getattr(trainer, "beta", 0.0), "epochs": trainer.epochs}
+        return [{**run, "accuracy": scores[0], "last_accuracy": scores[1], "train_seconds": round(trainer.seconds, 1)}]
+
+    return rows
+
+
+rows = target_rows(METHODS)
 
 
 def _check(settings: Settings) -> None:

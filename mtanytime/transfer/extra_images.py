@@ -75,7 +75,8 @@ class ExtraImages:
             self._iterator, self._next_step = iter(()), -1
             shape = tuple(self.unlabelled.batch(0, 0)[0].shape[1:])
             require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
-            self.unlabelled.needed = processes.rows if (processes := Processes()).count > 1 else None
+            processes = Processes()
+            self.unlabelled.needed = processes.rows if processes.count > 1 else None
 
     def __bool__(self) -> bool:
         return self.views is not None or self.unlabelled is not None
