@@ -98,8 +98,7 @@ class Trainer(KeptRun):
     Args:
         model: the network, `logits = model(images)`, trained in place on `device`, in train mode at every step; or a
             function that makes it, called under the run's seed. A resumed run has its weights from the checkpoint.
-        data: a `Task` (its test set is used), an image set in memory (`ImageSet`) or in files (`ImageFiles`), or a
-            `DataLoader` of (images in [0, 1], labels).
+        data: a `Task` (its test set is used), an image set, or a `DataLoader` of (images in [0, 1], labels).
         test: the test set; it replaces that of a `Task`.
         validation: a validation set, or the fraction of an image set to hold out for it, balanced by class. The test
             accuracy is then measured with the weights of the best validation epoch (the first of equals).
