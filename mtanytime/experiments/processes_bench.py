@@ -93,7 +93,7 @@ def _timed_by(count: int, batch: int, steps: int, threads: int) -> dict[str, flo
 def _trainers(batch: int, steps: int) -> dict[str, Callable[[], Trainer]]:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch * steps, 3, 32, 32), generator=generator).to(torch.uint8)
-    data = ImageSet(pixels, torch.arange(batch * steps) % 10, tuple("0123456789"))
+    data = ImageSet(pixels, torch.arange(batch * steps) % 10, tuple("0123456789"[: batch * steps]))
     options: dict[str, Any] = {"batch_size": batch, "epochs": 1, "lr": 0.01, "augment": crop_flip(), "progress": False}
     sliced = RECIPES["anytime-cifar10-full"].settings
     return {
