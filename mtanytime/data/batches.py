@@ -6,8 +6,9 @@ from copy import copy
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -18,6 +19,7 @@ from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
 
 Remainder = Literal["keep", "drop"]
+ALIGNMENT = 64  # bytes, of torch's tensors
 OVERSHOOT = 0.3  # values this far outside [0, 1] still look like resampled images, not like normalized ones
 
 
@@ -110,7 +112,7 @@ class Batches:
             return next(self.epoch(epoch, position))
         margin = getattr(self.augment, "takes_margin", False)
         images, labels = next(self.data.batches([self._indices(epoch)[position]], margin))
-        return next(self._augmented(iter([(images.float().div_(255), labels)]), epoch, position))
+        return next(self._augmented(iter([(_as_floats(images), labels)]), epoch, position))
 
     def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for i, (images, labels) in enumerate(batches, start):
@@ -121,7 +123,7 @@ class Batches:
     def _from_set(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         margin = getattr(self.augment, "takes_margin", False)
         for images, labels in self.data.batches(self._indices(epoch)[start:], margin):
-            yield images.float().div_(255), labels
+            yield _as_floats(images), labels
 
     def _indices(self, epoch: int) -> tuple[Tensor, ...]:
         """The indices of each batch of an image set in an epoch."""
@@ -150,6 +152,20 @@ class Batches:
             if batch is None:
                 return
             yield check_batch(batch)
+
+
+def _as_floats(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """The images in [0, 1].
+
+    On the CPU in numpy's memory, at torch's alignment. The C library serves an aligned request of the size of a freed
+    block from elsewhere, so that beside a DataLoader's small objects memory would grow with every batch.
+    """
+    if images.device.type != "cpu":
+        return images.float().div_(255)
+    room = np.empty(4 * images.numel() + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    floats = torch.from_numpy(room[start : start + 4 * images.numel()].view(np.float32)).view(images.shape)
+    return floats.copy_(images).div_(255)
 
 
 def _set_random_states(torch_state: Tensor, python_state: tuple[Any, ...]) -> None:
