@@ -62,7 +62,8 @@ class Batches:
         data: an image set, in memory or in files, or a DataLoader of (images in [0, 1], labels).
         batch_size: images per batch.
         seed: of order and augmentation.
-        augment: transform of each batch, such as `crop_flip()` or a torchvision transform.
+        augment: transform of each batch, such as `crop_flip()` or a torchvision transform. One with a true attribute
+            `takes_margin` gets the images with what an `ImageFiles` keeps around them (see `Decoding`).
         shuffle: whether to shuffle each epoch.
         remainder: "keep" the last, smaller batch of an epoch, or "drop" it, so that all batches have one size. The
             images dropped differ from epoch to epoch. A set smaller than a batch is one batch.
