@@ -97,20 +97,15 @@ def test_manners_of_a_set_in_memory(pictures: Path) -> None:
     """Length, subsets, few labels, splits, text and devices, by the same rules."""
     memory, data = image_folder(pictures, SIZE), files(pictures)
     assert repr(data) == "ImageFiles(birds: 18 images 3x8x8, 3 classes, cpu)"
-    pairs = [
-        (memory, data),
-        (memory.few(2, 1), data.few(2, 1)),
-        *zip(memory.split(0.3, 2), data.split(0.3, 2), strict=True),
-    ]
+    pairs = [(memory, data), (memory.few(2, 1), data.few(2, 1))]
+    pairs += zip(memory.split(0.3, 2), data.split(0.3, 2), strict=True)
     pairs.append((memory.subset([5, 1, 1]), data.subset([5, 1, 1]).to("cpu")))
     for ours, theirs in pairs:
         assert len(ours) == len(theirs)
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.images, theirs.in_memory().images)
         assert (ours.classes, ours.tree, ours.name) == (theirs.classes, theirs.tree, theirs.name)
-    assert data.path(5) == str(
-        pictures / "a" / "deep" / "3.png"
-    )  # files of a folder come before those of folders inside it
+    assert data.path(5) == str(pictures / "a" / "deep" / "3.png")  # after the files of the class's own folder
     assert data.subset([5, 1]).to("meta").labels.device.type == "meta"
     with pytest.raises(ValueError, match="indices: expected 0 to 17, got 18 to 18"):
         data.subset([18])

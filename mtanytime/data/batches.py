@@ -6,8 +6,9 @@ from copy import copy
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -18,6 +19,7 @@ from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
 
 Remainder = Literal["keep", "drop"]
+ALIGNMENT = 64  # bytes, of torch's tensors
 OVERSHOOT = 0.3  # values this far outside [0, 1] still look like resampled images, not like normalized ones
 
 
@@ -60,7 +62,8 @@ class Batches:
         data: an image set, in memory or in files, or a DataLoader of (images in [0, 1], labels).
         batch_size: images per batch.
         seed: of order and augmentation.
-        augment: transform of each batch, such as `crop_flip()` or a torchvision transform.
+        augment: transform of each batch, such as `crop_flip()` or a torchvision transform. One with a true attribute
+            `takes_margin` gets the images with what an `ImageFiles` keeps around them (see `Decoding`).
         shuffle: whether to shuffle each epoch.
         remainder: "keep" the last, smaller batch of an epoch, or "drop" it, so that all batches have one size. The
             images dropped differ from epoch to epoch. A set smaller than a batch is one batch.
@@ -115,7 +118,7 @@ class Batches:
             return next(self.epoch(epoch, position))
         margin = getattr(self.augment, "takes_margin", False)
         images, labels = next(self.data.batches([self._indices(epoch)[position]], margin))
-        return next(self._augmented(iter([(images.float().div_(255), labels)]), epoch, position))
+        return next(self._augmented(iter([(_as_floats(images), labels)]), epoch, position))
 
     def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for i, (images, labels) in enumerate(batches, start):
@@ -127,13 +130,13 @@ class Batches:
         margin, indices = getattr(self.augment, "takes_margin", False), self._indices(epoch)[start:]
         if self.needed is None:
             for images, labels in self.data.batches(indices, margin):
-                yield images.float().div_(255), labels
+                yield _as_floats(images), labels
             return
         rows = [self.needed(len(index)) for index in indices]
         own = self.data.batches([index[part] for index, part in zip(indices, rows, strict=True)], margin)
         for index, part, (images, _) in zip(indices, rows, own, strict=True):
-            batch = images.new_zeros(len(index), *images.shape[1:], dtype=torch.float32)
-            batch[part] = images.float().div_(255)
+            batch = torch.zeros(len(index), *images.shape[1:], device=images.device)
+            batch[part] = _as_floats(images)
             yield batch, self.data.labels[index.to(images.device)]
 
     def _indices(self, epoch: int) -> tuple[Tensor, ...]:
@@ -163,6 +166,20 @@ class Batches:
             if batch is None:
                 return
             yield check_batch(batch)
+
+
+def _as_floats(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """The images in [0, 1].
+
+    On the CPU in numpy's memory, at torch's alignment. The C library serves an aligned request of the size of a freed
+    block from elsewhere, so that beside a DataLoader's small objects memory would grow with every batch.
+    """
+    if images.device.type != "cpu":
+        return images.float().div_(255)
+    room = np.empty(4 * images.numel() + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    floats = torch.from_numpy(room[start : start + 4 * images.numel()].view(np.float32)).view(images.shape)
+    return floats.copy_(images).div_(255)
 
 
 def _set_random_states(torch_state: Tensor, python_state: tuple[Any, ...]) -> None:

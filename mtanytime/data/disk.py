@@ -229,8 +229,8 @@ class _Decoder(Dataset):
 
     def read(self, rows: Int64[np.ndarray, " k"], threads: int) -> UInt8[Tensor, "k 3 size size"] | _Failure:
         """The images of some files, or why one of them cannot be read."""
-        images = torch.empty(len(rows), 3, self.size, self.size, dtype=torch.uint8)
-        pixels = images.numpy()
+        # numpy's memory: what torch asks for is aligned, so a freed block of its size does not serve it again
+        pixels = np.empty((len(rows), 3, self.size, self.size), np.uint8)
         try:
             if threads > 1 and len(rows) > 4:
                 with ThreadPool(min(threads, len(rows))) as pool:
@@ -244,7 +244,7 @@ class _Decoder(Dataset):
         except OSError as error:
             got = Words(error.strerror or type(error).__name__)
             return _Failure(mismatch(str(error.filename), "an image file", got))
-        return images
+        return torch.from_numpy(pixels)
 
     def _read(self, row: int, pixels: UInt8[np.ndarray, "3 size size"]) -> None:
         if self.cache is not None and self.cache.read(row, pixels):
