@@ -70,19 +70,27 @@ def stl10(root: str | Path, size: int = 32, download: bool = False, unpack_to: s
         return Task(load("train"), load("test"))
 
 
+_ARCHIVES = {  # file and the folder in it
+    "CIFAR10": ("cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "CIFAR100": ("cifar-100-python.tar.gz", "cifar-100-python"),
+    "STL10": ("stl10_binary.tar.gz", "stl10_binary"),
+}
+
+
 def _unpacked(kind: str, root: str | Path, download: bool, unpack_to: str | Path | None) -> Path:
     """The folder that torchvision's reader wants; an archive is unpacked, if that is what there is."""
     import torchvision
 
-    reader, root = getattr(torchvision.datasets, kind), Path(root).expanduser()
-    holds = tuple(name for name, *_ in [*reader.train_list, *reader.test_list])
-    # torchvision's checksum of the archive; after it is unpacked, torchvision compares those of the files
-    archive = Archive(reader.filename, holds, reader.base_folder, reader.tgz_md5)
-    if download or all((root / archive.inside / name).exists() for name in holds):
+    root, (name, inside) = Path(root).expanduser(), _ARCHIVES[kind]
+    if download or not (root.is_file() or (root / name).is_file()):
+        itself = root.name == inside and root.is_dir() and not (root / inside).is_dir()
+        return root.parent if itself else root
+    reader = getattr(torchvision.datasets, kind)
+    holds = tuple(file for file, *_ in [*reader.train_list, *reader.test_list])
+    if all((root / inside / file).exists() for file in holds):
         return root
-    if root.is_file() or (root / archive.name).is_file():
-        return folders_of(root, [archive], unpack_to)[0].parent
-    return root.parent if root.name == archive.inside and (root / holds[0]).exists() else root
+    # torchvision's checksum of the archive; after it is unpacked, torchvision compares those of the files
+    return folders_of(root, [Archive(name, holds, inside, reader.tgz_md5)], unpack_to)[0].parent
 
 
 def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> Any:
