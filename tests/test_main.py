@@ -227,7 +227,7 @@ def test_bad_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument --rounds: expected a whole number >= 1, got '0'" in capsys.readouterr().err
 
 
-def test_bench_anytime(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_anytime(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line is one JSON object that a script can read; the table names the baseline of each ratio."""
     small = ["--width", "8", "--branches", "2", "--blocks", "1", "--batch", "2", "--rounds", "1"]
     assert main(["bench", "anytime", "--json", "--onnxruntime", *small]) == 0
@@ -240,8 +240,11 @@ def test_bench_anytime(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1, "batch": 2, "dtype": "float32"}
     assert sizes.items() <= figures["config"].items()
     assert figures["config"]["threads"] == torch.get_num_threads()
-    assert main(["bench", "anytime", *small]) == 0
+    ranges = {name: (1.0, 2.0) for name in ("sliced_joint", "widest", "inclusive_joint", "stepup", "first", "full")}
+    monkeypatch.setattr("mtanytime.experiments.bench_commands.bench_anytime", lambda *arguments: (figures, ranges))
+    assert main(["bench", "anytime", *small]) == 0  # the same figures as lines
     assert "× widest" in capsys.readouterr().out
+    monkeypatch.undo()
     assert main(["bench", "anytime", *small, "--authors", "nowhere"]) == 1
     assert "authors: expected a clone of hankook/IResNeXt" in capsys.readouterr().err
 
