@@ -342,3 +342,32 @@ def test_exported_networks(root: Path, tables: Callable[[str], pd.DataFrame]) ->
     figures = export_figures(tables("export"), tables("deadlines"))
     settings = ["20 % above", *provenance(root, "export")[1:]]
     check(section(root, "Exported networks"), figures, settings)
+
+
+def scale_figures(steps: pd.DataFrame, files: pd.DataFrame) -> list[str]:
+    """The table's rows, and the phrases, of the section on many images and several processes."""
+    figures = []
+    for name, rows in steps.groupby("trainer", sort=False):
+        one, two = (rows[rows["processes"] == count].iloc[0] for count in (1, 2))
+        words = {"Trainer": "VGG-9", "AnytimeTrainer": "sliced ResNet", "TransferTrainer": "L2T-ww"}[name]
+        figures.append(f"| `{name}` | {words} | {one['seconds']:.2f} | {two['seconds']:.2f} | {two['speedup']:.2f} |")
+    read = files.set_index("reader")
+    ours, cached, theirs = (
+        read.loc[name] for name in ("ImageFiles", "ImageFiles, cache filled", "torchvision ImageFolder")
+    )
+    assert ours["resident_mb"] < 2000
+    assert ours["images_per_second"] > theirs["images_per_second"]
+    times, cached_times = (part["images_per_second"] / theirs["images_per_second"] for part in (ours, cached))
+    figures.append(f"{ours['images']:,} files take {ours['resident_mb'] / 1000:.2f} GB of memory with the workers'")
+    figures.append(f"{times:.1f} times as many images per second as torchvision's ImageFolder")
+    figures.append(f"{cached_times:.1f} times as many from the file of decoded images")
+    return figures
+
+
+def test_many_images_and_several_processes(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """Seconds per step by one process and two, and memory and images per second of sets that stay on disk."""
+    figures = scale_figures(tables("processes"), tables("image_files"))
+    settings = ["32×32", "64 images", "64×64", "2 workers", "one thread per process"]
+    for name in ("processes", "image_files"):
+        settings += provenance(root, name)
+    check(section(root, "Many images, several processes"), figures, settings)
