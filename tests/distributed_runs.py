@@ -21,6 +21,7 @@ from mtanytime.anytime.trainer import AnytimeTrainer
 from mtanytime.data.batches import crop_flip
 from mtanytime.training.distributed import start
 from mtanytime.training.trainer import Trainer
+from mtanytime.transfer.baselines import BaselineTrainer
 from mtanytime.transfer.outer import FreshBatch
 
 
@@ -77,6 +78,14 @@ def transfer(norms: bool, **options: Any) -> Any:
     return transfer_runs.stirred(transfer_runs.transfer(source=source, target=target, **data, **others))
 
 
+def baseline(norms: bool) -> BaselineTrainer:
+    """Learning without forgetting and attention transfer on labelled images, views and unlabelled ones."""
+    source, target = network(partial(tiny.TinyNet, 5), True).eval(), network(tiny.TinyNet, norms)
+    extra = {"views": 5, "unlabelled": tiny.images(12, seed=9), "unlabelled_per_step": 6}
+
+    return BaselineTrainer(source, target, tiny.images(18), terms={"lwf": 1.0, "at": 10.0}, **extra, **settings())
+
+
 CASES: dict[str, Callable[[], Any]] = {
     "plain": partial(plain, False),
     "plain-norms": partial(plain, True),
@@ -87,8 +96,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "recompute-norms": partial(transfer, True, mode="recompute", stages=2, inner_steps=3),
     "unroll-norms": partial(transfer, True, mode="unroll", views=None),
     "first-order": partial(transfer, False, first_order=True),
-    # batches of 6 and fresh ones of 6, which two and three processes share evenly
-    "fresh": lambda: transfer(False, batch_size=6, outer=FreshBatch(tiny.images(12, seed=8), 6)),
+    # batches of 7 and 4, and fresh ones of 8, which two and three processes share in different parts
+    "fresh": lambda: transfer(False, outer=FreshBatch(tiny.images(12, seed=8), 8)),
+    "unlabelled": lambda: transfer(True, unlabelled=tiny.images(12, seed=9), unlabelled_per_step=6),
+    "baseline": lambda: baseline(True),
 }
 
 
