@@ -24,7 +24,7 @@ from mtanytime.data.public import cifar100, l2t_split, stl10
 from mtanytime.data.scenes_and_actions import indoor67, stanford40
 from mtanytime.data.splits import VALIDATION_IMAGES, apply_split, balanced_split
 from mtanytime.experiments.paper_figures import paper_figure
-from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_files, check_names, run_folder
+from mtanytime.experiments.recipe import HOW_TO_GET, Parts, Recipe, Settings, check_files, check_names, run_folder
 from mtanytime.experiments.transfer_recipes import target_rows
 from mtanytime.torch_files import load_file
 from mtanytime.training.checkpoint import load_state
@@ -137,7 +137,9 @@ def _parts(key: str, settings: Settings, seed: int, folder: Path | None, progres
     """Train a target by each of the settings' methods."""
     chosen = SETS[key]
     check_names("methods", settings["methods"], METHODS)
-    check_files(settings, "images", "source")
+    how = {"images": f"set it to {chosen.name}'s archive, or the folder that holds it (see mtanytime.data)"}
+    how["source"] = "set it to torchvision's resnet34-b627a593.pth" if chosen.large else HOW_TO_GET["source"]
+    check_files(settings, "images", "source", how=how)
     source = _source(key, settings["source"])
     place = tuple(settings[name] for name in ("images", "split"))
     task, validation = read_task(key, *place, seed, settings["workers"], settings["cache"])
