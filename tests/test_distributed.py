@@ -164,3 +164,11 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     assert "l2t" in ended[0][1]
     assert ended[1][1] == ""
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 4  # the command, the header and two rows
+
+
+def test_a_bad_setting_under_torchrun(tmp_path: Path) -> None:
+    """Every process meets it; their lines must not run into each other, and the first one's reads as ever."""
+    options = ["run", "smoke", "--out", str(tmp_path / "out"), "--set", "epoch=1"]
+    ended = finish(launch(2, tmp_path, *options, program=("-m", "mtanytime")))
+    message = "setting: expected one of the recipe's settings, got 'epoch'; the nearest is 'epochs'\n"
+    assert ended == [(1, f"error: {message}"), (1, f"error in process 1: {message}")]
