@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mtanytime.anytime.trainer import AnytimeTrainer
 from mtanytime.data.batches import crop_flip
-from mtanytime.training.distributed import start
+from mtanytime.training.distributed import Processes, start
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.baselines import BaselineTrainer
 from mtanytime.transfer.outer import FreshBatch
@@ -126,6 +126,26 @@ class Forgetful(Trainer):
         return {"loss": loss.item()}
 
 
+class Skipping(nn.Module):
+    """A network of which each process skips another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3, bias=False)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.layers[Processes().rank % 2](images.mean(dim=(2, 3)))
+
+
+def skipping() -> None:
+    """Train it: a process without a gradient has the part zero of its sum."""
+    trainer = Trainer(network(Skipping, True), tiny.images(18), **settings())
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert not any(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+
+
 def forgetful() -> None:
     """Train with it."""
     Forgetful(network(tiny.TinyNet, True), tiny.images(18), **settings()).train()
@@ -145,6 +165,7 @@ def errors(folder: Path, rank: int) -> dict[str, Callable[[], Any]]:
         "data": lambda: Trainer(network(tiny.TinyNet, True), tiny.images(18, seed=rank), **settings()),
         "batch": lambda: plain(True, batch_size=17),
         "weights": forgetful,
+        "skipping": skipping,
         "occupied": lambda: occupied(folder / "occupied"),
         "diverged": lambda: plain(True, lr=1e30).train(),
     }

@@ -110,6 +110,7 @@ def test_a_run_changes_its_number_of_processes(one: dict[str, dict], two: Path, 
             ["ValueError: batch_size: expected batches of 2 images or more, one per process, got one of 1; "] * 2,
         ),
         ("weights", ["RuntimeError: the processes' weights differ: "] * 2),
+        ("skipping", ["none", "none"]),  # layers that one process alone skips at random are no error
         ("occupied", ["ValueError: folder: expected an empty folder", "RuntimeError: process 0 stopped: folder: "]),
         ("diverged", ["FloatingPointError: loss is nan at step "] * 2),
     ],

@@ -111,9 +111,16 @@ class Processes:
         return [_Sum.apply(value) for value in values]
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace the parameters' gradients by their sums over the processes, which must have the same ones."""
+        """Replace the parameters' gradients by their sums over the processes; no gradient counts as zero beside others.
+
+        A parameter keeps the gradient None if it has none in any process.
+        """
         if self.count > 1:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            (reached,) = self.sums([torch.tensor([float(parameter.grad is not None) for parameter in parameters])])
+            reached = [parameter for parameter, n in zip(parameters, reached.tolist(), strict=True) if n]
+            for parameter in reached:  # a layer that this process alone skips at random
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients = [parameter.grad for parameter in reached]
             for own, total in zip(gradients, self.sums(gradients), strict=True):
                 own.copy_(total)
 
