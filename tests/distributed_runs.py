@@ -105,11 +105,18 @@ CASES: dict[str, Callable[[], Any]] = {
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
     """Weights, tables without seconds, and accuracies of a run, as plain values."""
+    gradients = []
+    if getattr(trainer, "meta_optimizer", None) is not None:  # of one batch, which every process has
+        pixels = torch.rand(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of fresh batches
+            gradients = trainer.meta_gradient(pixels, torch.arange(5) % 3)
     result = trainer.train()
     tables = {name: table.drop(columns="seconds", errors="ignore") for name, table in result.tables.items()}
     return {
         "states": {name: module.state_dict() for name, module in trainer.modules.items()},
         "tables": {name: table.select_dtypes("number").to_numpy().tolist() for name, table in tables.items()},
+        "meta-gradient": gradients,
         "accuracies": [result.accuracy, result.last_accuracy],
     }
 

@@ -77,6 +77,7 @@ def one() -> dict[str, dict]:
 def compare(found: dict, expected: dict) -> None:
     """Compare two outcomes; training accuracies are computed in float32."""
     torch.testing.assert_close(found["states"], expected["states"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found["meta-gradient"], expected["meta-gradient"], rtol=0, atol=1e-10)
     torch.testing.assert_close(found["accuracies"], expected["accuracies"], rtol=0, atol=1e-12)
     assert found["tables"].keys() == expected["tables"].keys()
     for name, rows in expected["tables"].items():
