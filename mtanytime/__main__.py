@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command_function(options)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
+        where = "" if rank == "0" else f" in process {rank}"
+        sys.stderr.write(f"error{where}: {one_line(str(error))}\n")  # at once: processes share the terminal
         return 1
 
 

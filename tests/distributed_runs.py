@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from mtanytime.anytime.trainer import AnytimeTrainer
 from mtanytime.data.batches import crop_flip
-from mtanytime.training.distributed import start
+from mtanytime.training.distributed import Processes, start
 from mtanytime.training.trainer import Trainer
+from mtanytime.transfer.baselines import BaselineTrainer
 from mtanytime.transfer.outer import FreshBatch
 
 
@@ -77,6 +78,14 @@ def transfer(norms: bool, **options: Any) -> Any:
     return transfer_runs.stirred(transfer_runs.transfer(source=source, target=target, **data, **others))
 
 
+def baseline(norms: bool) -> BaselineTrainer:
+    """Learning without forgetting and attention transfer on labelled images, views and unlabelled ones."""
+    source, target = network(partial(tiny.TinyNet, 5), True).eval(), network(tiny.TinyNet, norms)
+    extra = {"views": 5, "unlabelled": tiny.images(12, seed=9), "unlabelled_per_step": 6}
+
+    return BaselineTrainer(source, target, tiny.images(18), terms={"lwf": 1.0, "at": 10.0}, **extra, **settings())
+
+
 CASES: dict[str, Callable[[], Any]] = {
     "plain": partial(plain, False),
     "plain-norms": partial(plain, True),
@@ -87,18 +96,27 @@ CASES: dict[str, Callable[[], Any]] = {
     "recompute-norms": partial(transfer, True, mode="recompute", stages=2, inner_steps=3),
     "unroll-norms": partial(transfer, True, mode="unroll", views=None),
     "first-order": partial(transfer, False, first_order=True),
-    # batches of 6 and fresh ones of 6, which two and three processes share evenly
-    "fresh": lambda: transfer(False, batch_size=6, outer=FreshBatch(tiny.images(12, seed=8), 6)),
+    # batches of 7 and 4, and fresh ones of 8, which two and three processes share in different parts
+    "fresh": lambda: transfer(False, outer=FreshBatch(tiny.images(12, seed=8), 8)),
+    "unlabelled": lambda: transfer(True, unlabelled=tiny.images(12, seed=9), unlabelled_per_step=6),
+    "baseline": lambda: baseline(True),
 }
 
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
     """Weights, tables without seconds, and accuracies of a run, as plain values."""
+    gradients = []
+    if getattr(trainer, "meta_optimizer", None) is not None:  # of one batch, which every process has
+        pixels = torch.rand(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of fresh batches
+            gradients = trainer.meta_gradient(pixels, torch.arange(5) % 3)
     result = trainer.train()
     tables = {name: table.drop(columns="seconds", errors="ignore") for name, table in result.tables.items()}
     return {
         "states": {name: module.state_dict() for name, module in trainer.modules.items()},
         "tables": {name: table.select_dtypes("number").to_numpy().tolist() for name, table in tables.items()},
+        "meta-gradient": gradients,
         "accuracies": [result.accuracy, result.last_accuracy],
     }
 
@@ -113,6 +131,26 @@ class Forgetful(Trainer):
         loss.backward()
         self.optimizer.step()
         return {"loss": loss.item()}
+
+
+class Skipping(nn.Module):
+    """A network of which each process skips another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3, bias=False)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.layers[Processes().rank % 2](images.mean(dim=(2, 3)))
+
+
+def skipping() -> None:
+    """Train it: a process without a gradient has the part zero of its sum."""
+    trainer = Trainer(network(Skipping, True), tiny.images(18), **settings())
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert not any(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
 
 def forgetful() -> None:
@@ -134,6 +172,8 @@ def errors(folder: Path, rank: int) -> dict[str, Callable[[], Any]]:
         "data": lambda: Trainer(network(tiny.TinyNet, True), tiny.images(18, seed=rank), **settings()),
         "batch": lambda: plain(True, batch_size=17),
         "weights": forgetful,
+        "skipping": skipping,
+        "loss": lambda: plain(True, loss=nn.CrossEntropyLoss(reduction="sum")),
         "occupied": lambda: occupied(folder / "occupied"),
         "diverged": lambda: plain(True, lr=1e30).train(),
     }

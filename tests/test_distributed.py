@@ -98,6 +98,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 def compare(found: dict, expected: dict) -> None:
     """Compare two outcomes; training accuracies are computed in float32."""
     torch.testing.assert_close(found["states"], expected["states"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found["meta-gradient"], expected["meta-gradient"], rtol=0, atol=1e-10)
     torch.testing.assert_close(found["accuracies"], expected["accuracies"], rtol=0, atol=1e-12)
     assert found["tables"].keys() == expected["tables"].keys()
     for name, rows in expected["tables"].items():
@@ -131,7 +132,9 @@ def test_a_run_changes_its_number_of_processes(one: dict[str, dict], two: Path, 
             ["ValueError: batch_size: expected batches of 2 images or more, one per process, got one of 1; "] * 2,
         ),
         ("weights", ["RuntimeError: the processes' weights differ: "] * 2),
+        ("skipping", ["none", "none"]),  # layers that one process alone skips at random are no error
         ("occupied", ["ValueError: folder: expected an empty folder", "RuntimeError: process 0 stopped: folder: "]),
+        ("loss", ["ValueError: loss: expected a mean over the images, which several processes can share, got "] * 2),
         ("diverged", ["FloatingPointError: loss is nan at step "] * 2),
     ],
 )
@@ -185,3 +188,11 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     assert "l2t" in ended[0][1]
     assert ended[1][1] == ""
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 3  # the command, the header and a row
+
+
+def test_a_bad_setting_under_torchrun(tmp_path: Path) -> None:
+    """Every process meets it; their lines must not run into each other, and the first one's reads as ever."""
+    options = ["run", "smoke", "--out", str(tmp_path / "out"), "--set", "epoch=1"]
+    ended = finish(launch(2, tmp_path, *options, program=("-m", "mtanytime")))
+    message = "setting: expected one of the recipe's settings, got 'epoch'; the nearest is 'epochs'\n"
+    assert ended == [(1, f"error: {message}"), (1, f"error in process 1: {message}")]

@@ -9,6 +9,7 @@
 #SBATCH --requeue
 # With GPUs: add #SBATCH --gpus-per-node=4 and, to the sweep's options, --gpus 1 or a fraction.
 set -euo pipefail
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take from the job since SLURM 22.05
 export RAY_USAGE_STATS_ENABLED=0
 
 port=6379

@@ -9,5 +9,6 @@
 #SBATCH --requeue
 # A job that is started again continues from the last checkpoint.
 set -euo pipefail
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun does not take from the job since SLURM 22.05
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / 2))
 srun torchrun --standalone --nproc-per-node 2 -m mtanytime run "$@"

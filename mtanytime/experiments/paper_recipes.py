@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -24,7 +25,7 @@ from mtanytime.data.public import cifar100, l2t_split, stl10
 from mtanytime.data.scenes_and_actions import indoor67, stanford40
 from mtanytime.data.splits import VALIDATION_IMAGES, apply_split, balanced_split
 from mtanytime.experiments.paper_figures import paper_figure
-from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_files, check_names, run_folder
+from mtanytime.experiments.recipe import HOW_TO_GET, Parts, Recipe, Settings, check_files, check_names, run_folder
 from mtanytime.experiments.transfer_recipes import target_rows
 from mtanytime.torch_files import load_file
 from mtanytime.training.checkpoint import load_state
@@ -97,7 +98,7 @@ def read_task(key: str, path: str, split: str, seed: int, workers: int, cache: s
         split: a clone of the authors' repository, or an npz file of their splits; "": a balanced split of the paper's
             size, drawn from the seed.
         seed: of that split.
-        workers: processes that decode; -1: one per processor.
+        workers: processes that decode; -1: as many as torch has threads, which a sweep or torchrun limits.
         cache: a folder for decoded images; "": none.
 
     Raises:
@@ -107,7 +108,7 @@ def read_task(key: str, path: str, split: str, seed: int, workers: int, cache: s
     if split:
         known = ", ".join(name for name, each in SETS.items() if each.split is not None)
         require(chosen.split is not None, "split", f"none: the authors' are of {known}", split)
-    task = chosen.read(path, None if workers < 0 else workers, cache or None)
+    task = chosen.read(path, torch.get_num_threads() if workers < 0 else workers, cache or None)
     if split:
         return apply_split(task, l2t_split(split, chosen.split))
     train, validation = balanced_split(task.train, VALIDATION_IMAGES[chosen.full_name], seed)
@@ -137,7 +138,9 @@ def _parts(key: str, settings: Settings, seed: int, folder: Path | None, progres
     """Train a target by each of the settings' methods."""
     chosen = SETS[key]
     check_names("methods", settings["methods"], METHODS)
-    check_files(settings, "images", "source")
+    how = {"images": f"set it to {chosen.name}'s archive, or the folder that holds it (see mtanytime.data)"}
+    how["source"] = "set it to torchvision's resnet34-b627a593.pth" if chosen.large else HOW_TO_GET["source"]
+    check_files(settings, "images", "source", how=how)
     source = _source(key, settings["source"])
     place = tuple(settings[name] for name in ("images", "split"))
     task, validation = read_task(key, *place, seed, settings["workers"], settings["cache"])

@@ -22,7 +22,7 @@ Parts = Iterator[tuple[str, Trainer]]
 Rows = Callable[[str, int, Trainer, TrainingResult | None], list[dict[str, Any]]]
 
 _KINDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("a text", "names")}
-_HOW_TO_GET = {
+HOW_TO_GET = {
     "source": "set it to the L2T-ww authors' logs/tinyimagenet-200-resnet32/0/ checkpoint (from alinlab/L2T-ww)",
     "images": "set it to a folder with torchvision's CIFAR-10; `data.cifar10(folder, download=True)` downloads it",
 }
@@ -130,10 +130,10 @@ def check_scored_on(settings: Settings) -> None:
     require(scored_on in ("test", "validation"), "scored_on", "'test' or 'validation'", scored_on)
 
 
-def check_files(settings: Settings, *names: str) -> None:
-    """Check that the files or folders that these settings name exist. ValueError that says where to get them if not."""
+def check_files(settings: Settings, *names: str, how: Mapping[str, str] = HOW_TO_GET) -> None:
+    """Check that the files or folders that these settings name exist. ValueError that says `how` to get them if not."""
     for name in names:
-        require(Path(settings[name]).exists(), name, "an existing file or folder", settings[name], _HOW_TO_GET[name])
+        require(Path(settings[name]).exists(), name, "an existing file or folder", settings[name], how[name])
 
 
 @cache

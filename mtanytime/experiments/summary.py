@@ -39,6 +39,8 @@ def load_results(places: Sequence[Path]) -> list[Source]:
     """
     different = len({place.resolve() for place in places}) == len(places)
     require(different, "places", "different ones", list(map(str, places)))
+    for place in places:
+        require(place.exists(), "place", "the folder of a sweep or a CSV file", str(place))
     return [_of_sweep(place) if place.is_dir() else _of_file(place) for place in places]
 
 

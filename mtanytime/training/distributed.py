@@ -9,6 +9,12 @@ with torchrun (`torchrun --nproc-per-node 2 program.py`), and let it call `start
 L = Σ_r (n_r/n)·L_r, so each process scales its loss by n_r/n, and the gradient of L is the sum of the processes'
 gradients. A sum within the graph (of batch norm's moments) has the sum of the incoming gradients as its derivative,
 because the loss of every process depends on it.
+
+*What is not as in one process.* Random layers (dropout, random depth) draw alike in every process, and a transform that
+mixes the images of a batch would mix in images that this process has not read.
+
+Every trainer that is made while torch.distributed's default group is initialised is a part of such a run: make it, and
+call it, in all processes.
 """
 
 import os
@@ -27,12 +33,15 @@ from mtanytime.data.images import LabelledImages
 
 T = TypeVar("T")
 
+_ON_CPU = 'CUDA_VISIBLE_DEVICES="" trains on the CPU'
 _LOST = ("gloo", "nccl", "connection", "timed out", "socket")  # words of torch's errors when a process has ended
 
 
 @contextmanager
 def start(minutes: float = 10.0) -> Iterator["Processes"]:
     """Join the processes that torchrun started, for a block; a program that was started alone is one process.
+
+    Where the program has initialised torch.distributed itself, its default group is used.
 
     Each process gets the GPU of its local rank, if there are GPUs.
 
@@ -43,13 +52,13 @@ def start(minutes: float = 10.0) -> Iterator["Processes"]:
         ValueError: fewer GPUs than processes on this machine.
         RuntimeError: the processes do not find each other.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or (dist.is_available() and dist.is_initialized()):
         yield Processes()
         return
     local, backend = int(os.environ.get("LOCAL_RANK", "0")), "gloo"
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
-        require(local < gpus, "processes", f"at most {gpus} on this machine, one per GPU", local + 1)
+        require(local < gpus, "processes", f"at most {gpus} on this machine, one per GPU", local + 1, _ON_CPU)
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
@@ -111,9 +120,16 @@ class Processes:
         return [_Sum.apply(value) for value in values]
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace the parameters' gradients by their sums over the processes, which must have the same ones."""
+        """Replace the parameters' gradients by their sums over the processes; no gradient counts as zero beside others.
+
+        A parameter keeps the gradient None if it has none in any process.
+        """
         if self.count > 1:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            (reached,) = self.sums([torch.tensor([float(parameter.grad is not None) for parameter in parameters])])
+            reached = [parameter for parameter, n in zip(parameters, reached.tolist(), strict=True) if n]
+            for parameter in reached:  # a layer that this process alone skips at random
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients = [parameter.grad for parameter in reached]
             for own, total in zip(gradients, self.sums(gradients), strict=True):
                 own.copy_(total)
 
@@ -168,8 +184,8 @@ class Processes:
     def check_same(self, record: Mapping[str, Any]) -> None:
         """Raise ValueError, in every process, unless all have the same settings, network and data."""
         shown = {name: repr(value) for name, value in record.items()}
-        for rank, other in enumerate(self.gathered(shown)):
-            first = self.from_first(shown)
+        first, *_ = everywhere = self.gathered(shown)
+        for rank, other in enumerate(everywhere):
             for name in {**first, **other}:
                 if other.get(name) != first.get(name):
                     expected = f"{first.get(name)} in every process, as in process 0"

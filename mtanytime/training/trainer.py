@@ -48,7 +48,15 @@ from mtanytime.training.sets import prepare_sets
 from mtanytime.training.settings import TrainerSettings, check_keywords, complete, with_keywords_of
 from mtanytime.training.shared_batch_norm import shared_batch_norm
 from mtanytime.training.stored_run import describe_network
-from mtanytime.training.trial import Images, Labels, check_labels, smallest_batch, training_probe, try_network
+from mtanytime.training.trial import (
+    Images,
+    Labels,
+    check_labels,
+    check_mean,
+    smallest_batch,
+    training_probe,
+    try_network,
+)
 
 # First parts of derived seeds. Those of epochs and batches begin with an epoch, 0 or more.
 _STEP, _SETTLE = -2, -5
@@ -184,6 +192,8 @@ class Trainer(KeptRun):
         expected = f"batches of {count} images or more, one per process"
         require(least is None or least >= count, "batch_size", expected, Words(f"one of {least}"), remedy)
         self.processes.copy_first(self.modules)
+        images, labels = self.batches.batch(0, 0)
+        check_mean(self.loss, self.model, images[:8], labels[:8], self.precision)
         self.batches.needed = self.processes.rows
 
     def _config(self) -> Row:

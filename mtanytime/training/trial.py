@@ -3,6 +3,7 @@
 The trial leaves no trace: modes, buffers and torch's random state are as before.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -133,6 +134,28 @@ def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tens
         raise mismatch("loss", "a function of the network's output and the labels", came) from error
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     require(shape == (), "loss", "a function that returns a scalar tensor", Words(shape))
+
+
+@torch.no_grad()
+def check_mean(
+    loss: Callable[[Any, Tensor], Tensor], model: nn.Module, images: Images, labels: Labels, precision: Precision
+) -> None:
+    """Raise ValueError unless the loss of a few images is the mean of the losses of two parts of them."""
+    parameter = next(model.parameters())
+    images, labels = images.to(parameter.device, parameter.dtype), labels.to(parameter.device)
+
+    def of(rows: slice) -> float:
+        with trial_run(model, images.device, training=False) as buffers, autocast(images.device, precision):
+            return loss(functional_call(model, buffers, images[rows]), labels[rows]).item()
+
+    count = len(labels)
+    middle = count // 3
+    whole, first, second = of(slice(count)), of(slice(middle)) if middle else 0.0, of(slice(middle, count))
+    mean = (middle * first + (count - middle) * second) / count
+    tolerance = 2e-2 if precision == "bfloat16" else 1e-3
+    got = Words(f"{whole:.4g} for {count} images, and {first:.4g} and {second:.4g} for two parts of them")
+    near = not math.isfinite(whole) or abs(whole - mean) <= tolerance * max(abs(whole), abs(mean))
+    require(near, "loss", "a mean over the images, which several processes can share", got)
 
 
 def check_labels(name: str, labels: Labels, outputs: int | None) -> None:

@@ -189,9 +189,12 @@ class BaselineTrainer(Trainer):
         self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]
     ) -> dict[str, float]:
         """Do one SGD step on the task's loss plus the weighted terms and return the metrics."""
-        everything = images
+        everything, weight = images, 1.0
         if self.extra_images:
-            everything = torch.cat([images, self.processes.part(self.extra_images.draw(self.step, images))])
+            extra = self.extra_images.draw(self.step, images)
+            everything = torch.cat([images, self.processes.part(extra)])
+            # Of several processes, this one's share of all images, relative to its share of the labelled ones.
+            weight = len(everything) / (len(images) + self.share * len(extra))
         self.terms.train()
         source = self._source_pass(everything)
         with autocast(self.device, self.precision):
@@ -203,8 +206,8 @@ class BaselineTrainer(Trainer):
             View(view.output, {layer: maps.to(images.dtype) for layer, maps in view.maps.items()})
             for view in (source, target)
         )
-        losses = {name: self._term(name, everything, source, target).mean() for name in self.term_weights}
-        total = task + sum(weight * losses[name] for name, weight in self.term_weights.items())
+        losses = {name: weight * self._term(name, everything, source, target).mean() for name in self.term_weights}
+        total = task + sum(self.term_weights[name] * loss for name, loss in losses.items())
         means = {"loss": total, "task_loss": task} | {f"{name}_loss": loss for name, loss in losses.items()}
         metrics = self._metrics(means | {"accuracy": batch_accuracy(output, labels)})
         self._descend(total)

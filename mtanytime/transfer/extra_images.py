@@ -76,7 +76,8 @@ class ExtraImages:
             shape = tuple(self.unlabelled.batch(0, 0)[0].shape[1:])
             require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
             processes = Processes()
-            self.unlabelled.needed = processes.rows if processes.count > 1 else None
+            if processes.count > 1 and views is None:  # beside views, a process's part of all extra images is another
+                self.unlabelled.needed = processes.rows
 
     def __bool__(self) -> bool:
         return self.views is not None or self.unlabelled is not None

@@ -243,6 +243,7 @@ class Lookahead:
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: PairWeights,
         hyper: Sequence[Tensor],
+        shares: Shares = WHOLE,
     ) -> MetaGradient:
         """The outer loss of a batch after a lookahead from the current θ, and its gradient with respect to `hyper`.
 
@@ -253,7 +254,7 @@ class Lookahead:
         with trial_run(target, images.device, training=True) as buffers:
             with torch.no_grad():
                 features = functional_call(target, buffers, images, False)[1]
-            batch = self._prepare(images, labels, source_features, features, weights)
+            batch = replace(self._prepare(images, labels, source_features, features, weights), shares=shares)
             meta = self._look_ahead(batch)
         return MetaGradient(
             meta.outer_loss, list(torch.autograd.grad(list(batch.weights.values()), list(hyper), meta.gradients))

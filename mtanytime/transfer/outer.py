@@ -29,7 +29,7 @@ class FreshBatch:
     rewarded for overfitting that batch. A fresh batch rewards generalization. It comes from the training set, which
     costs no labels (some of its images may also be in the step's batch), or from held-out images. This deviates from
     the paper and the authors' code. The draws follow torch's random state, which a trainer seeds at each step, so runs
-    are reproducible and can be resumed. Several processes share one draw, in equal parts.
+    are reproducible and can be resumed. Several processes share one draw.
 
     Args:
         data: the images to draw from, with the classes of the training set. If validation images are a part of it,
@@ -72,9 +72,13 @@ class FreshBatch:
         seed = int(torch.randint(2**62, ()))
         fresh, fresh_labels = Batches(self.data, self.batch_size, seed, self.augment).batch(0, 0)
         processes = Processes()
-        even = len(fresh) - len(fresh) % processes.count  # so that all images of all processes count the same
-        fresh, fresh_labels = processes.part(fresh[:even]), processes.part(fresh_labels[:even])
-        return self.loss(forward(fresh.to(images.device, images.dtype)), fresh_labels.to(images.device))
+        own, own_labels = processes.part(fresh), processes.part(fresh_labels)
+        loss = self.loss(forward(own.to(images.device, images.dtype)), own_labels.to(images.device))
+        if processes.count == 1:
+            return loss
+        (total,) = processes.sums([torch.tensor(float(len(images)))])
+        # The lookahead weighs each process by its share of the step's images, which is not that of the fresh ones.
+        return loss * (len(own) / len(fresh)) / (len(images) / total.item())
 
 
 def try_outer(

@@ -24,6 +24,7 @@ from mtanytime.training.identity import describe_data, fingerprint, record
 from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
+from mtanytime.training.shared_batch_norm import shared_batch_norm
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.training.trial import check_labels
 from mtanytime.transfer.arrived import Arrived
@@ -339,14 +340,18 @@ class TransferTrainer(Trainer):
         """The gradient of the outer objective after a lookahead from the current weights, for one batch.
 
         One tensor per parameter of the meta-networks `meta`. Nothing changes, and no real step comes before the
-        lookahead, unlike in training. RuntimeError if nothing is learned (`what` and `where` off).
+        lookahead, unlike in training. All of several processes must call it, with the same batch. RuntimeError if
+        nothing is learned (`what` and `where` off).
         """
         if self.meta_optimizer is None:
             raise RuntimeError("what and where are off, so there are no meta-networks to differentiate for")
         images = images.to(self.device, next(self.model.parameters()).dtype)
         source_features = self.source_features(images)
         weights, phi = self.meta(source_features), list(self.meta.parameters())
-        return self.lookahead.meta_gradient(images, labels.to(self.device), source_features, weights, phi).gradients
+        shares = Shares(1 / self.processes.count, 1 / self.processes.count)  # each has the whole batch
+        with shared_batch_norm(self.processes):
+            batch = images, labels.to(self.device), source_features
+            return self.processes.sums(self.lookahead.meta_gradient(*batch, weights, phi, shares).gradients)
 
     def source_features(self, images: Images) -> Maps:
         """The maps of the sources' layers for a batch on the run's device, in the dtype of the images."""
