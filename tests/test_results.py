@@ -358,8 +358,10 @@ def scale_figures(steps: pd.DataFrame, files: pd.DataFrame) -> list[str]:
     assert ours["resident_mb"] < 2000
     assert ours["images_per_second"] > theirs["images_per_second"]
     times, cached_times = (part["images_per_second"] / theirs["images_per_second"] for part in (ours, cached))
-    figures.append(f"{ours['images']:,} files take {ours['resident_mb'] / 1000:.2f} GB of memory with the workers'")
-    figures.append(f"{times:.1f} times as many images per second as torchvision's ImageFolder")
+    figures.append(
+        f"{int(ours['images']):,} files take {ours['resident_mb'] / 1000:.2f} GB of memory with the workers'"
+    )
+    figures.append(f"{times:.2f} times as many images per second as torchvision's ImageFolder")
     figures.append(f"{cached_times:.1f} times as many from the file of decoded images")
     return figures
 

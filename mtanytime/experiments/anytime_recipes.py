@@ -114,7 +114,7 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     exits, branches = settings["inclusive_exits"], settings["inclusive_branches"]
     divides = exits >= 1 and branches % exits == 0
     require(divides, "inclusive_exits", f"a divisor of inclusive_branches ({branches})", exits)
-    task, validation = _task(settings, seed)
+    task, validation = _sets(settings, seed)
     shared = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "precision")}
     shared |= {"nesterov": True, "schedule": "warm-up cosine", "augment": crop_flip()}
     shared |= PAPER_LOOP | {"validation": validation} if validation is not None else {}
@@ -153,22 +153,22 @@ def rows(part: str, seed: int, trainer: Trainer, result: TrainingResult | None) 
     ]
 
 
-def _task(settings: Settings, seed: int) -> tuple[Task, ImageSet | None]:
-    """The training images, and the test set or, to make choices, other training images; and validation images, if any.
+def _sets(settings: Settings, seed: int) -> tuple[Task, ImageSet | None]:
+    """The task and, where the settings have `validation_images` as in the paper, so many of the training images."""
+    if "validation_images" not in settings:
+        return _task(settings, seed), None
+    load = load_cifar100 if settings["data_set"] == "cifar100" else load_cifar10
+    cifar = load(settings["images"])
+    train, validation = balanced_split(cifar.train, settings["validation_images"], seed)
+    return Task(train, cifar.test if settings["scored_on"] == "test" else validation), validation
 
-    Settings with `validation_images` hold these back, as in the paper. Else `per_class` images of each class are used,
-    or, without that setting, all of them; those that are held back for scores are then the same in every run.
+
+def _task(settings: Settings, seed: int) -> Task:
+    """`per_class` training images of each class, and the test set or, to make choices, other training images.
+
+    Settings without `per_class` stand for all training images; those that are held back are then the same in every run.
     """
-    if "validation_images" in settings:
-        load = load_cifar100 if settings["data_set"] == "cifar100" else load_cifar10
-        cifar = load(settings["images"])
-        train, validation = balanced_split(cifar.train, settings["validation_images"], seed)
-        return Task(train, cifar.test if settings["scored_on"] == "test" else validation), validation
-    return _scored_task(load_cifar10(settings["images"]), settings, seed), None
-
-
-def _scored_task(cifar: Task, settings: Settings, seed: int) -> Task:
-    """The training images that the settings name, and those to score on."""
+    cifar = load_cifar10(settings["images"])
     if "per_class" not in settings:
         if settings["scored_on"] == "test":
             return Task(cifar.train, cifar.test)
