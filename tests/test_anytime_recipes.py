@@ -183,3 +183,13 @@ def test_build_network_of_another_name() -> None:
     message = "model: expected one of sliced, inclusive, msdnet, separate-1, .*, separate-4, got 'separate'"
     with pytest.raises(ValueError, match=message):
         anytime_recipes.build_network("separate", RECIPES["anytime-cifar10"].settings, classes=10)
+
+
+def test_the_papers_validation_images(small_task: Task) -> None:
+    """As in the paper, so many training images are for validation in every run, and the test set is the public one."""
+    settings = RECIPES["anytime-cifar10-paper"].settings | {"validation_images": 9}
+    task, validation = anytime_recipes._sets(settings, 0)
+    assert (len(task.train), len(validation)) == (21, 9)
+    assert task.test is small_task.test
+    pixels = [{image.numpy().tobytes() for image in part.images} for part in (task.train, validation)]
+    assert not pixels[0] & pixels[1]
