@@ -12,9 +12,9 @@ import tiny_runs
 from mtanytime.console import printable
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])
-def test_the_command_line_on_a_console_without_greek(tmp_path: Path, environment: dict[str, str]) -> None:
-    """`run` prints β: a code page without it, and ASCII alone, end with status 0 and a complete run."""
+def test_the_command_line_on_a_console_without_greek(tmp_path: Path) -> None:
+    """`run` prints β: ASCII alone, the narrowest of code pages, ends with status 0 and a complete run."""
+    environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     short = ["epochs=1", "letters_per_class=2", "digits_per_class=2"]
     command = [sys.executable, "-m", "mtanytime", "run", "smoke", "--out", str(tmp_path / "é run"), "--set", *short]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=False)
