@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,3 +239,11 @@ def test_a_loader_that_ends_early() -> None:
 
     with pytest.raises(ValueError, match="unlabelled: expected a DataLoader of 10 batches, got one that ends after 2"):
         list(transfer(unlabelled=DataLoader(Short(), 2)))
+
+
+def test_views_of_a_loader_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has a part of a loader's batch only, so views of it would not be those of one process."""
+    monkeypatch.setattr("mtanytime.transfer.extra_images.Processes", lambda: SimpleNamespace(count=2))
+    batches = Batches(DataLoader(TensorDataset(LABELLED.images / 255, LABELLED.labels), 6), None, seed=3)
+    with pytest.raises(ValueError, match="views: expected None with a DataLoader and several processes"):
+        ExtraImages(batches, 5, StrongViews(), None, None, (3, 8, 8), seed=3)

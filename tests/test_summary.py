@@ -102,6 +102,18 @@ def test_mixing_is_refused(tmp_path: Path, changes: dict[str, str], message: str
         summarize(load_results(places))
 
 
+def test_tables_without_settings_are_not_mixed(tmp_path: Path) -> None:
+    """A CSV without its command may come from other settings; alone, its mean is that of one table."""
+    stated, silent = results(tmp_path), results(tmp_path, "b.csv")
+    lines = silent.read_text().splitlines(keepends=True)
+    silent.write_text("".join(line for line in lines if not line.startswith("#")))
+    assert len(summarize(load_results([silent]))) > 0
+    with pytest.raises(ValueError, match=r"b\.csv: expected a comment with the command that made it, .* got none"):
+        summarize(load_results([stated, silent]))
+    with pytest.raises(ValueError, match="place: expected the folder of a sweep or a CSV file, got "):
+        load_results([tmp_path / "nowhere"])
+
+
 def test_settings_to_tell_apart(tmp_path: Path) -> None:
     """A setting that the files state becomes a column when --by names it."""
     places = [results(tmp_path), results(tmp_path, "b.csv", "lr=0.1")]

@@ -106,9 +106,12 @@ def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.
         paper_is ("verified" or "recalled"); the last two only where the paper has a figure.
 
     Raises:
-        ValueError: an unknown column; or runs in one group, or places, that differ in a setting which is not in `by`:
-            the message names it and its values.
+        ValueError: an unknown column; one of several places that does not state its settings; or runs in one group, or
+            places, that differ in a setting which is not in `by`: the message names it and its values.
     """
+    silent = [source.place for source in sources if len(sources) > 1 and not source.settings]
+    expected = "a comment with the command that made it, as where several tables are compared"
+    require(not silent, silent[0] if silent else "", expected, Words("none, so its settings are unknown"))
     table = pd.concat([source.rows for source in sources], ignore_index=True)
     by = _columns(sources, table, by)
     table = pd.concat([_with_settings(source, by) for source in sources], ignore_index=True)

@@ -62,6 +62,9 @@ class ExtraImages:
             require(count is None or (isinstance(count, Integral) and count >= 1), name, "a whole number >= 1", count)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
         if views is not None:
+            alone = isinstance(batches.data, LabelledImages) or Processes().count == 1
+            expected = "None with a DataLoader and several processes, none of which has the whole batch"
+            require(alone, "views", expected, views, "or give an image set")
             generator = generator_for(seed, _VIEWS, -1)
             shape = tuple(self.view_augment(torch.rand(2, *image_shape, generator=generator), generator).shape)
             require(shape == (2, *image_shape), "view_augment", f"views of shape {image_shape}", shape[1:])

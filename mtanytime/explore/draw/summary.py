@@ -58,20 +58,22 @@ def _draw_rows(picture: Picture, ax: Axes, table: pd.DataFrame, groups: list[str
 
 
 def _draw_lines(picture: Picture, ax: Axes, table: pd.DataFrame, axis: str) -> None:
-    handles = {}
-    for group, look in distinct_looks(distinct(table["group"])).items():
+    handles, low, high = {}, table[axis].min(), table[axis].max()
+    logarithmic, looks = low > 0 and high / low >= 5, distinct_looks(distinct(table["group"]))
+    for k, (group, look) in enumerate(looks.items()):
         line = table[table["group"] == group].sort_values(axis)
-        handles[group] = ax.errorbar(line[axis], line["percent"], yerr=line["bar"], capsize=3, **look)
+        aside = 0.01 * (k - (len(looks) - 1) / 2)  # of the width, so that intervals do not hide each other
+        x = line[axis] * (high / low) ** aside if logarithmic else line[axis] + aside * (high - low)
+        handles[group] = ax.errorbar(x, line["percent"], yerr=line["bar"], capsize=3, **look)
         if line["reported"].notna().any():
-            hollow = ax.plot(line[axis], line["reported"], ls="", mfc="none", mec=look["color"], marker=look["marker"])
+            hollow = ax.plot(x, line["reported"], ls="", mfc="none", mec=look["color"], marker=look["marker"])
             handles.setdefault(_paper_label(table), hollow[0])
-    low, high = table[axis].min(), table[axis].max()
-    if low > 0 and high / low >= 5:
+    if logarithmic:
         log_axis(ax)
         ax.set_xticks(sorted(table[axis].unique()))
     else:
         ax.grid(alpha=0.3)
-    ax.set(xlabel=axis, ylabel="accuracy (%)")
+    ax.set(xlabel=axis, ylabel="accuracy (%)", ylim=(max(0.0, ax.get_ylim()[0]), min(100.0, ax.get_ylim()[1])))
     style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9}
     add_legend(picture, handles, title=f"mean and {INTERVAL.removesuffix(' of the mean')}", **style)
 
