@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
+from mtanytime._torchvision import torchvision_module
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.torch_files import load_file
 
@@ -107,8 +107,9 @@ def _stage(channels: int, width: int, stride: int, blocks: int) -> nn.Sequential
     shortcut = None
     if stride != 1 or channels != width:
         shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-    first = BasicBlock(channels, width, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+    block = torchvision_module("torchvision.models.resnet").BasicBlock
+    first = block(channels, width, stride, shortcut)
+    return nn.Sequential(first, *(block(width, width) for _ in range(blocks - 1)))
 
 
 def resnet(depth: int, num_classes: int, width: int = 16) -> ResNet:

@@ -82,8 +82,12 @@ def test_every_import_of_a_notebook_is_declared() -> None:
 
 
 def test_import_is_quiet() -> None:
-    """`import mtanytime` must load no Jupyter, no plotting and no scikit-learn: each takes longer than all the rest."""
+    """`import mtanytime` must load no Jupyter, no plotting, no scikit-learn: each takes longer than all the rest.
+
+    torchvision takes as long as torch, as it imports torch's compiler.
+    """
     heavy = ["IPython", "ipykernel", "ipywidgets", "jupyter_client", "matplotlib", "seaborn", "sklearn"]
+    heavy += ["torchvision", "torch._dynamo"]
     code = f"import sys, mtanytime\nprint([name for name in {heavy} if name in sys.modules])"
     finished = run_python(code)
     assert finished.returncode == 0, finished.stderr
@@ -102,7 +106,7 @@ def test_torchvision_that_does_not_fit_is_named(torchvision: str, tmp_path: Path
     """A CPU-only torch beside another torchvision fails with an unhelpful message; ours must say how to fix it."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(torchvision, encoding="utf-8")
-    finished = run_python("import mtanytime", tmp_path)
+    finished = run_python("import mtanytime; mtanytime.resnet(8, 10)", tmp_path)
     assert finished.returncode == 1
     last = finished.stderr[finished.stderr.rindex("ImportError: mtanytime needs") :]
     assert torchvision.split('"')[1] in last

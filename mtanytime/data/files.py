@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
+from mtanytime._torchvision import torchvision_module
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import printable
 from mtanytime.data.images import ImageSet
@@ -114,7 +114,8 @@ def _images_below(folder: Path, follow: bool = True) -> list[str]:
 
 def is_image(name: str) -> bool:
     """Whether a file's name has the extension of an image, in lower or upper case."""
-    return os.path.splitext(name)[1].lower() in IMG_EXTENSIONS
+    extensions = torchvision_module("torchvision.datasets.folder").IMG_EXTENSIONS
+    return os.path.splitext(name)[1].lower() in extensions
 
 
 def _visible(name: str) -> bool:

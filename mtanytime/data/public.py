@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtanytime._torchvision import torchvision_module
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.archives import Archive, folders_of
 from mtanytime.data.images import ImageSet, Task, Tree
@@ -79,13 +80,11 @@ _ARCHIVES = {  # file and the folder in it
 
 def _unpacked(kind: str, root: str | Path, download: bool, unpack_to: str | Path | None) -> Path:
     """The folder that torchvision's reader wants; an archive is unpacked, if that is what there is."""
-    import torchvision
-
     root, (name, inside) = Path(root).expanduser(), _ARCHIVES[kind]
     if download or not (root.is_file() or (root / name).is_file()):
         itself = root.name == inside and root.is_dir() and not (root / inside).is_dir()
         return root.parent if itself else root
-    reader = getattr(torchvision.datasets, kind)
+    reader = getattr(torchvision_module().datasets, kind)
     holds = tuple(file for file, *_ in [*reader.train_list, *reader.test_list])
     if all((root / inside / file).exists() for file in holds):
         return root
@@ -94,10 +93,9 @@ def _unpacked(kind: str, root: str | Path, download: bool, unpack_to: str | Path
 
 
 def _torchvision(kind: str, root: str | Path, download: bool, **part: Any) -> Any:
-    import torchvision
-
+    reader = getattr(torchvision_module().datasets, kind)
     try:
-        return getattr(torchvision.datasets, kind)(str(root), download=download, **part)
+        return reader(str(root), download=download, **part)
     except RuntimeError as error:
         if download:
             raise

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
+from mtanytime._torchvision import torchvision_module
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, vgg9
 from mtanytime.checks import require
 from mtanytime.data.batches import crop_flip
@@ -120,7 +120,7 @@ def _source(key: str, path: str) -> nn.Module:
     """The trained source network."""
     if not SETS[key].large:
         return load_l2t_resnet32(path)
-    network = torchvision.models.resnet34()
+    network = torchvision_module().models.resnet34()
     expected = "torchvision's weights of ResNet-34"
     try:
         load_state(network, load_file(path, expected, old_form=True))
@@ -130,7 +130,7 @@ def _source(key: str, path: str) -> nn.Module:
 
 
 def _target(key: str, classes: int) -> nn.Module:
-    network = torchvision.models.resnet18(num_classes=classes) if SETS[key].large else vgg9(classes)
+    network = torchvision_module().models.resnet18(num_classes=classes) if SETS[key].large else vgg9(classes)
     return Normalized(network, IMAGENET_MEAN, IMAGENET_STD)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
+from mtanytime._torchvision import torchvision_module
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import crop_flip
@@ -86,7 +86,7 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
 
 def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
     """The torchvision network of the setting `target` with new weights, in ImageNet's normalisation."""
-    network = torchvision.models.get_model(settings["target"], weights=None, num_classes=classes)
+    network = torchvision_module().models.get_model(settings["target"], weights=None, num_classes=classes)
     return Normalized(network, IMAGENET_MEAN, IMAGENET_STD)
 
 
