@@ -9,7 +9,7 @@ from mtanytime.data.images import Task
 from mtanytime.experiments import map_recipes as recipes
 from mtanytime.experiments.runner import plan, run
 
-SMALL = {"source_depth": "8", "source_epochs": "1", "steps": "2", "search_steps": "2", "trials": "2", "batch_size": "8"}
+SMALL = {"source_depth": "8", "source_epochs": "1", "steps": "2", "search_steps": "2", "trials": "4", "batch_size": "8"}
 SMALL |= {"target_width": "4", "views": "4"}
 
 

@@ -1,4 +1,4 @@
-"""Search, then train: maps from held-back labels, drawn at random, and the training with the map that was found."""
+"""Search, then train: maps learned on held-back labels, and the training with the map that was found."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.data.images import ImageSet
-from mtanytime.transfer import PAPER, TransferMap, TransferTrainer, random_search, search_map, search_then_train
-from mtanytime.transfer.search import random_map
+from mtanytime.transfer import PAPER, TransferMap, TransferTrainer, search_map, search_then_train
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
 SETTINGS = PAPER | {"epochs": 2, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False}
@@ -68,26 +67,6 @@ def test_a_given_network_is_copied_for_the_search() -> None:
     assert all(value.equal(start[name]) for name, value in network.state_dict().items())
 
 
-def test_random_search() -> None:
-    """The best of the drawn maps on the held-out labels wins; the draws depend on the seed alone."""
-    found = random_search(SOURCE, target, DATA, trials=4, seed=3, **SETTINGS)
-    assert found.map == found.maps[max(range(4), key=found.scores.__getitem__)]
-    again = random_search(SOURCE, target, DATA, trials=2, seed=3, **SETTINGS)
-    assert again.maps == found.maps[:2]
-    assert again.scores == found.scores[:2]
-
-
-def test_random_maps_cover_the_space() -> None:
-    """λ has the mean 1 and, over many draws, the spread of a flat Dirichlet distribution; w sums to 1."""
-    pairs, channels = [("a", "x"), ("a", "y"), ("b", "x")], {"a": 3, "b": 8}
-    draws = torch.tensor([list(random_map(pairs, channels, seed).pairs.values()) for seed in range(3000)])
-    torch.testing.assert_close(draws.mean(1), torch.ones(3000))
-    torch.testing.assert_close(draws.var(0) / 9, torch.full((3,), 2 / 9 / 4), rtol=0.1, atol=0)  # (k-1)/(k²(k+1)), k=3
-    weights = random_map(pairs, channels, 0).channels
-    assert sum(weights["b", "x"]) == pytest.approx(1)
-    assert weights["a", "x"] != weights["a", "y"]
-
-
 def test_meta_every() -> None:
     """A lookahead at every third step: φ moves there and rests between, and the loop costs no outer loss."""
     trainer = TransferTrainer(SOURCE, target, DATA, meta_every=3, meta_lr=0.01, **SETTINGS)
@@ -120,7 +99,7 @@ def test_clipped_and_normalized() -> None:
     ("options", "message"),
     [
         ({"splits": 0}, "splits: expected a whole number >= 1, got 0"),
-        ({"held_out": 1.0}, "fraction: expected a number between 0 and 1"),
+        ({"held_out": 1.0}, "held_out: expected a number between 0 and 1"),
         ({"data": DATA.few(1, 0)}, "expected at least 2 images for a split, got 1"),
         (
             {"data": DataLoader(TensorDataset(DATA.images / 255, DATA.labels), 6)},

@@ -21,8 +21,9 @@ from mtanytime.experiments.search_run import SearchRun
 from mtanytime.experiments.transfer_recipes import digits_task, letters_task
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.outer import FreshBatch
-from mtanytime.transfer.search import MapSearch, random_search, search_map
+from mtanytime.transfer.search import MapSearch
 from mtanytime.transfer.trainer import TransferTrainer
+from mtanytime.transfer.trials import random_search, trial_search
 
 PAIRS = {
     "matching_single": [("layer3", "features.13")],
@@ -76,11 +77,8 @@ def _trainer(
         return TransferTrainer(source, make, task, **learned, **options)
     place = options.pop("folder")
     search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
-    if method == "random_search":
-        searching = partial(random_search, source, make, task.train, trials=settings["trials"], **search)
-    else:
-        search |= {"splits": settings["splits"], "meta_lr": settings["meta_lr"], "beta": settings["beta_search"]}
-        searching = partial(search_map, source, make, task.train, **search)
+    searcher = random_search if method == "random_search" else trial_search
+    searching = partial(searcher, source, make, task.train, trials=settings["trials"], **search)
 
     def train(found: MapSearch) -> TransferTrainer:
         return TransferTrainer(source, make, task, map=found.map, folder=run_folder(place, "train"), **options)
@@ -110,8 +108,7 @@ RECIPES = {
             "target_width": 16,
             "steps": 240,
             "search_steps": 240,
-            "splits": 1,
-            "trials": 4,
+            "trials": 16,
             "views": 25,
             "batch_size": 25,
             "lr": 0.05,
@@ -122,8 +119,6 @@ RECIPES = {
             "beta_random_search": 4.0,
             "beta_l2t": 4.0,
             "beta_search_then_train": 4.0,
-            "beta_search": 2.0,  # at β = 4 and a meta rate of 1e-2, searches diverge
-            "meta_lr": 1e-3,
             "meta_lr_l2t": 1e-3,
             "checkpoint_seconds": 30.0,
         },

@@ -6,8 +6,7 @@ cannot tell one pair from another. Here the labels are split: the task's loss se
 other. Matching needs no labels, so it may use all images. The mean of λ and w over the search and over several splits
 is a map, and the final training with it costs what plain matching costs. This is ours, not the paper's.
 
-`random_search` is the rival: maps drawn at random from the same space, trained for a while each, and compared on the
-same held-out labels.
+`trial_search` judges maps by whole trainings in place of a lookahead.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,13 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
 from mtanytime.data.images import LabelledImages, Task
-from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.randomness import derive_seed
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.outer import FreshBatch
@@ -41,20 +39,22 @@ SEARCH: dict[str, Any] = {
     "meta_lr": 1e-3,
     "meta_clip": 1.0,
 }
-_SPLIT, _TRIAL = -8, -9  # purposes of derived seeds
+_SPLIT = -8  # purpose of derived seeds
 
 
 @dataclass(frozen=True)
 class MapSearch:
     """The outcome of a search: its map, the map of each split or trial, and the seconds of training it took.
 
-    `scores` has one number per map: the accuracy on the held-out labels of a random search, else nothing.
+    `losses` has one number per trial, the loss on the held-out labels; nothing for a search by lookahead. `effects` is
+    what `trial_search` found out about each pair: by how much it lowers the logarithm of that loss.
     """
 
     map: TransferMap
     maps: tuple[TransferMap, ...]
     seconds: float
-    scores: tuple[float, ...] = field(default=())
+    losses: tuple[float, ...] = ()
+    effects: Mapping[Pair, float] = field(default_factory=dict)
 
 
 def search_map(
@@ -89,7 +89,7 @@ def search_map(
             labels.
     """
     require(splits >= 1, "splits", "a whole number >= 1", splits)
-    train, make = _training_set(data), _maker(target)
+    train, make = training_set(data), maker(target)
     settings = SEARCH | settings
     if settings["where"] not in ("relu6", "relu"):
         settings["where_start"] = "random"  # the others start even of themselves
@@ -97,66 +97,14 @@ def search_map(
     maps, seconds = [], 0.0
     for split in range(splits):
         own_seed = derive_seed(seed, _SPLIT, split)
-        fit, held = train.split(held_out, own_seed)
+        fit, held = hold_back(train, held_out, own_seed)
         outer = FreshBatch(held, batch_size, settings.get("augment"))
-        run = {"outer": outer, "seed": own_seed % 2**31, "folder": _folder(folder, f"split{split}")}
+        run = {"outer": outer, "seed": own_seed % 2**31, "folder": subfolder(folder, f"split{split}")}
         trainer = TransferTrainer(source, make(), fit, **{"progress": False} | settings | run)
         result = trainer.train()
         seconds += result.seconds
         maps.append(result.map.scaled())
     return MapSearch(TransferMap.mean(maps), tuple(maps), seconds)
-
-
-def random_search(
-    source: Source,
-    target: Target,
-    data: Data,
-    *,
-    trials: int,
-    held_out: float = 0.5,
-    folder: str | Path | None = None,
-    seed: int = 0,
-    **settings: Any,
-) -> MapSearch:
-    """Draw maps at random, train a target with each, and choose the one with the best accuracy on held-out labels.
-
-    λ is drawn uniformly from all weights with the mean 1 (a flat Dirichlet distribution); the channel weights are the
-    softmax of standard normal numbers. The first of equally good maps wins. All trials share one split.
-
-    Args:
-        trials: how many maps to try; with `steps`, the budget.
-        source, target, data, held_out, folder, seed, settings: see `search_map`; `SEARCH` does not apply.
-
-    Raises:
-        ValueError: as `search_map`; `trials` below 1.
-    """
-    require(trials >= 1, "trials", "a whole number >= 1", trials)
-    fit, held = _training_set(data).split(held_out, derive_seed(seed, _SPLIT, 0))
-    make, maps, scores, seconds = _maker(target), [], [], 0.0
-    settings = {"progress": False, "seed": seed} | settings
-    plain = TransferTrainer(source, make(), fit, held, **settings)  # to read pairs and channels
-    settings["teacher"] = plain.teacher  # a probe is fitted once
-    for trial in range(trials):
-        drawn = random_map(plain.pairs, plain.student.matching.source_channels, derive_seed(seed, _TRIAL, trial))
-        run = {"map": drawn, "folder": _folder(folder, f"trial{trial}")}
-        result = TransferTrainer(source, make(), fit, held, **settings | run).train()
-        maps.append(drawn)
-        scores.append(result.last_accuracy)
-        seconds += result.seconds
-    best = max(range(trials), key=scores.__getitem__)
-    return MapSearch(maps[best], tuple(maps), seconds, tuple(scores))
-
-
-def random_map(pairs: list[Pair], source_channels: Mapping[str, int], seed: int) -> TransferMap:
-    """A map drawn at random: λ uniformly from all weights with the mean 1, w the softmax of standard normal numbers."""
-    generator = generator_for(seed)
-    exponential = -torch.rand(len(pairs), generator=generator, dtype=torch.float64).clamp(min=1e-12).log()
-    weights = dict(zip(pairs, (exponential / exponential.mean()).tolist(), strict=True))
-    channels = {}
-    for pair in pairs:
-        normal = torch.randn(source_channels[pair[0]], generator=generator, dtype=torch.float64)
-        channels[pair] = normal.softmax(0).tolist()
-    return TransferMap(weights, channels)
 
 
 def search_then_train(
@@ -165,6 +113,7 @@ def search_then_train(
     data: Data,
     test: LabelledImages | None = None,
     *,
+    searcher: Callable[..., MapSearch] = search_map,
     search: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     **settings: Any,
@@ -174,7 +123,8 @@ def search_then_train(
     Args:
         source, target, data, test: see `TransferTrainer`; `target` as for `search_map`. A given network is trained in
             place after the search.
-        search: keyword arguments of `search_map` for the search alone: splits, held_out, steps, meta_lr, …
+        searcher: `search_map` or `trial_search`.
+        search: keyword arguments of the searcher for the search alone: held_out, splits or trials, steps, …
         folder: where to keep the runs, which are resumed: the search in its sub-folder "search", the map in "map.json",
             and the final training in "train".
         settings: the keyword arguments of `TransferTrainer` for both.
@@ -182,24 +132,32 @@ def search_then_train(
     Returns:
         The result of the final training, and the search.
     """
-    searched = search_map(source, target, data, folder=_folder(folder, "search"), **settings | dict(search or {}))
+    searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
     if folder is not None and Processes().first:
         searched.map.save(Path(folder) / "map.json")
-    options = {"map": searched.map, "folder": _folder(folder, "train")}
+    options = {"map": searched.map, "folder": subfolder(folder, "train")}
     return TransferTrainer(source, target, data, test, **settings | options).train(), searched
 
 
-def _training_set(data: Data) -> LabelledImages:
+def training_set(data: Data) -> LabelledImages:
+    """The labelled images whose labels a search may hold back."""
     train = data.train if isinstance(data, Task) else data
     remedy = "a DataLoader's labels cannot be split: split its data set"
     require(isinstance(train, LabelledImages), "data", "a Task or an ImageSet", Words(type(train).__name__), remedy)
     return train
 
 
-def _maker(target: Target) -> Callable[[], Target]:
+def hold_back(train: LabelledImages, held_out: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """Split the labelled images by class: those that the task's loss sees, and those that are held back."""
+    require(0 < held_out < 1, "held_out", "a number between 0 and 1", held_out)
+    return train.split(held_out, seed)
+
+
+def maker(target: Target) -> Callable[[], Target]:
     """A function that gives a fresh target: copies of a network, or the function that makes it."""
     return (lambda: deepcopy(target)) if isinstance(target, nn.Module) else (lambda: target)
 
 
-def _folder(folder: str | Path | None, name: str) -> Path | None:
+def subfolder(folder: str | Path | None, name: str) -> Path | None:
+    """A folder in the folder, if there is one."""
     return None if folder is None else Path(folder) / name

@@ -108,7 +108,7 @@ class TransferTrainer(Trainer):
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is learned then (`what`
-            and `where` are off), and the map's pairs are matched.
+            and `where` are off), and the map's pairs are matched, but for those with λ = 0.
         unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
             well: an image set or a `DataLoader`, whose labels are not read, or a folder.
         teacher: a trained network with the target's classes, whose answers are distilled into the target on all images
@@ -151,10 +151,13 @@ class TransferTrainer(Trainer):
         self.map = TransferMap.load(map) if isinstance(map, str | PathLike) else map
         if self.map is not None:
             self.transfer_settings = replace(self.transfer_settings, what=False, where="off", where_start="random")
-            pairs = list(self.map.pairs) if pairs is None else pairs
+            pairs = [pair for pair, weight in self.map.pairs.items() if weight > 0] if pairs is None else pairs
         self.teacher, self._unlabelled, self._arrived_data = teacher, unlabelled, arrived
         self.networks = name_sources(source)
         check_pair_form(pairs)
+        if self.map is not None and len(self.networks) > 1:  # those that the map does not use are not needed
+            used = {pair[0].partition("/")[0] for pair in pairs}
+            self.networks = {name: network for name, network in self.networks.items() if name in used} or self.networks
         self._layers = source_layers, target_layers, pairs
         super().__init__(target, data, test, **settings)
 

@@ -137,7 +137,7 @@ class FixedWeights(nn.Module):
 
     Args:
         transfer_map: the map.
-        pairs: the pairs that are matched, in their order.
+        pairs: the pairs that are matched, in their order; all of the map's but those with λ = 0, which may be left out.
         source_channels: C_m of each source layer.
 
     Raises:
@@ -146,11 +146,12 @@ class FixedWeights(nn.Module):
 
     def __init__(self, transfer_map: TransferMap, pairs: Sequence[Pair], source_channels: Mapping[str, int]) -> None:
         super().__init__()
-        others = sorted(set(pairs) ^ set(transfer_map.pairs))
+        weighty = {pair for pair, weight in transfer_map.pairs.items() if weight > 0}
+        others = sorted((set(pairs) - set(transfer_map.pairs)) | (weighty - set(pairs)))
         shown = Words(", ".join(f"{s} → {t}" for s, t in others[:4]) + " in only one of them")
         require(not others, "map", "the pairs that are matched", shown)
-        for (source, target), weights in transfer_map.channels.items():
-            channels = source_channels[source]
+        for source, target in pairs:
+            channels, weights = source_channels[source], transfer_map.channels[source, target]
             what = f"{channels} channel weights for {source} → {target}, as the source's layer has"
             require(len(weights) == channels, "map", what, Words(f"{len(weights)}, of another network"))
         self.pairs = list(pairs)

@@ -1,0 +1,177 @@
+"""Search for a map by trials: whole trainings with a few pairs each, judged by their loss on held-back labels.
+
+A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). Here this
+favours pairs at the target's last layers, which in the end do harm. A trial goes to the end of a training. It matches a
+few pairs, all with the same weight, and a linear model of the held-out loss in the pairs of the trials says what each
+pair contributes. The first trials have each pair once; then Thompson sampling (Biometrika 25, 1933) proposes the pairs:
+those that are best for effects drawn from the model's posterior distribution, so that good pairs are tried together and
+doubtful ones again. This is ours, not the paper's.
+
+`random_search` is the rival: as many trials of maps drawn at random, of which the one with the least loss is taken.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mtanytime.checks import require
+from mtanytime.measure.evaluation import predictions
+from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.search import Data, MapSearch, Source, Target, hold_back, maker, subfolder, training_set
+from mtanytime.transfer.trainer import TransferTrainer
+from mtanytime.transfer.transfer_map import TransferMap
+
+_SPLIT, _TRIAL = -8, -9  # purposes of derived seeds
+
+
+def trial_search(
+    source: Source,
+    target: Target,
+    data: Data,
+    *,
+    trials: int = 16,
+    kept: int | None = None,
+    held_out: float = 0.5,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> MapSearch:
+    """Learn which pairs to match from trials, and return the map of the best ones, with equal weights.
+
+    Args:
+        source, target, data, held_out: see `search_map`. All trials share one split of the labels.
+        trials: how many targets to train; enough for each pair to be tried once.
+        kept: how many pairs each trial and the map match; default: a quarter of all, at least one.
+        folder: where to keep the trials, which are resumed; None keeps them in memory.
+        settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
+
+    Returns:
+        The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses
+        and the effect of each pair.
+
+    Raises:
+        ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
+    """
+    tried = _Trials(source, target, data, held_out, folder, settings)
+    count = len(tried.pairs)
+    kept = max(1, round(count / 4)) if kept is None else kept
+    require(1 <= kept <= count, "kept", f"a number of pairs, 1 to {count}", kept)
+    first = _each_once(tried.pairs, kept, tried.seed)
+    require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
+    for trial in range(trials):
+        tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(kept)))
+    effects, _ = tried.model()
+    best = [tried.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
+    by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
+    return MapSearch(tried.map_of(best), tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+
+
+def random_search(
+    source: Source,
+    target: Target,
+    data: Data,
+    *,
+    trials: int,
+    held_out: float = 0.5,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> MapSearch:
+    """Draw maps at random, train a target with each, and choose the one with the least loss on held-out labels.
+
+    The number of pairs that a map matches is drawn uniformly, then the pairs, then λ from all weights of the mean 1 (a
+    flat Dirichlet distribution over the pairs that are matched); the channels have equal weights. The first of equally
+    good maps wins. All trials share one split of the labels.
+
+    Args:
+        trials: how many maps to try; with `steps`, the budget.
+        source, target, data, held_out, folder, settings: see `trial_search`.
+
+    Raises:
+        ValueError: as `trial_search`; `trials` below 1.
+    """
+    require(trials >= 1, "trials", "a whole number >= 1", trials)
+    tried = _Trials(source, target, data, held_out, folder, settings)
+    for trial in range(trials):
+        tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, _TRIAL, trial)))
+    best = int(np.argmin(tried.losses))
+    return MapSearch(tried.maps[best], tuple(tried.maps), tried.seconds, tuple(tried.losses))
+
+
+def random_map(pairs: Sequence[Pair], source_channels: Mapping[str, int], seed: int) -> TransferMap:
+    """A map drawn at random: how many pairs, which, and their λ with the mean 1 over all; equal weights of channels."""
+    generator = generator_for(seed)
+    count = int(torch.randint(1, len(pairs) + 1, (1,), generator=generator))
+    chosen = torch.randperm(len(pairs), generator=generator)[:count]
+    exponential = -torch.rand(count, generator=generator, dtype=torch.float64).clamp(min=1e-12).log()
+    weights = torch.zeros(len(pairs), dtype=torch.float64)
+    weights[chosen] = exponential * len(pairs) / exponential.sum()
+    uniform = TransferMap.uniform(pairs, source_channels)
+    return TransferMap(dict(zip(pairs, weights.tolist(), strict=True)), uniform.channels)
+
+
+class _Trials:
+    """Targets trained with a map each on a part of the labels, and their losses on the others."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        data: Data,
+        held_out: float,
+        folder: str | Path | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._source, self._make, self._folder = source, maker(target), folder
+        self._settings = {"progress": False} | dict(settings)
+        self.seed: int = self._settings.get("seed", 0)
+        self._fit, self._held = hold_back(training_set(data), held_out, derive_seed(self.seed, _SPLIT, 0))
+        plain = TransferTrainer(source, self._make(), self._fit, **self._settings)  # to read pairs and channels
+        self._settings["teacher"] = plain.teacher  # a probe is fitted once
+        self.pairs, self.channels = list(plain.pairs), dict(plain.student.matching.source_channels)
+        for name in ("pairs", "source_layers", "target_layers"):
+            self._settings.pop(name, None)
+        self.maps: list[TransferMap] = []
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def map_of(self, chosen: Sequence[Pair]) -> TransferMap:
+        """The map that matches these pairs alone, with equal weights of the mean 1 over all pairs."""
+        weights = dict.fromkeys(self.pairs, 0.0) | dict.fromkeys(chosen, len(self.pairs) / len(chosen))
+        return TransferMap(weights, TransferMap.uniform(self.pairs, self.channels).channels)
+
+    def run(self, drawn: TransferMap) -> None:
+        """Train a target with a map, or read a finished trial, and add its loss."""
+        place = subfolder(self._folder, f"trial{len(self.maps)}")
+        trainer = TransferTrainer(self._source, self._make(), self._fit, map=drawn, folder=place, **self._settings)
+        self.seconds += trainer.train().seconds
+        logits = self._settings.get("logits")
+        outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
+        self.maps.append(drawn)
+        self.losses.append(F.cross_entropy(outputs[-1], labels).item())
+
+    def model(self) -> tuple[np.ndarray, np.ndarray]:
+        """What each pair takes off the logarithm of the loss: the mean and the covariance of the posterior."""
+        from sklearn.linear_model import BayesianRidge
+
+        matched = np.array([[float(one.pairs[pair] > 0) for pair in self.pairs] for one in self.maps])
+        fitted = BayesianRidge().fit(matched, -np.log(np.maximum(self.losses, 1e-6)))
+        return fitted.coef_, fitted.sigma_
+
+    def proposal(self, kept: int) -> list[Pair]:
+        """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
+        mean, covariance = self.model()
+        draw = np.random.default_rng(abs(derive_seed(self.seed, _TRIAL, len(self.maps))))
+        effects = draw.multivariate_normal(mean, covariance, method="eigh")
+        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
+
+
+def _each_once(pairs: Sequence[Pair], kept: int, seed: int) -> list[list[Pair]]:
+    """Trials of `kept` pairs in which each pair occurs, in random order; the last one is filled with random others."""
+    order = torch.randperm(len(pairs), generator=generator_for(seed, _TRIAL)).tolist()
+    filled = order + order[: math.ceil(len(pairs) / kept) * kept - len(pairs)]
+    return [[pairs[i] for i in filled[start : start + kept]] for start in range(0, len(pairs), kept)]

@@ -1,0 +1,150 @@
+"""Search by trials: a linear model of the held-out loss finds the pairs that help; its rival draws maps at random."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from mtanytime.data.images import ImageSet
+from mtanytime.transfer import (
+    PAPER,
+    TransferMap,
+    TransferTrainer,
+    random_search,
+    search_then_train,
+    trial_search,
+)
+from mtanytime.transfer import trials as module
+from mtanytime.transfer.trials import random_map
+
+SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
+SETTINGS = PAPER | {"what": False, "where": "off", "epochs": 1, "batch_size": 6, "lr": 0.05}
+SETTINGS |= {"device": "cpu", "progress": False}
+
+
+def target() -> tiny.TinyNet:
+    """The network to train."""
+    return tiny.made(4, seed=1)
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int = 15) -> list[list[int]]:
+    """Replace trainings by losses that the helpful pairs lower and others raise; the pairs of each trial, by number."""
+    tried: list[list[int]] = []
+    noise = np.random.default_rng(5)
+
+    def init(self: module._Trials, *_: object) -> None:
+        self.seed, self.maps, self.losses, self.seconds = 0, [], [], 0.0
+        self.pairs = [(f"s{i}", "t") for i in range(pairs)]
+        self.channels = {f"s{i}": 2 for i in range(pairs)}
+
+    def run(self: module._Trials, drawn: TransferMap) -> None:
+        matched = [i for i, weight in enumerate(drawn.pairs.values()) if weight > 0]
+        tried.append(matched)
+        gain = sum(0.1 if i in helpful else -0.1 for i in matched)
+        self.maps.append(drawn)
+        self.losses.append(float(np.exp(1 - gain + 0.02 * noise.standard_normal())))
+
+    monkeypatch.setattr(module._Trials, "__init__", init)
+    monkeypatch.setattr(module._Trials, "run", run)
+    return tried
+
+
+def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of fifteen pairs help: sixteen trials find them, after each pair was tried once, and try them more often."""
+    helpful = [1, 6, 7, 12]
+    tried = planted(monkeypatch, helpful)
+    found = trial_search(SOURCE, target, DATA, **SETTINGS)
+    assert {i for i, weight in enumerate(found.map.pairs.values()) if weight > 0} == set(helpful)
+    assert sum(found.map.pairs.values()) == pytest.approx(15)
+    assert {i for matched in tried[:4] for i in matched} == set(range(15))
+    assert all(len(matched) == 4 for matched in tried)
+    later = [i for matched in tried[4:] for i in matched]
+    assert sum(i in helpful for i in later) / len(later) > 0.5  # a quarter by chance
+    assert min(found.effects[f"s{i}", "t"] for i in helpful) > 0
+
+
+def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is the cross-entropy of the held-back images, none of which was trained on, by a second computation."""
+    trainers: list[TransferTrainer] = []
+    build = TransferTrainer._build
+
+    def recorded(self: TransferTrainer) -> None:
+        trainers.append(self)
+        build(self)
+
+    monkeypatch.setattr(TransferTrainer, "_build", recorded)
+    found = trial_search(SOURCE, target, DATA, trials=2, kept=2, **SETTINGS)
+    seen = {image.numpy().tobytes() for image in trainers[-1].batches.data.images}
+    held = [i for i, image in enumerate(DATA.images) if image.numpy().tobytes() not in seen]
+    assert len(held) == len(seen) == 12
+    with torch.no_grad():
+        logits = trainers[-1].model.eval()(DATA.images[held].float() / 255)
+    assert found.losses[-1] == pytest.approx(F.cross_entropy(logits, DATA.labels[held]).item(), rel=1e-5)
+    assert isinstance(DATA, ImageSet)
+
+
+def test_search_then_train_by_trials(tmp_path: Path) -> None:
+    """The final training has the map of the trials, and what is finished is read again."""
+    options = SETTINGS | {"searcher": trial_search, "search": {"trials": 3, "kept": 2}, "folder": tmp_path}
+    result, found = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
+    kept = [pair for pair, weight in found.map.pairs.items() if weight > 0]
+    assert list(result.map.pairs) == kept
+    assert len(found.losses) == 3
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")}
+    _, again = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
+    assert again.losses == found.losses
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")} == before
+
+
+def test_sources_that_a_map_leaves_out_are_not_needed() -> None:
+    """With one pair kept, a trial uses one of two sources; the other is left out instead of being refused."""
+    two = {"a": SOURCE, "b": tiny.made(5, seed=3).eval()}
+    found = trial_search(two, target, DATA, trials=8, kept=1, **SETTINGS)
+    assert {pair[0].split("/")[0] for pair in found.map.pairs} == {"a", "b"}
+    trainer = TransferTrainer(two, target, DATA, map=found.map, **SETTINGS)
+    assert len(trainer.pairs) == len(trainer.networks) == 1
+
+
+def test_random_search() -> None:
+    """The drawn map with the least loss on the held-out labels wins; the draws depend on the seed alone."""
+    found = random_search(SOURCE, target, DATA, trials=4, seed=3, **SETTINGS)
+    assert found.map == found.maps[int(np.argmin(found.losses))]
+    again = random_search(SOURCE, target, DATA, trials=2, seed=3, **SETTINGS)
+    assert (again.maps, again.losses) == (found.maps[:2], found.losses[:2])
+
+
+def test_random_maps_cover_the_space() -> None:
+    """One, two or three pairs equally often; λ has the mean 1 and, for a number, the spread of a Dirichlet draw."""
+    pairs, channels = [("a", "x"), ("a", "y"), ("b", "x")], {"a": 3, "b": 8}
+    draws = torch.tensor([list(random_map(pairs, channels, seed).pairs.values()) for seed in range(3000)])
+    torch.testing.assert_close(draws.mean(1), torch.ones(3000))
+    counts = (draws > 0).sum(1)
+    torch.testing.assert_close(counts.bincount(minlength=4)[1:] / 3000, torch.full((3,), 1 / 3), rtol=0.1, atol=0)
+    full = draws[counts == 3]
+    torch.testing.assert_close(full.var(0) / 9, torch.full((3,), 2 / 9 / 4), rtol=0.2, atol=0)  # (k-1)/(k²(k+1)), k=3
+    assert random_map(pairs, channels, 0).channels["a", "x"] == [1 / 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": 3, "kept": 1}, "trials: expected at least 4, so that each of 4 pairs is tried, got 3"),
+        ({"kept": 5}, "kept: expected a number of pairs, 1 to 4, got 5"),
+        ({"kept": 0}, "kept: expected a number of pairs, 1 to 4, got 0"),
+        ({"held_out": 1.0}, "held_out: expected a number between 0 and 1, got 1.0"),
+    ],
+)
+def test_bad_input(options: dict[str, float], message: str) -> None:
+    """Refused before a target is trained."""
+    with pytest.raises(ValueError, match=message):
+        trial_search(SOURCE, target, DATA, **SETTINGS | options)
+
+
+def test_random_search_needs_a_trial() -> None:
+    """No trials, no map."""
+    with pytest.raises(ValueError, match="trials: expected a whole number >= 1, got 0"):
+        random_search(SOURCE, target, DATA, trials=0, **SETTINGS)
