@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from mtanytime.pages import HEAD, content_policy
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
-SCRIPTS = ("common", "transfer", "budget", "playground", "live", "pictures", "render")  # joined in this order
+SCRIPTS = ("common", "transfer_numbers", "transfer_map", "transfer_detail", "transfer", "budget", "playground", "live")
+SCRIPTS += ("pictures", "render")  # joined in this order
 SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 
@@ -107,12 +109,14 @@ def save(
     return path
 
 
-def export_csv(place: str | PathLike[str], path: str | PathLike[str], force: bool = False) -> str:
-    """Write a table or a run as a page, and return one line about what was written.
+def export_csv(
+    places: str | PathLike[str] | Sequence[str | PathLike[str]], path: str | PathLike[str], force: bool = False
+) -> str:
+    """Write tables or runs as one page, and return one line about what was written.
 
     Args:
-        place: a CSV file (trace, curve, log, results, maps, channel weights or R², told by its columns) or a run's
-            folder; see `places.explored`.
+        places: a CSV file (trace, curve, log, results, maps, channel weights or R², told by its columns), a run's
+            folder, an experiment's folder, or several of one kind; see `places.explored`.
         path: the page.
         force: replace an existing page.
 
@@ -121,7 +125,7 @@ def export_csv(place: str | PathLike[str], path: str | PathLike[str], force: boo
         OSError: a table cannot be read, or the page cannot be written.
     """
     path = _free(path, force)
-    content, alt = explored(place)
+    content, alt = explored(*([places] if isinstance(places, (str, PathLike)) else places))
     save(path, content, contents.first_choices(content), alt, force)
     return f"{path}: {content['summary']}" + f". {content['note']}" * bool(content["note"])
 

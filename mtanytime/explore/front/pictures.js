@@ -6,4 +6,5 @@ function pictures(model, content, root) {
 }
 
 const shown_below = (content) =>
-  (content.pictures ?? []).map(({ uri, alt }) => node("p", {}, node("img", { src: uri, alt, class: "picture" })));
+  (content.pictures ?? []).map(({ uri, alt, caption }) =>
+    node("figure", {}, caption ? node("figcaption", { class: "stop" }, caption) : null, node("img", { src: uri, alt, class: "picture" })));
