@@ -8,6 +8,7 @@ const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, so that 
 const SMALL = 0.75; // size of small letters relative to FONT
 const LEAST_SIZE = 0.7; // of a picture relative to its natural size; below it scrolls
 const MOST_SIZE = 1.4;
+const REACH = 22; // of a pointer, in a picture's units
 const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
 const LETTERS_UP_TO = 60; // per name in a picture
 
@@ -32,6 +33,18 @@ const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind
 function picture(width, height, label, ...children) {
   const attributes = { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label };
   return svg("svg", attributes, ...children);
+}
+
+// a function from a pointer's event to the nearest of some points in a picture, at most REACH away; null if none is
+function pointed(whole, points) {
+  return (event) => {
+    const box = whole.getBoundingClientRect();
+    const size = whole.viewBox.baseVal.width / box.width;
+    const [x, y] = [(event.clientX - box.left) * size, (event.clientY - box.top) * size];
+    const far = (point) => Math.hypot(point.x - x, point.y - y);
+    const nearest = points.reduce((best, point) => (best === null || far(point) < far(best) ? point : best), null);
+    return nearest !== null && far(nearest) <= REACH ? nearest : null;
+  };
 }
 
 // lets a picture of this natural width grow with the window, and shrink until its letters would be too small
