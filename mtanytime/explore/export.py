@@ -16,9 +16,16 @@ from mtanytime.pages import HEAD, content_policy
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
-SCRIPTS = ("common", "transfer_numbers", "transfer_map", "transfer_detail", "transfer", "budget", "playground", "live")
-SCRIPTS += ("pictures", "render")  # joined in this order
-SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+SCRIPTS = ("common", "download", "transfer_numbers", "transfer_map", "transfer_detail", "transfer", "budget")
+SCRIPTS += ("playground", "live", "pictures", "render")  # joined in this order
+PAGE_SCRIPTS = ("choices", "fragment", "page")  # of exported pages alone
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+SCRIPT = _joined(SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 
 PAGE_STYLE = (
@@ -27,32 +34,12 @@ PAGE_STYLE = (
 body { margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }
 h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e8e8e8; }
+@media (prefers-color-scheme: dark) and (forced-colors: none) { body { background: #16181c; color: #e8e8e8; }
 .mtanytime { --ink: #e8e8e8; --paper: #16181c; } }
 """
     + STYLE
 )
-PAGE_SCRIPT = (
-    "\n"
-    + SCRIPT
-    + """
-const state = JSON.parse(document.getElementById("state").textContent);
-const calls = {};
-const model = {
-  get: (name) => state[name],
-  set(name, value) {
-    state[name] = value;
-    for (const call of calls[`change:${name}`] ?? []) call();
-  },
-  save_changes() {},
-  on(event, call) { (calls[event] ??= []).push(call); },
-  off() {},
-};
-render({ model, el: document.getElementById("explorer") });
-"""
-)
-
-
+PAGE_SCRIPT = "\n" + SCRIPT + _joined(PAGE_SCRIPTS)
 POLICY = content_policy(PAGE_STYLE, PAGE_SCRIPT)
 PAGE = (
     HEAD

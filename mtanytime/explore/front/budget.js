@@ -20,9 +20,9 @@ function budget(model, content, root, on) {
   const options = node("div", { class: "controls" });
   const legend = node("div", { class: "gallery", role: "group", "aria-label": "Models shown" });
   const readout = node("p", { role: "status", "aria-live": "polite", class: "readout" });
-  const chart_box = node("div");
-  const table_box = node("div", { class: "scroll" });
-  const strip_box = node("div", { class: "scroll" });
+  const chart_box = scrolling("Chart");
+  const table_box = scrolling("What the budget buys");
+  const strip_box = scrolling("Answers to test images");
   fill(root, {}, controls, options, legend, readout, node("div", { class: "figures" }, chart_box, table_box), strip_box, node("p", { class: "note" }, content.note));
   const set = setter(model);
   const bar = slider("Budget", 1);
@@ -45,7 +45,7 @@ function budget(model, content, root, on) {
   const key_of = ({ colour, shape, dash }) =>
     svg("svg", { width: 34, height: 14, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 34, y1: 7, y2: 7, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }), marker(shape, 17, 7, 5, colour));
   const toggles = models.map(({ name }, m) => {
-    const button = node("button", { ...KEYS, type: "button", class: "chip", title: `show or hide ${name}` }, key_of(look(m)), name);
+    const button = node("button", { ...KEYS, type: "button", class: "chip", title: `show or hide ${name}` }, key_of(look(m)), node("span", { class: "said" }, name));
     button.addEventListener("click", () => {
       const hidden = model.get("hidden");
       if (hidden.includes(name)) set("hidden", hidden.filter((other) => other !== name));
@@ -218,5 +218,11 @@ function budget(model, content, root, on) {
   choose();
   on(["at"], show);
   on(["cost", "level", "hidden"], choose);
-  return () => narrow.removeEventListener("change", choose);
+  const share = (value) => (value === null ? "" : Number((value / 100).toFixed(6)));
+  function table() {
+    const stop = now.stops[place_of(model.get("at"))];
+    const rows = now.lines.flatMap((points, m) => points.map((p, i) => [models[m].name, p.exit, p.cost, share(p.accuracy), share(p.spread), i === stop.picks[m]]));
+    return [["model", "exit", now.view.cost, "accuracy", "spread", "picked"], ...rows];
+  }
+  return { stop: () => narrow.removeEventListener("change", choose), table };
 }

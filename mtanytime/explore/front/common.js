@@ -7,7 +7,7 @@ const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans
 const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, so that JupyterLab leaves it the arrow keys
 const SMALL = 0.75; // size of small letters relative to FONT
 const LEAST_SIZE = 0.7; // of a picture relative to its natural size; below it scrolls
-const MOST_SIZE = 1.4;
+const MOST_SIZE = 1.6;
 const REACH = 22; // of a pointer, in a picture's units
 const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
 const LETTERS_UP_TO = 60; // per name in a picture
@@ -45,6 +45,17 @@ function pointed(whole, points) {
     const nearest = points.reduce((best, point) => (best === null || far(point) < far(best) ? point : best), null);
     return nearest !== null && far(nearest) <= REACH ? nearest : null;
   };
+}
+
+// a box that can be reached and scrolled by keyboard where its contents are wider than it
+function scrolling(name, kind = "scroll") {
+  const box = node("div", { class: kind });
+  const check = () => {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    fill(box, wide ? { tabindex: 0, role: "region", "aria-label": name } : { tabindex: null, role: null, "aria-label": null });
+  };
+  new ResizeObserver(check).observe(box);
+  return box;
 }
 
 // lets a picture of this natural width grow with the window, and shrink until its letters would be too small

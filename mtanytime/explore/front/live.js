@@ -55,12 +55,16 @@ function live(model, content, root, on) {
       halt.disabled = false;
       fill(halt, {}, "■ Stop");
     }
-    fill(figures, {}, ...panels.map((p) => node("div", {}, panel(p, steps))));
+    fill(figures, {}, ...panels.map((p) => node("div", {}, sized(panel(p, steps), 470))));
     if (!panels.length) figures.replaceChildren();
     note.textContent = model.get("content").note;
   }
 
   show();
   on(["content"], show);
-  return () => {};
+  function table() {
+    const lines = model.get("content").panels.flatMap((p) => p.lines.map((l) => ({ ...l, unit: p.unit })));
+    return [["name", "unit", "step", "value"], ...lines.flatMap((l) => l.values.map((value, i) => [l.name, l.unit.trim(), l.steps[i], value]))];
+  }
+  return { stop: () => {}, table };
 }

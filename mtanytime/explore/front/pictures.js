@@ -2,7 +2,7 @@
 
 function pictures(model, content, root) {
   fill(root, {}, node("p", { class: "note" }, content.note));
-  return () => {};
+  return { stop: () => {}, table: null };
 }
 
 const shown_below = (content) =>

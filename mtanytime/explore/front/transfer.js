@@ -12,8 +12,8 @@ function transfer(model, content, root, on) {
   const controls = node("div", { class: "controls" });
   const options = node("div", { class: "controls" });
   const readout = node("p", { role: "status", "aria-live": "polite", class: "readout" });
-  const map_box = node("div", { class: "figures maps" });
-  const detail_box = node("div", { class: "detail" });
+  const map_box = scrolling("Heat maps", "figures maps");
+  const detail_box = scrolling("Pair of layers", "detail");
   const note = node("p", { class: "note" });
   fill(root, {}, controls, options, readout, node("div", { class: "figures" }, map_box, detail_box), note);
 
@@ -141,8 +141,8 @@ function transfer(model, content, root, on) {
     const gone = node("p", { class: "note" }, "This pair was not matched.");
     now.charts = now.unmatched && !pinned.length ? [] : now.groups.map((group) => chart_of(group, pair));
     now.bars = now.unmatched ? [] : now.runs.map((run) => channel_bars(run.channels, now.pair, pair, null));
-    const bars = now.bars.flatMap(({ element }, i) => [now.other && now.runs[i].channels ? node("p", { class: "stop" }, now.runs[i].name) : null, element]);
-    fill(detail_box, {}, node("div", { class: "stop" }, pair), pins_of(pinned), key_of_runs(), now.unmatched ? gone : null, ...now.charts.map((chart) => chart.element), ...bars);
+    const bars = now.bars.flatMap(({ element }, i) => [now.other && now.runs[i].channels ? node("p", { class: "stop said" }, now.runs[i].name) : null, element]);
+    fill(detail_box, {}, node("div", { class: "stop said" }, pair), pins_of(pinned), key_of_runs(), now.unmatched ? gone : null, ...now.charts.map((chart) => chart.element), ...bars);
     for (const map of now.drawn) map.mark(now.unmatched ? -1 : now.pair, now.pins);
   }
 
@@ -150,9 +150,9 @@ function transfer(model, content, root, on) {
   function pins_of(pinned) {
     if (!pinned.length) return null;
     const chips = pinned.map((pair, k) => {
-      const number_of = node("span", { class: "pin" }, `${k + 1}`);
+      const number_of = node("span", { class: "pin said" }, `${k + 1}`);
       number_of.style.background = PIN_COLOURS[k];
-      const release = node("button", { ...KEYS, type: "button", class: "chip", "aria-label": `Unpin ${pair.join(" → ")}` }, number_of, pair.map(shortened).join(" → "), node("span", { "aria-hidden": "true" }, " ×"));
+      const release = node("button", { ...KEYS, type: "button", class: "chip", "aria-label": `Unpin ${pair.join(" → ")}` }, number_of, node("span", { class: "said" }, pair.map(shortened).join(" → ")), node("span", { "aria-hidden": "true" }, " ×"));
       release.addEventListener("click", () => {
         toggle(pair);
         (detail_box.querySelector(".chip") ?? pin).focus(); // so that the keyboard stays here
@@ -162,7 +162,7 @@ function transfer(model, content, root, on) {
     return node("div", { class: "gallery", role: "group", "aria-label": "Pinned pairs" }, ...chips);
   }
 
-  const key_of_runs = () => (now.other === null ? null : node("p", { class: "note" }, `Solid lines: ${now.run.name}; dashed: ${now.other.name}.`));
+  const key_of_runs = () => (now.other === null ? null : node("p", { class: "note said" }, `Solid lines: ${now.run.name}; dashed: ${now.other.name}.`));
 
   function chart_of(group, pair) {
     const lines = [];
@@ -216,5 +216,22 @@ function transfer(model, content, root, on) {
   on(["step"], show);
   on(["pair", "pinned"], choose_pair);
   on(["network", "slice", "relative", "change", "quantity", "run", "compare"], choose);
-  return pause;
+  // the numbers in the maps: a row per pair, a column per map; of one run's λ, a trace
+  function table() {
+    const step = steps[index_of()];
+    const several = content.runs.length > 0;
+    const column = (map) => {
+      const plain = map.arrived ? "r2" : now.scale.relative ? "share" : "weight";
+      const named = `${now.scale.change ? "change_of_" : ""}${plain}`;
+      return several ? `${named} ${map.name}` : named;
+    };
+    const at = now.maps.map((map) => index_at(map.steps, step));
+    const heads = now.maps.flatMap((map) => [column(map), ...(map.spreads ? [`${column(map)}_std`.replace(/(.*) (.*)_std/, "$1_std $2")] : []), ...(map.arrived ? [`${column(map)} at step`] : [])]);
+    const rows = now.shown.map((p) => [
+      step, sources[pairs[p][0]], targets[pairs[p][1]],
+      ...now.maps.flatMap((map, k) => [map.rows[at[k]][p], ...(map.spreads ? [map.spreads[at[k]][p]] : []), ...(map.arrived ? [map.steps[at[k]]] : [])]),
+    ]);
+    return [["step", "source", "target", ...heads], ...rows];
+  }
+  return { stop: pause, table };
 }
