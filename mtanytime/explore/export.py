@@ -16,8 +16,8 @@ from mtanytime.pages import HEAD, content_policy
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
-SCRIPTS = ("common", "download", "transfer_numbers", "transfer_map", "transfer_detail", "transfer", "budget")
-SCRIPTS += ("playground", "live", "pictures", "render")  # joined in this order
+SCRIPTS = ("common", "download", "transfer_numbers", "transfer_map", "transfer_detail", "channel_view", "transfer")
+SCRIPTS += ("budget", "playground", "live", "pictures", "render")  # joined in this order
 PAGE_SCRIPTS = ("choices", "fragment", "page")  # of exported pages alone
 
 

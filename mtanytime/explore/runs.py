@@ -10,16 +10,18 @@ import pandas as pd
 
 from mtanytime.checks import Words, require
 from mtanytime.explore import tables
+from mtanytime.explore.feature_maps import features_beside
 
 RUNS_UP_TO = 24  # in one page
 
 
 class RunTables(NamedTuple):
-    """The tables of one run of a transfer: its trace and, if there are any, channel weights and R²."""
+    """The tables of one run of a transfer: its trace and, if there are any, channel weights, R² and feature maps."""
 
     trace: tables.Table
     channels: tables.Table | None = None
     arrived: tables.Table | None = None
+    features: Path | None = None
 
 
 Tables = tables.Table | Mapping[str, tables.Table] | Sequence[tables.Table]
@@ -57,7 +59,7 @@ def runs_of(trace: Tables, channels: Tables | None = None, arrived: Tables | Non
 def _run(trace: tables.Table, channels: tables.Table | None, arrived: tables.Table | None) -> RunTables:
     """Return the tables of a run with those beside its trace."""
     arrived = tables.arrived_beside(trace) if arrived is None else arrived
-    return RunTables(*tables.whole_run(trace, channels), arrived)
+    return RunTables(*tables.whole_run(trace, channels), arrived, features_beside(trace))
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ import traitlets
 
 from mtanytime.checks import require
 from mtanytime.explore import draw, tables
-from mtanytime.explore.contents.common import ALL, NONE
+from mtanytime.explore.contents.common import ALL, NO_CHANNEL, NONE
 from mtanytime.explore.contents.transfer import (
     ARRIVED,
     ASKED,
@@ -36,7 +36,9 @@ class TransferExplorer(Explorer):
     last step measured until then. Of several runs (seeds, methods) one is chosen, and may be compared with another:
     both maps and their difference. Several source networks (layers like `birds/layer1`, `cars/layer1`) and the slices
     of an anytime target can be shown one at a time. At most 200 steps are kept, and fewer where there are many pairs
-    or runs; a note says so. Without a front end (GitHub, nbconvert), `picture()` is shown, with a line of text.
+    or runs; a note says so. Where `write_feature_maps` wrote what channels see into a run's folder, a click on a
+    channel's bar, or the menu, shows it. Without a front end (GitHub, nbconvert), `picture()` is shown, with a line of
+    text.
 
     Args:
         trace: step, source, target, weight[, weight_std][, slice] (a DataFrame, the path of a CSV file, or the folder
@@ -57,6 +59,7 @@ class TransferExplorer(Explorer):
         quantity: "asked", λ; "arrived", R²; or "both".
         pair: source and target layer of the detail.
         pinned: at most 8 further pairs whose curves are drawn.
+        channel: the channel of the source layer whose feature maps are shown; -1 for none.
 
     Raises:
         ValueError: a table lacks a column or rows or has two rows for the same pair and step, or a choice is not
@@ -64,6 +67,7 @@ class TransferExplorer(Explorer):
     """
 
     CHOICES = ("step", "run", "compare", "network", "slice", "relative", "change", "quantity", "pair", "pinned")
+    CHOICES += ("channel",)
 
     step = traitlets.Int().tag(sync=True)
     run = traitlets.Unicode().tag(sync=True)
@@ -75,6 +79,8 @@ class TransferExplorer(Explorer):
     quantity = traitlets.Unicode(ASKED).tag(sync=True)
     pair = traitlets.List(traitlets.Unicode(), minlen=2, maxlen=2).tag(sync=True)
     pinned = traitlets.List(traitlets.List(traitlets.Unicode(), minlen=2, maxlen=2)).tag(sync=True)
+
+    channel = traitlets.Int(NO_CHANNEL, min=NO_CHANNEL).tag(sync=True)
 
     def __init__(
         self,

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tables
+import torch
 
+from mtanytime.explore.feature_maps import write_feature_maps
 from mtanytime.explore.transfer import TransferExplorer
 
 STATUS = "[role=status]"
@@ -144,3 +146,32 @@ def test_pairs_are_pinned(several: Callable[..., Any]) -> None:
     page.keyboard.press("Enter")
     assert chips.count() == 0
     assert page.evaluate("document.activeElement.textContent") == "Pin"
+
+
+def test_what_a_channel_sees(tab: Callable[..., Any], tmp_path: Path) -> None:
+    """A bar's click, or the menu by keyboard, shows the channel's maps below the images, with weight and scale."""
+    source = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 1))
+    trace = tables.trace(sources=("0",), targets=("u", "v"), steps=(0, 100))
+    trace.to_csv(tmp_path / "trace.csv", index=False)
+    tables.channels(trace, 24).to_csv(tmp_path / "channels.csv", index=False)
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), dtype=np.uint8)
+    write_feature_maps(tmp_path, source, images, tmp_path, each=2)
+    page = tab(offline=True, viewport={"width": 1400, "height": 1000})
+    page.goto(TransferExplorer(tmp_path).save_html(tmp_path / "page.html").as_uri())
+    menu = page.get_by_label("What does it see?")
+    assert menu.locator("option").all_inner_texts() == ["none chosen", "23", "22", "1", "0"]
+    bars = page.locator(".detail svg").last.locator(".field")
+    bars.first.click()
+    seen = page.locator(".seen .note")
+    assert seen.inner_text().startswith("Channel 23 of 0: weight 0.08, number 1 of 24; black is ")
+    assert page.locator("img.seen").count() == 3
+    assert page.locator("img.maps_of").evaluate("i => [i.naturalWidth, i.naturalHeight]") == [24, 8]
+    bars.nth(5).click()
+    assert seen.inner_text() == "There is no feature map of channel 18 of 0 in the file."
+    menu.focus()
+    page.keyboard.press("End")
+    assert "Channel 0 of 0: weight 0.00333, number 24 of 24" in seen.inner_text()
+    page.locator("input[type=range]").press("Home")
+    assert "weight 0.0417" in seen.inner_text()
+    page.wait_for_timeout(350)
+    assert "channel=0" in page.evaluate("location.hash")

@@ -8,7 +8,8 @@ import pandas as pd
 
 from mtanytime.checks import Words, require
 from mtanytime.explore import draw, tables
-from mtanytime.explore.contents.common import ALL, NONE, Contents
+from mtanytime.explore.contents.common import ALL, NO_CHANNEL, NONE, Contents
+from mtanytime.explore.feature_maps import read_feature_maps
 from mtanytime.explore.runs import RunTables
 from mtanytime.measure.tables import require_unique
 
@@ -51,8 +52,10 @@ def runs_contents(runs: Mapping[str, RunTables]) -> Contents:
     sources, targets = (tables.distinct(pair[side] for pair in pairs) for side in (0, 1))
     notes: list[str] = []
     held = []
+    features: list[Contents] = []  # of all runs, each file once: seeds share their source
     for name, table in traces.items():
         numbers, new_notes = _named(name, _run_contents, runs[name], table, pairs, len(runs))
+        numbers["features"] = _named(name, _place_of_features, runs[name], features)
         held.append({"name": name} | numbers)
         notes += new_notes
     steps = sorted({step for run in held for step in run["steps"]})
@@ -73,6 +76,7 @@ def runs_contents(runs: Mapping[str, RunTables]) -> Contents:
         "pairs": [[sources.index(source), targets.index(target)] for source, target in pairs],
         "colours": draw.scale_colours(SCALE_COLOURS),
         "diverging": draw.diverging_colours(SCALE_COLOURS + 1),
+        "feature_maps": features,
         "runs": held if several else [],
         "note": " ".join(tables.distinct(notes)),
     } | ({} if several else held[0])
@@ -106,12 +110,22 @@ def _named(name: str, read: Callable[..., Given], *arguments: Any) -> Given:
         raise ValueError(f"run {name}: {error}" if name else str(error)) from error
 
 
+def _place_of_features(run: RunTables, known: list[Contents]) -> int | None:
+    """Return the place of a run's feature maps among those known, to which new ones are added."""
+    if run.features is None:
+        return None
+    features = read_feature_maps(run.features)
+    if features not in known:
+        known.append(features)
+    return known.index(features)
+
+
 def _run_contents(
     run: RunTables, table: pd.DataFrame, pairs: list[tuple[str, str]], runs: int
 ) -> tuple[Contents, list[str]]:
     """Return the numbers of one of several runs, which share the room of a page, and notes on what is left out."""
     own = pairs_of(table)
-    room = VALUES_UP_TO // runs
+    room = VALUES_UP_TO if runs == 1 else 3 * VALUES_UP_TO // 4 // runs  # each run repeats the names of its channels
     all_steps = sorted(int(step) for step in table["step"].unique())
     steps = _thinned(all_steps, room // len(pairs))
     notes = []
@@ -160,6 +174,7 @@ def transfer_choices(content: Contents) -> dict[str, Any]:
         "quantity": ASKED,
         "pair": [content["sources"][source], content["targets"][target]],
         "pinned": [],
+        "channel": NO_CHANNEL,
     }
 
 

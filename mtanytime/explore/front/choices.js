@@ -17,6 +17,7 @@ function offered_by(content) {
       relative: flag,
       change: flag,
       quantity: among(measured ? ["asked", "arrived", "both"] : ["asked"]),
+      channel: (value) => Number.isInteger(value) && value >= -1,
       pair,
       pinned: (value) => Array.isArray(value) && value.length <= PIN_COLOURS.length && value.every(pair) && distinct(value),
     };

@@ -95,7 +95,7 @@ function whole_picture(root, title, ink, paper) {
   const drawn = shown.map(({ element, box }) => {
     const at = { x: box.left - left + EDGE, y: box.top - top + down, width: box.width, height: box.height };
     if (element.tagName === "CANVAS") return cells_of(element, at);
-    if (element.tagName === "IMG") return svg("image", { ...at, href: element.src, "image-rendering": "pixelated" });
+    if (element.tagName === "IMG") return svg("image", { ...at, href: element.src, "image-rendering": "pixelated", preserveAspectRatio: getComputedStyle(element).objectFit === "fill" ? "none" : null });
     if (element.tagName !== "svg") return written(element, at);
     return fill(standalone(element), { ...at, overflow: "visible" });
   });

@@ -140,8 +140,14 @@ function transfer(model, content, root, on) {
     const pair = now.pair_names.join(" → ");
     const gone = node("p", { class: "note" }, "This pair was not matched.");
     now.charts = now.unmatched && !pinned.length ? [] : now.groups.map((group) => chart_of(group, pair));
-    now.bars = now.unmatched ? [] : now.runs.map((run) => channel_bars(run.channels, now.pair, pair, null));
-    const bars = now.bars.flatMap(({ element }, i) => [now.other && now.runs[i].channels ? node("p", { class: "stop said" }, now.runs[i].name) : null, element]);
+    const see = (channel) => set("channel", channel);
+    const features = now.runs.map((run) => content.feature_maps[run.features] ?? null); // of each run, if there are any
+    now.bars = now.unmatched ? [] : now.runs.map((run, k) => channel_bars(run.channels, now.pair, pair, features[k] ? see : null));
+    now.views = now.bars.map((bars, k) => (features[k] && bars.found ? channel_view(features[k], now.pair_names[0], bars, see) : null));
+    const bars = now.bars.flatMap(({ element }, k) => {
+      const name = now.other && now.runs[k].channels ? node("p", { class: "stop said" }, now.runs[k].name) : null;
+      return [name, element, now.views[k]?.element ?? null];
+    });
     fill(detail_box, {}, node("div", { class: "stop said" }, pair), pins_of(pinned), key_of_runs(), now.unmatched ? gone : null, ...now.charts.map((chart) => chart.element), ...bars);
     for (const map of now.drawn) map.mark(now.unmatched ? -1 : now.pair, now.pins);
   }
@@ -209,11 +215,13 @@ function transfer(model, content, root, on) {
     const leading = `${largest[0].toUpperCase()}${largest.slice(1)}`;
     readout.textContent = `Step ${step}. ${pair}: ${about}. ${now.other === null ? leading : leading.replace("Largest", "Largest difference")}.`;
     for (const chart of now.charts) chart.show(step);
-    for (const bars of now.bars) bars.show(step, null);
+    const channel = model.get("channel");
+    for (const bars of now.bars) bars.show(step, channel);
+    for (const view of now.views) view?.show(step, channel);
   }
 
   choose();
-  on(["step"], show);
+  on(["step", "channel"], show);
   on(["pair", "pinned"], choose_pair);
   on(["network", "slice", "relative", "change", "quantity", "run", "compare"], choose);
   // the numbers in the maps: a row per pair, a column per map; of one run's λ, a trace
