@@ -124,5 +124,8 @@ def test_training_is_watched_and_stopped(opened: Callable[..., Any]) -> None:
     page.get_by_text("kernel: None True").wait_for()
     assert "stopped" in page.locator(".mtanytime output").inner_text()
     assert "goes on from step" in page.locator(".mtanytime [role=status]").inner_text()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Stop", exact=False).filter(has_text="■").click()  # while no cell runs
+    page.get_by_role("button", name="Resume").wait_for()
     run_cell(page, 1)
     page.get_by_text("kernel: True").wait_for()
