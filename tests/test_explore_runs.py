@@ -194,11 +194,11 @@ def test_places_that_make_no_page(tmp_path: Path) -> None:
 
 
 def test_a_page_of_many_runs_is_small(tmp_path: Path) -> None:
-    """24 runs share the room of a page: fewer steps each, and a note says so."""
+    """Many runs share the room of a page: fewer steps each, and a note says so."""
     names = tuple(f"layer{i}" for i in range(8))
     trace = tables.trace(names, names, tuple(range(0, 1000, 5)))
     channels = tables.channels(trace, 64)
-    runs = {f"seed{seed}": trace for seed in range(24)}
+    runs = {f"seed{seed}": trace for seed in range(12)}
     explorer = TransferExplorer(runs, dict.fromkeys(runs, channels))
     assert "steps are shown, evenly spread." in explorer.content["note"]
     assert explorer.save_html(tmp_path / "page.html").stat().st_size < 3e6

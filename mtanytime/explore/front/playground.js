@@ -9,7 +9,7 @@ function playground(model, content, root, on) {
   const controls = node("div", { class: "controls" });
   const gallery = node("div", { class: "gallery", role: "group", "aria-label": "Image" });
   const readout = node("p", { role: "status", "aria-live": "polite", class: "readout" });
-  const [large, chart_box, tree_box] = [node("div"), scrolling("Confidence"), scrolling("Label tree")];
+  const [large, chart_box, tree_box] = [node("div", { class: "fixed" }), scrolling("Confidence"), scrolling("Label tree")];
   const table_box = scrolling("Answers");
   const note = node("p", { class: "note" }, content.note);
   fill(root, {}, controls, gallery, readout, node("div", { class: "figures" }, large, chart_box, tree_box), table_box, note);
