@@ -127,19 +127,21 @@ def _duration(seconds: float) -> str:
 
 
 def _add_explore(commands: Any) -> None:
-    help = "make one HTML file of a run or a table, to look at without Jupyter"
+    help = "make one HTML file of runs or tables, to look at without Jupyter"
     parser = commands.add_parser("explore", help=help)
     parser.set_defaults(command_function=_explore)
-    help = "a run's folder, or a CSV file: a trace, curve, log, channel weights, R², results or their maps"
-    parser.add_argument("place", type=Path, metavar="PLACE", help=help)
-    parser.add_argument("--html", type=Path, required=True, help="the file to write")
+    help = "a folder of a run or of several, or a CSV file: a trace, curve, log, channel weights, R², results, maps; "
+    help += "several places of one kind make one page"
+    parser.add_argument("places", type=Path, nargs="+", metavar="PLACE", help=help)
+    help = "the file to write"
+    parser.add_argument("--output", "--html", "-o", type=Path, required=True, metavar="FILE", help=help)
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
 
 
 def _explore(options: argparse.Namespace) -> int:
     from mtanytime.explore.export import export_csv  # imported here because it loads matplotlib
 
-    print(export_csv(options.place, options.html, options.force))
+    print(export_csv(options.places, options.output, options.force))
     return 0
 
 

@@ -248,3 +248,18 @@ def test_a_budget_is_above_nothing(budget: float) -> None:
     """A budget is a finite number above 0."""
     with pytest.raises(ValueError, match="budget: expected a finite number above 0, got"):
         BudgetExplorer(tables.curve()).picks(budget)
+
+
+def test_hidden_models_are_left_out() -> None:
+    """A hidden model is neither picked nor drawn; not all models can be hidden, nor one that is not there."""
+    explorer = BudgetExplorer(tables.curve())
+    explorer.hidden = ["sliced"]
+    assert list(explorer.picks(1e9)["model"]) == ["msdnet"]
+    assert "sliced" not in explorer.picture().alt
+    for value, message in (
+        (["sliced", "msdnet"], "hidden: expected fewer than all models"),
+        (["x"], "hidden: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            explorer.hidden = value
+    assert explorer.hidden == ["sliced"]

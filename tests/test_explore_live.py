@@ -3,6 +3,7 @@
 import math
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,42 @@ def test_train_again_after_stop(notebook: list[object]) -> None:
     assert explorer._trainer.step == 2
     assert explorer.train() is not None
     assert explorer.content["state"] == "finished"
+
+
+def test_resume_button(notebook: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The button goes on in the kernel's main thread, once, to the weights of a run that was never stopped."""
+    whole = trainer()
+    expected = whole.train()
+    later = []
+    loop = SimpleNamespace(add_callback=later.append)
+    monkeypatch.setattr(live, "_notebook", lambda: SimpleNamespace(kernel=SimpleNamespace(io_loop=loop)))
+    explorer = LiveTraining(trainer())
+    press_at(explorer, 5)
+    assert explorer.train() is None
+    for _ in range(2):  # pressed twice
+        thread = threading.Thread(target=explorer._on_message, args=(None, {"kind": "resume"}, []))
+        thread.start()
+        thread.join()
+    assert (len(later), explorer._trainer.step) == (1, 5)
+    later[0]()
+    assert explorer.content["state"] == "finished"
+    assert explorer.content["note"].endswith("The trainer's result() returns its accuracies.")
+    assert explorer._trainer.result().accuracy == expected.accuracy
+    for name, value in explorer._trainer.model.state_dict().items():
+        assert torch.equal(value, whole.model.state_dict()[name])
+    explorer.resume()  # there is nothing to resume
+    assert len(later) == 1
+
+
+def test_resumed_run_that_fails(notebook: list[object]) -> None:
+    """An error of a resumed run, which no cell could show, is in the figure, and the kernel goes on."""
+    explorer = LiveTraining(trainer())
+    press_at(explorer, 2)
+    explorer.train()
+    explorer._trainer.loss = lambda output, labels: output.sum() * math.nan
+    explorer.resume()
+    assert explorer.content["state"] == "broke off"
+    assert explorer.content["note"].startswith("FloatingPointError: ")
 
 
 def test_interrupted_is_stopped(notebook: list[object]) -> None:

@@ -20,8 +20,9 @@ class BudgetExplorer(Explorer):
 
     The slider stops at the cost of every exit ("58 M MACs · exit 4 of 8"). A budget pays for the most expensive exit of
     each model that it covers, which need not be the most accurate one: choosing by accuracy would be choosing on the
-    test set. Accuracies are means over runs (seeds) ± one standard deviation. Without a front end (GitHub, nbconvert),
-    `picture()` is shown, with a line of text.
+    test set. Hovering over a point shows its values, a click makes its cost the budget, and the legend's buttons hide
+    and show models. Accuracies are means over runs (seeds) ± one standard deviation. Without a front end (GitHub,
+    nbconvert), `picture()` is shown, with a line of text.
 
     Args:
         curve: model, exit, accuracy and at least one of macs, latency_ms and params[, level][, seed] (a DataFrame or
@@ -36,17 +37,19 @@ class BudgetExplorer(Explorer):
         at: the budget, as the model and exit whose cost it is.
         cost: "macs", "latency_ms" or "params".
         level: the level of the taxonomy, where the curve has several accuracies per exit; else "".
+        hidden: the names of the models that are not shown; at least one is.
 
     Raises:
         ValueError: a table lacks a column or rows or has a value out of range, the images are not as above, the
             predictions do not match the images or the curve, or a choice is not offered.
     """
 
-    CHOICES = ("cost", "level", "at")
+    CHOICES = ("cost", "level", "at", "hidden")
 
     cost = traitlets.Unicode().tag(sync=True)
     level = traitlets.Unicode(ALL).tag(sync=True)
     at = traitlets.List(minlen=2, maxlen=2).tag(sync=True)
+    hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class BudgetExplorer(Explorer):
         return float(here.iloc[0] if len(here) else exits[self.cost].min())
 
     def picks(self, budget: float | None = None) -> pd.DataFrame:
-        """Return the exit that a budget buys, one row per model of which it buys one.
+        """Return the exit that a budget buys, one row per shown model of which it buys one.
 
         Args:
             budget: in the units of `cost`; the slider's budget if None.
@@ -89,24 +92,31 @@ class BudgetExplorer(Explorer):
             more_accuracy=models["accuracy"].shift(-1) - exits["accuracy"],
         )
         picks = exits[exits[self.cost] <= budget].groupby("model", sort=False).tail(1).set_index("model")
-        order = [model for model in tables.distinct(self._exits["model"]) if model in picks.index]
+        shown = [model for model in tables.distinct(self._exits["model"]) if model not in self.hidden]
+        order = [model for model in shown if model in picks.index]
         columns = ["exit", self.cost, "accuracy", "spread", "runs", "more_cost", "more_accuracy"]
         return picks.loc[order, columns].reset_index()
 
     def picture(self) -> draw.Picture:
         """Draw the curves, with the present budget marked."""
-        return draw.accuracy_by_budget(self._curve, self.cost, level=self.level or None, budget=self.budget)
+        curve = self._curve[~self._curve["model"].astype(str).isin(self.hidden)]
+        return draw.accuracy_by_budget(curve, self.cost, level=self.level or None, budget=self.budget)
 
     def _shown(self) -> pd.DataFrame:
         return tables.curve_at_level(self._exits, self.level or None)
 
-    @traitlets.validate("cost", "level", "at")
+    @traitlets.validate("cost", "level", "at", "hidden")
     def _validate_choice(self, proposal: Any) -> Any:
         name, value = proposal["trait"].name, proposal["value"]
         if name == "cost":
             require_choice("cost", [cost["name"] for cost in self.content["costs"]], value)
         elif name == "level":
             require_choice("level", self.content["levels"] or [ALL], value)
+        elif name == "hidden":
+            models = [model["name"] for model in self.content["models"]]
+            for model in value:
+                require_choice("hidden", models, model)
+            require(len(set(value)) < len(models), "hidden", "fewer than all models", value)
         else:
             value = list(value)
             require_choice("at", self.content["exits"], value)

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,16 @@ from mtanytime.pages import HEAD, content_policy
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
-SCRIPTS = ("common", "transfer", "budget", "playground", "live", "pictures", "render")  # joined in this order
-SCRIPT = "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+SCRIPTS = ("common", "download", "transfer_numbers", "transfer_map", "transfer_detail", "channel_view", "transfer")
+SCRIPTS += ("budget", "playground", "live", "pictures", "render")  # joined in this order
+PAGE_SCRIPTS = ("choices", "fragment", "page")  # of exported pages alone
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join((FRONT / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+SCRIPT = _joined(SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 
 PAGE_STYLE = (
@@ -25,32 +34,12 @@ PAGE_STYLE = (
 body { margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }
 h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e8e8e8; }
+@media (prefers-color-scheme: dark) and (forced-colors: none) { body { background: #16181c; color: #e8e8e8; }
 .mtanytime { --ink: #e8e8e8; --paper: #16181c; } }
 """
     + STYLE
 )
-PAGE_SCRIPT = (
-    "\n"
-    + SCRIPT
-    + """
-const state = JSON.parse(document.getElementById("state").textContent);
-const calls = {};
-const model = {
-  get: (name) => state[name],
-  set(name, value) {
-    state[name] = value;
-    for (const call of calls[`change:${name}`] ?? []) call();
-  },
-  save_changes() {},
-  on(event, call) { (calls[event] ??= []).push(call); },
-  off() {},
-};
-render({ model, el: document.getElementById("explorer") });
-"""
-)
-
-
+PAGE_SCRIPT = "\n" + SCRIPT + _joined(PAGE_SCRIPTS)
 POLICY = content_policy(PAGE_STYLE, PAGE_SCRIPT)
 PAGE = (
     HEAD
@@ -107,12 +96,14 @@ def save(
     return path
 
 
-def export_csv(place: str | PathLike[str], path: str | PathLike[str], force: bool = False) -> str:
-    """Write a table or a run as a page, and return one line about what was written.
+def export_csv(
+    places: str | PathLike[str] | Sequence[str | PathLike[str]], path: str | PathLike[str], force: bool = False
+) -> str:
+    """Write tables or runs as one page, and return one line about what was written.
 
     Args:
-        place: a CSV file (trace, curve, log, results, maps, channel weights or R², told by its columns) or a run's
-            folder; see `places.explored`.
+        places: a CSV file (trace, curve, log, results, maps, channel weights or R², told by its columns), a run's
+            folder, an experiment's folder, or several of one kind; see `places.explored`.
         path: the page.
         force: replace an existing page.
 
@@ -121,7 +112,7 @@ def export_csv(place: str | PathLike[str], path: str | PathLike[str], force: boo
         OSError: a table cannot be read, or the page cannot be written.
     """
     path = _free(path, force)
-    content, alt = explored(place)
+    content, alt = explored(*([places] if isinstance(places, (str, PathLike)) else places))
     save(path, content, contents.first_choices(content), alt, force)
     return f"{path}: {content['summary']}" + f". {content['note']}" * bool(content["note"])
 

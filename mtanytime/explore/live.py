@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtanytime.checks import Words, require
+from mtanytime.checks import Words, one_line, require
 from mtanytime.explore import draw
 from mtanytime.explore.contents.common import Contents
 from mtanytime.explore.widget import Explorer
@@ -18,7 +18,8 @@ from mtanytime.training.trainer import Trainer, TrainingResult
 SECONDS_BETWEEN = 0.5  # two updates of the figure
 POINTS_UP_TO = 200  # per line
 LINES_UP_TO = 8  # per panel
-RESUMES = "train() goes on from step {:,}; so does a new trainer with the same arguments and folder."
+RESUMES = "Resume or train() goes on from step {:,}; so does a new trainer with the same arguments and folder."
+RESULT = "The trainer's result() returns its accuracies."
 
 
 class LiveTraining(Explorer):
@@ -26,8 +27,10 @@ class LiveTraining(Explorer):
 
     Call `LiveTraining(trainer).train()` instead of `trainer.train()`. The figure is redrawn in place below the cell, at
     most twice per second. In a long run a point is the mean of several steps. "Stop" ends the run after the current
-    step; as after an interrupt, the run can be resumed. (The button works while a cell runs only where messages to
-    widgets have a thread of their own: JupyterLab from 4.4 with ipykernel from 7. Elsewhere interrupt the kernel.)
+    step; as after an interrupt, the run can be resumed: by "Resume" or another `train()`. A resumed run keeps the
+    kernel busy as its cell did, and other cells wait. (Stopping works while the kernel is busy only where messages to
+    widgets have a thread of their own: JupyterLab from 4.4 with ipykernel from 7. Elsewhere interrupt the kernel.) The
+    curves are those of the training batches and, where the trainer has a validation set, of its accuracy.
 
     In a script or a terminal, `train()` is the trainer's own, with its progress bar. A notebook without a front end
     (GitHub, nbconvert) shows the picture of the whole run.
@@ -49,6 +52,7 @@ class LiveTraining(Explorer):
         self._drawn_at = -math.inf
         self._began: tuple[float, int] = (time.monotonic(), trainer.step)  # to compute the speed
         self._resumed_at = trainer.step
+        self._button_pressed = False  # "Resume", whose run is waiting, going on or done
         super().__init__(content=self._contents("waiting"))
         self.on_msg(self._on_message)
         # ipykernel >= 7.4 would handle the button's message in the thread that last wrote to the widget, the busy one,
@@ -69,6 +73,14 @@ class LiveTraining(Explorer):
         from IPython.display import display
 
         handle = display(self, display_id=True)
+        self._button_pressed = False
+        try:
+            return self._to_the_end()
+        finally:
+            handle.update(self)  # for readers without a front end: the final picture
+
+    def _to_the_end(self) -> TrainingResult | None:
+        """Train and test; None if the run was stopped. The figure says how it ended."""
         try:
             if not self.run():
                 return None
@@ -79,8 +91,6 @@ class LiveTraining(Explorer):
         except BaseException as error:
             self._show("stopped" if isinstance(error, KeyboardInterrupt) else "broke off")
             raise
-        finally:
-            handle.update(self)  # for readers without a front end: the final picture
 
     def run(self) -> bool:
         """Train to the end or until `stop` while updating the figure; return whether the end was reached."""
@@ -101,6 +111,33 @@ class LiveTraining(Explorer):
         """End `run`, or `train` in a notebook, after the current step; works from any thread."""
         self._stop.set()
 
+    def resume(self) -> None:
+        """Go on with a stopped run, as soon as the kernel is free; what the button "Resume" does.
+
+        The run is in the kernel's main thread, as in a cell: beside other cells it would share torch's random state
+        with them. Its result is the trainer's `result()`. Does nothing unless the run is stopped.
+        """
+        if self.content["state"] != "stopped" or self._button_pressed:
+            return
+        self._button_pressed = True
+        kernel = getattr(_notebook(), "kernel", None)
+        if kernel is None or threading.current_thread() is threading.main_thread():
+            self._go_on()
+        else:
+            kernel.io_loop.add_callback(self._go_on)
+
+    def _go_on(self) -> None:
+        """Train to the end for the button; there is no cell that could show an error, so the figure does."""
+        try:
+            finished = self._to_the_end() is not None
+        except KeyboardInterrupt:
+            finished = False
+        except Exception as error:
+            finished = False
+            self.content = self.content | {"note": one_line(f"{type(error).__name__}: {error}")}
+        if not finished:
+            self._button_pressed = False
+
     def picture(self) -> draw.Picture:
         """Draw losses and accuracies so far."""
         if not self.content["panels"]:
@@ -108,8 +145,11 @@ class LiveTraining(Explorer):
         return draw.learning_curves(pd.DataFrame(self._trainer.tables["log"]))
 
     def _on_message(self, _: Any, message: Any, buffers: Any) -> None:
-        if isinstance(message, dict) and message.get("kind") == "stop":
+        kind = message.get("kind") if isinstance(message, dict) else None
+        if kind == "stop":
             self.stop()
+        elif kind == "resume":
+            self.resume()
 
     def _show(self, state: str) -> None:
         self.content = self._contents(state)
@@ -134,6 +174,8 @@ class LiveTraining(Explorer):
             notes.append(f"Not drawn: {', '.join(left_out)}.")
         if state == "stopped":
             notes.append(RESUMES.format(step))
+        if state == "finished" and self._button_pressed:
+            notes.append(RESULT)
         return {
             "kind": "live",
             "title": "Training",

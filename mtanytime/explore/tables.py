@@ -1,8 +1,9 @@
 """Read and check the tables that pictures show; without matplotlib."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from mtanytime.measure.tables import as_numbers, require_columns, require_rows, 
 
 Table = pd.DataFrame | str | PathLike[str]
 Step = int | np.integer | None
+Name = TypeVar("Name", bound=Hashable)
 
 # Columns of names, never numbers: a layer may be called "0", a class "NA".
 TEXT_COLUMNS = ("source", "target", "slice", "method", "model", "level", "answer", "coarse")
@@ -237,8 +239,8 @@ def require_step(steps: Sequence[int], name: str, step: int) -> None:
         )
 
 
-def distinct(names: Iterable[str]) -> list[str]:
-    """Return distinct names in order of first appearance."""
+def distinct(names: Iterable[Name]) -> list[Name]:
+    """Return distinct names, or pairs of names, in order of first appearance."""
     return list(dict.fromkeys(names))
 
 

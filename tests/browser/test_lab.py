@@ -77,6 +77,11 @@ def test_sliders_move_in_jupyterlab(notebook: Any) -> None:
     values = json.loads(said[said.index("[[") :])
     shown = transfer.locator(".stack svg text").all_text_contents()
     assert [f"{value:.2f}" for row in values for value in row] == shown[:6]
+    transfer.get_by_text("Download", exact=True).click()
+    for kind, start in (("CSV", b"step,source,target,weight"), ("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+        with notebook.expect_download() as download:
+            transfer.get_by_role("button", name=kind, exact=True).click()
+        assert Path(download.value.path()).read_bytes().startswith(start)
     run_cell(notebook, 4)
     notebook.locator(".mtanytime").first.wait_for(state="detached")
     assert notebook.locator(".mtanytime").count() == 0
@@ -119,5 +124,8 @@ def test_training_is_watched_and_stopped(opened: Callable[..., Any]) -> None:
     page.get_by_text("kernel: None True").wait_for()
     assert "stopped" in page.locator(".mtanytime output").inner_text()
     assert "goes on from step" in page.locator(".mtanytime [role=status]").inner_text()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Stop", exact=False).filter(has_text="■").click()  # while no cell runs
+    page.get_by_role("button", name="Resume").wait_for()
     run_cell(page, 1)
     page.get_by_text("kernel: True").wait_for()

@@ -46,7 +46,7 @@ def budget_choices(content: Contents) -> dict[str, Any]:
     """Return what the explorer shows first, as its traits: the middle budget of the first cost, at the last level."""
     view = content["views"][-len(content["costs"])]
     stop = view["stops"][len(view["stops"]) // 2]
-    return {"cost": view["cost"], "level": view["level"] or ALL, "at": stop["at"][0]}
+    return {"cost": view["cost"], "level": view["level"] or ALL, "at": stop["at"][0], "hidden": []}
 
 
 def _summary(exits: pd.DataFrame, models: list[str], order: list[list[Any]]) -> str:

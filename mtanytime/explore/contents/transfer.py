@@ -1,28 +1,30 @@
 """What a `TransferExplorer` shows: λ, R² and channel weights of every pair of layers over the training steps."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from mtanytime.checks import Words, require
 from mtanytime.explore import draw, tables
-from mtanytime.explore.contents.common import ALL, Contents
+from mtanytime.explore.contents.common import ALL, NO_CHANNEL, NONE, Contents
+from mtanytime.explore.feature_maps import read_feature_maps
+from mtanytime.explore.runs import RunTables
 from mtanytime.measure.tables import require_unique
 
 STEPS_UP_TO = 200  # per explorer
 VALUES_UP_TO = 200_000  # per page: numbers for λ and its spread, and as many again for channel weights; 1.2 MB each
 SCALE_COLOURS = 64
 ARRIVED_UP_TO = 40_000  # numbers per page for R², which is measured at every fifth step of a run's trace
-ASKED, ARRIVED = "asked", "arrived"  # what a map shows: λ or R²
+ASKED, ARRIVED, BOTH = "asked", "arrived", "both"  # what maps show: λ, R², or one beside the other
 ONE_RUN = "give the table of one run"
 
 
 def transfer_contents(
     trace: tables.Table, channels: tables.Table | None = None, arrived: tables.Table | None = None
 ) -> Contents:
-    """Return what a `TransferExplorer` shows.
+    """Return what a `TransferExplorer` of one run shows.
 
     Args:
         trace: step, source, target, weight[, weight_std][, slice]; one row per step and pair.
@@ -33,55 +35,147 @@ def transfer_contents(
         ValueError: a column is missing, a table is empty, a pair has two rows at one step, or a further table has a
             pair that the trace lacks.
     """
-    table = tables.read_trace(trace)
+    return runs_contents({"": RunTables(trace, channels, arrived)})
+
+
+def runs_contents(runs: Mapping[str, RunTables]) -> Contents:
+    """Return what a `TransferExplorer` shows of one run or of several, by name.
+
+    Several runs share the layers, the pairs and the slider's steps, which are those of any run; each run keeps the
+    steps at which it was measured. Of one run, its numbers are in the contents themselves, of several in `runs`.
+
+    Raises:
+        ValueError: as `transfer_contents`; names the run.
+    """
+    traces = {name: _named(name, read_run, run) for name, run in runs.items()}
+    pairs = tables.distinct(pair for table in traces.values() for pair in pairs_of(table))
+    sources, targets = (tables.distinct(pair[side] for pair in pairs) for side in (0, 1))
+    notes: list[str] = []
+    held = []
+    features: list[Contents] = []  # of all runs, each file once: seeds share their source
+    for name, table in traces.items():
+        numbers, new_notes = _named(name, _run_contents, runs[name], table, pairs, len(runs))
+        numbers["features"] = _named(name, _place_of_features, runs[name], features)
+        held.append({"name": name} | numbers)
+        notes += new_notes
+    steps = sorted({step for run in held for step in run["steps"]})
+    all_steps = len({step for table in traces.values() for step in table["step"]})
+    several = len(runs) > 1
+    whole = pd.concat(traces.values())
+    about = (f"{len(runs)} runs, " if several else "") + summary(whole)
+    return {
+        "kind": "transfer",
+        "title": "What is transferred where",
+        "summary": about + (f", {len(steps)} of them shown" if len(steps) < all_steps else ""),
+        "steps": steps,
+        "all_steps": all_steps,
+        "sources": sources,
+        "networks": networks(sources),
+        "targets": targets,
+        "slices": slices(whole),
+        "pairs": [[sources.index(source), targets.index(target)] for source, target in pairs],
+        "colours": draw.scale_colours(SCALE_COLOURS),
+        "diverging": draw.diverging_colours(SCALE_COLOURS + 1),
+        "feature_maps": features,
+        "runs": held if several else [],
+        "note": " ".join(tables.distinct(notes)),
+    } | ({} if several else held[0])
+
+
+def read_run(run: RunTables) -> pd.DataFrame:
+    """Return the trace of one run."""
+    table = tables.read_trace(run.trace)
     require_unique(table, "trace", "step", "source", "target", remedy=ONE_RUN)
-    pairs = list(table[["source", "target"]].drop_duplicates().itertuples(index=False, name=None))
+    return table
+
+
+def pairs_of(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the pairs of a trace in its order."""
+    return list(table[["source", "target"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def held_runs(content: Contents) -> list[Contents]:
+    """Return the numbers of each run in the contents of a transfer explorer."""
+    return content["runs"] or [content]
+
+
+Given = TypeVar("Given")
+
+
+def _named(name: str, read: Callable[..., Given], *arguments: Any) -> Given:
+    """Call a reader of a run's tables; an error names the run, where there are several."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise ValueError(f"run {name}: {error}" if name else str(error)) from error
+
+
+def _place_of_features(run: RunTables, known: list[Contents]) -> int | None:
+    """Return the place of a run's feature maps among those known, to which new ones are added."""
+    if run.features is None:
+        return None
+    features = read_feature_maps(run.features)
+    if features not in known:
+        known.append(features)
+    return known.index(features)
+
+
+def _run_contents(
+    run: RunTables, table: pd.DataFrame, pairs: list[tuple[str, str]], runs: int
+) -> tuple[Contents, list[str]]:
+    """Return the numbers of one of several runs, which share the room of a page, and notes on what is left out."""
+    own = pairs_of(table)
+    room = VALUES_UP_TO if runs == 1 else 3 * VALUES_UP_TO // 4 // runs  # each run repeats the names of its channels
     all_steps = sorted(int(step) for step in table["step"].unique())
-    steps = _thinned(all_steps, VALUES_UP_TO // len(pairs))
+    steps = _thinned(all_steps, room // len(pairs))
     notes = []
     spreads = "weight_std" in table
-    if spreads and 2 * len(steps) * len(pairs) > VALUES_UP_TO:  # more steps are worth more than the spread
+    if spreads and 2 * len(steps) * len(pairs) > room:  # more steps are worth more than the spread
         spreads = False
         notes.append("The spread over the images is left out for its size.")
     if len(steps) < len(all_steps):
         notes.append(f"{len(steps)} of the table's {len(all_steps):,} steps are shown, evenly spread.")
-    sources, targets = (tables.distinct(pair[side] for pair in pairs) for side in (0, 1))
-    contents = {
-        "kind": "transfer",
-        "title": "What is transferred where",
-        "summary": summary(table) + (f", {len(steps)} of them shown" if len(steps) < len(all_steps) else ""),
+    columns = pd.MultiIndex.from_tuples(pairs, names=["source", "target"])
+    wide = lambda column: by_pair(table, column).reindex(columns=columns).loc[steps].to_numpy()  # noqa: E731
+    contents: Contents = {
         "steps": steps,
-        "all_steps": len(all_steps),
-        "sources": sources,
-        "networks": networks(sources),
-        "targets": targets,
-        "slices": slices(table),
-        "pairs": [[sources.index(source), targets.index(target)] for source, target in pairs],
-        "values": _plain(by_pair(table).loc[steps].to_numpy()),
-        "spreads": _plain(by_pair(table, "weight_std").loc[steps].to_numpy()) if spreads else None,
-        "colours": draw.scale_colours(SCALE_COLOURS),
+        "values": _plain(wide("weight")),
+        "spreads": _plain(wide("weight_std")) if spreads else None,
+        "missing": [i for i, pair in enumerate(pairs) if pair not in set(own)] if len(own) < len(pairs) else [],
         "channels": None,
         "arrived": None,
     }
-    if channels is not None:
-        contents["channels"], channel_notes = _channels(_read_channels(channels, table, pairs), table, pairs)
+    if run.channels is not None:
+        channels = _read_channels(run.channels, table, own)
+        contents["channels"], channel_notes = _channels(channels, table, pairs, room)
         notes += channel_notes
-    if arrived is not None:
-        r2 = arrived_by_pair(arrived, table)
-        steps = _thinned(list(r2.index), ARRIVED_UP_TO // len(pairs))
-        if len(steps) < len(r2):
-            notes.append(f"R² is held at {len(steps)} of {len(r2)} steps.")
-        contents["arrived"] = {"steps": steps, "values": _plain(r2.loc[steps].to_numpy(), digits=4)}
-    return contents | {"note": " ".join(notes)}
+    if run.arrived is not None:
+        r2 = arrived_by_pair(run.arrived, table).reindex(columns=columns)
+        r2_steps = _thinned(list(r2.index), ARRIVED_UP_TO // runs // len(pairs))
+        if len(r2_steps) < len(r2):
+            notes.append(f"R² is held at {len(r2_steps)} of {len(r2)} steps.")
+        contents["arrived"] = {"steps": r2_steps, "values": _plain(r2.loc[r2_steps].to_numpy(), digits=4)}
+    return contents, notes
 
 
 def transfer_choices(content: Contents) -> dict[str, Any]:
-    """Return what the explorer shows first, as its traits: the last step and the strongest pair there."""
-    strongest = max(enumerate(content["values"][-1]), key=lambda pair: -1 if pair[1] is None else pair[1])[0]
+    """Return what the explorer shows first, as its traits: the first run's last step and the strongest pair there."""
+    run = held_runs(content)[0]
+    strongest = max(enumerate(run["values"][-1]), key=lambda pair: -1 if pair[1] is None else pair[1])[0]
     source, target = content["pairs"][strongest]
-    pair = [content["sources"][source], content["targets"][target]]
-    first = {"step": content["steps"][-1], "network": ALL, "slice": ALL, "relative": False, "quantity": ASKED}
-    return first | {"pair": pair}
+    return {
+        "step": content["steps"][-1],
+        "run": run["name"],
+        "compare": NONE,
+        "network": ALL,
+        "slice": ALL,
+        "relative": False,
+        "change": False,
+        "quantity": ASKED,
+        "pair": [content["sources"][source], content["targets"][target]],
+        "pinned": [],
+        "channel": NO_CHANNEL,
+    }
 
 
 def by_pair(trace: pd.DataFrame, column: str = "weight") -> pd.DataFrame:
@@ -161,7 +255,7 @@ def _require_pairs(table: pd.DataFrame, name: str, pairs: list[tuple[str, str]])
 
 
 def _channels(
-    table: pd.DataFrame, trace: pd.DataFrame, pairs: list[tuple[str, str]]
+    table: pd.DataFrame, trace: pd.DataFrame, pairs: list[tuple[str, str]], room: int
 ) -> tuple[Contents | None, list[str]]:
     """Return the channel weights of as many pairs, at as many steps, as a page has room for, and notes of the rest.
 
@@ -172,9 +266,9 @@ def _channels(
     strongest = trace[trace["step"] == trace["step"].max()].sort_values("weight", ascending=False)
     order = [pair for pair in strongest[["source", "target"]].itertuples(index=False, name=None) if pair in sizes.index]
     order += [pair for pair in sizes.index if pair not in set(order)]
-    fits = sizes[order].cumsum() * min(2, len(all_steps)) <= VALUES_UP_TO
+    fits = sizes[order].cumsum() * min(2, len(all_steps)) <= room
     kept = [pair for pair in order if fits[pair]] or order[:1]
-    steps = _thinned(all_steps, int(VALUES_UP_TO // sizes[kept].sum()))
+    steps = _thinned(all_steps, int(room // sizes[kept].sum()))
     notes = []
     if len(kept) < len(order):
         notes.append(f"Channel weights are held for the {len(kept)} strongest of {len(order)} pairs.")

@@ -18,6 +18,7 @@ from mtanytime.explore.draw.style import (
     Picture,
     coloured_grid,
     distinct_colours,
+    diverging_colours,
     legend_outside,
     marker_for,
     scale_colours,
@@ -26,7 +27,7 @@ from mtanytime.explore.draw.style import (
 )
 from mtanytime.explore.draw.summary import accuracy_summary
 from mtanytime.explore.draw.training import learning_curves
-from mtanytime.explore.draw.transfer import arrived, channel_weights, heatmap, heatmaps, weights_over_time
+from mtanytime.explore.draw.transfer import arrived, channel_weights, difference, heatmap, heatmaps, weights_over_time
 
 __all__ = [
     "BATCH_ACCURACY",
@@ -49,7 +50,9 @@ __all__ = [
     "arrived",
     "channel_weights",
     "coloured_grid",
+    "difference",
     "distinct_colours",
+    "diverging_colours",
     "heatmap",
     "heatmaps",
     "learning_curves",

@@ -40,6 +40,7 @@ LEGEND_UP_TO = 16  # entries of a legend; with more, a colour bar replaces it
 NOISY_FROM = 200  # values of a curve; with more, its running mean is drawn over it
 BATCH_ACCURACY = "accuracy of the training batch"
 MARKERS = "osD^vPX*<>"
+DIVERGING_MAP = "RdBu_r"  # of differences: blue below 0, red above
 COLOUR_MAP = "viridis"  # of heat maps, and of lines too many for distinct colours
 BRIGHTEST_LINE = 0.93  # of the colour map; brighter lines would not stand out from white
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -78,10 +79,11 @@ class Picture(Figure):
         return data, {"image/png": {"alt": self.alt, "width": width, "height": height}}
 
 
-def coloured_grid(ax: Axes, values: pd.DataFrame, vmax: float, **look: Any) -> None:
-    """Draw a grid of colours from 0 to vmax, with the names of rows and columns for which there is room."""
+def coloured_grid(ax: Axes, values: pd.DataFrame, vmax: float, diverging: bool = False, **look: Any) -> None:
+    """Draw a grid of colours from 0 (or −vmax) to vmax, with the names of rows and columns for which there is room."""
+    look |= {"vmin": -vmax, "cmap": DIVERGING_MAP} if diverging else {"vmin": 0, "cmap": COLOUR_MAP}
     # seaborn's own tick labels would draw the figure to see whether they fit: slow, with warnings where they do not
-    sns.heatmap(values, ax=ax, vmin=0, vmax=vmax, cmap=COLOUR_MAP, xticklabels=False, yticklabels=False, **look)
+    sns.heatmap(values, ax=ax, vmax=vmax, xticklabels=False, yticklabels=False, **look)
     for names, set_ticks in ((values.index, ax.set_yticks), (values.columns, ax.set_xticks)):
         every = -(-len(names) // NAMES_UP_TO)
         set_ticks(np.arange(0, len(names), every) + 0.5, [shortened(name) for name in names[::every]])
@@ -142,6 +144,11 @@ def distinct_looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
 def scale_colours(count: int) -> list[str]:
     """Return the colours of a heat map's scale, from 0 to the largest value."""
     return [to_hex(colour) for colour in colormaps[COLOUR_MAP](np.linspace(0, 1, count))]
+
+
+def diverging_colours(count: int) -> list[str]:
+    """Return the colours of a difference's scale, from the most negative to the most positive."""
+    return [to_hex(colour) for colour in colormaps[DIVERGING_MAP](np.linspace(0, 1, count))]
 
 
 def colour_bar_of(vmax: float) -> ScalarMappable:

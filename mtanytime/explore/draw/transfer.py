@@ -109,8 +109,31 @@ def arrived(table: Table, step: Step = None, *, numbers: bool | None = None) -> 
     return _draw_map(table, values, f"R² at step {step}", R2_LABEL, 1.0, numbers, ".2f")
 
 
+def difference(values: pd.DataFrame, title: str, label: str, vmax: float | None = None, form: str = "+.2f") -> Picture:
+    """Draw the difference of two maps, or a map's change, with colours that are white at 0.
+
+    Args:
+        values: a row per source layer, a column per target layer; NaN for a pair that either map lacks.
+        title: what is shown at which step, such as "Change of λ at step 100".
+        label: of the colour bar, with the unit.
+        vmax: the size of the strongest colours; the largest difference if None.
+        form: of the numbers in the cells.
+    """
+    largest = float(values.abs().max(axis=None)) if vmax is None else vmax
+    table = values.stack().rename("weight").rename_axis(["source", "target"]).reset_index()
+    few = max(values.shape) <= NUMBERS_UP_TO
+    return _draw_map(table, values, title, label, largest if largest > 0 else 1.0, few, form, diverging=True)
+
+
 def _draw_map(
-    table: pd.DataFrame, values: pd.DataFrame, title: str, label: str, vmax: float, numbers: bool, form: str
+    table: pd.DataFrame,
+    values: pd.DataFrame,
+    title: str,
+    label: str,
+    vmax: float,
+    numbers: bool,
+    form: str,
+    diverging: bool = False,
 ) -> Picture:
     """Draw a map of values; a pair of the table without one says nan, and one that the table lacks is blank."""
     quantity, _, moment = title.partition(" at ")
@@ -122,6 +145,7 @@ def _draw_map(
         ax,
         values,
         vmax,
+        diverging,
         annot=numbers,
         fmt=form,
         annot_kws={"size": 9},

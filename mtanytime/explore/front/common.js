@@ -6,6 +6,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'; // as in explorer.css
 const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, so that JupyterLab leaves it the arrow keys
 const SMALL = 0.75; // size of small letters relative to FONT
+const LEAST_SIZE = 0.7; // of a picture relative to its natural size; below it scrolls
+const MOST_SIZE = 1.6;
+const REACH = 22; // of a pointer, in a picture's units
 const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
 const LETTERS_UP_TO = 60; // per name in a picture
 
@@ -32,6 +35,35 @@ function picture(width, height, label, ...children) {
   return svg("svg", attributes, ...children);
 }
 
+// a function from a pointer's event to the nearest of some points in a picture, at most REACH away; null if none is
+function pointed(whole, points) {
+  return (event) => {
+    const box = whole.getBoundingClientRect();
+    const size = whole.viewBox.baseVal.width / box.width;
+    const [x, y] = [(event.clientX - box.left) * size, (event.clientY - box.top) * size];
+    const far = (point) => Math.hypot(point.x - x, point.y - y);
+    const nearest = points.reduce((best, point) => (best === null || far(point) < far(best) ? point : best), null);
+    return nearest !== null && far(nearest) <= REACH ? nearest : null;
+  };
+}
+
+// a box that can be reached and scrolled by keyboard where its contents are wider than it
+function scrolling(name, kind = "scroll") {
+  const box = node("div", { class: kind });
+  const check = () => {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    fill(box, wide ? { tabindex: 0, role: "region", "aria-label": name } : { tabindex: null, role: null, "aria-label": null });
+  };
+  new ResizeObserver(check).observe(box);
+  return box;
+}
+
+// lets a picture of this natural width grow with the window, and shrink until its letters would be too small
+function sized(element, width) {
+  Object.assign(element.style, { width: "100%", minWidth: `${Math.round(LEAST_SIZE * width)}px`, maxWidth: `${Math.round(MOST_SIZE * width)}px` });
+  return element;
+}
+
 const pen = document.createElement("canvas").getContext("2d");
 function width_of(texts) {
   pen.font = FONT;
@@ -42,7 +74,7 @@ function width_of(texts) {
 const shortened = (name) => (name.length <= LETTERS_UP_TO ? name : `${name.slice(0, LETTERS_UP_TO / 2)}…${name.slice(1 - LETTERS_UP_TO / 2)}`);
 
 function choice(label, options, value, choose) {
-  const select = node("select", KEYS, ...options.map(([key, text]) => node("option", { value: key }, text)));
+  const select = node("select", { ...KEYS, "aria-label": label }, ...options.map(([key, text]) => node("option", { value: key }, text)));
   select.value = value;
   select.addEventListener("change", () => choose(select.value));
   return { element: node("label", {}, label, select), select };

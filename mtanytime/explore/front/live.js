@@ -6,13 +6,19 @@ function live(model, content, root, on) {
   const bar = node("progress", { max: 1, value: 0, "aria-label": "Training" });
   const said = node("output", { class: "stop", "aria-live": "off" }); // twice per second is too often for a screen reader
   const halt = node("button", { ...KEYS, type: "button" }, "■ Stop");
+  const again = node("button", { ...KEYS, type: "button" }, "▶ Resume");
   const note = node("p", { class: "note", role: "status" });
   halt.addEventListener("click", () => {
     model.send({ kind: "stop" });
     halt.disabled = true;
     fill(halt, {}, "stopping…");
   });
-  fill(controls, {}, halt, bar, said);
+  again.addEventListener("click", () => {
+    model.send({ kind: "resume" });
+    again.disabled = true;
+    fill(again, {}, "resuming…");
+  });
+  fill(controls, {}, halt, again, bar, said);
   fill(root, {}, controls, figures, note);
 
   function panel({ title, unit, lines }, steps) {
@@ -50,17 +56,27 @@ function live(model, content, root, on) {
     const { panels, step, steps, words: text, state } = model.get("content");
     fill(bar, { max: steps, value: step });
     said.textContent = text;
-    halt.hidden = state !== "running" || model.get("page") === true; // a page has no kernel to stop
+    const page = model.get("page") === true; // which has no kernel to stop
+    halt.hidden = state !== "running" || page;
+    again.hidden = state !== "stopped" || page;
+    if (state !== "stopped") {
+      again.disabled = false;
+      fill(again, {}, "▶ Resume");
+    }
     if (state !== "running") {
       halt.disabled = false;
       fill(halt, {}, "■ Stop");
     }
-    fill(figures, {}, ...panels.map((p) => node("div", {}, panel(p, steps))));
+    fill(figures, {}, ...panels.map((p) => node("div", {}, sized(panel(p, steps), 470))));
     if (!panels.length) figures.replaceChildren();
     note.textContent = model.get("content").note;
   }
 
   show();
   on(["content"], show);
-  return () => {};
+  function table() {
+    const lines = model.get("content").panels.flatMap((p) => p.lines.map((l) => ({ ...l, unit: p.unit })));
+    return [["name", "unit", "step", "value"], ...lines.flatMap((l) => l.values.map((value, i) => [l.name, l.unit.trim(), l.steps[i], value]))];
+  }
+  return { stop: () => {}, table };
 }

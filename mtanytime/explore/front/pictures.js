@@ -2,8 +2,9 @@
 
 function pictures(model, content, root) {
   fill(root, {}, node("p", { class: "note" }, content.note));
-  return () => {};
+  return { stop: () => {}, table: null };
 }
 
 const shown_below = (content) =>
-  (content.pictures ?? []).map(({ uri, alt }) => node("p", {}, node("img", { src: uri, alt, class: "picture" })));
+  (content.pictures ?? []).map(({ uri, alt, caption }) =>
+    node("figure", {}, caption ? node("figcaption", { class: "stop" }, caption) : null, node("img", { src: uri, alt, class: "picture" })));

@@ -9,8 +9,8 @@ function playground(model, content, root, on) {
   const controls = node("div", { class: "controls" });
   const gallery = node("div", { class: "gallery", role: "group", "aria-label": "Image" });
   const readout = node("p", { role: "status", "aria-live": "polite", class: "readout" });
-  const [large, chart_box, tree_box] = [node("div"), node("div"), node("div")];
-  const table_box = node("div", { class: "scroll" });
+  const [large, chart_box, tree_box] = [node("div", { class: "fixed" }), scrolling("Confidence"), scrolling("Label tree")];
+  const table_box = scrolling("Answers");
   const note = node("p", { class: "note" }, content.note);
   fill(root, {}, controls, gallery, readout, node("div", { class: "figures" }, large, chart_box, tree_box), table_box, note);
   const set = setter(model);
@@ -68,7 +68,7 @@ function playground(model, content, root, on) {
     });
     now.cursor = line(0, TOP, 0, BOTTOM, "cursor");
     now.chart = picture(400, BOTTOM + 42, "", ...drawn, ...now.parts, now.cursor);
-    fill(chart_box, {}, now.chart);
+    fill(chart_box, {}, sized(now.chart, 400));
   }
 
   function draw_tree() {
@@ -148,5 +148,9 @@ function playground(model, content, root, on) {
   choose();
   on(["deadline"], show);
   on(["image"], choose);
-  return pause;
+  function table() {
+    const rows = now.row.map((a, k) => [now.i, k + 1, a.ms, named(a), a.confidence, a.right ?? "", a.ms <= model.get("deadline")]);
+    return [["image", "exit", "milliseconds", "answer", "confidence", "right", "in_time"], ...rows];
+  }
+  return { stop: pause, table };
 }

@@ -13,7 +13,8 @@ function render({ model, el }) {
   };
   const root = node("section", { class: "mtanytime", "aria-label": content.title });
   el.replaceChildren(root);
-  const stop = DRAWN_BY[content.kind](model, content, root, on);
+  const { stop, table } = DRAWN_BY[content.kind](model, content, root, on);
+  if (table) root.append(download_menu(root, content, table));
   root.append(...shown_below(content));
   return () => {
     stop();

@@ -1,0 +1,204 @@
+"""Several runs and tables in one explorer or page: names, numbers, differences, and what must not be mixed."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tables
+from pictures import cells
+
+from mtanytime.__main__ import main
+from mtanytime.explore.export import export_csv
+from mtanytime.explore.places import explored
+from mtanytime.explore.runs import run_names
+from mtanytime.explore.transfer import TransferExplorer
+
+
+def seeds(steps: tuple[int, ...] = (0, 100, 200)) -> dict[str, pd.DataFrame]:
+    """Return the traces of two runs, the second twice as strong."""
+    first = tables.trace(steps=steps)
+    return {"seed0": first, "seed1": first.assign(weight=2 * first["weight"])}
+
+
+def written(folder: Path, **of: pd.DataFrame) -> Path:
+    """Write a run's tables into its folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    for name, table in of.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
+def test_differences_are_those_of_the_tables() -> None:
+    """Run minus run, and the change since the first step, in kernel and static picture, by pandas alone."""
+    runs = seeds()
+    explorer = TransferExplorer(runs)
+    assert (explorer.run, explorer.compare, explorer.content["steps"]) == ("seed0", "", [0, 100, 200])
+    now, first = (runs["seed0"].query("step == @s")["weight"].to_numpy().reshape(2, 3) for s in (100, 0))
+    explorer.step = 100
+    np.testing.assert_allclose(explorer.values("seed1"), 2 * now)
+    explorer.compare = "seed1"
+    np.testing.assert_allclose(explorer.differences(), -now)
+    picture = explorer.picture()
+    np.testing.assert_allclose(cells(picture), -now)
+    (mesh,) = picture.axes[0].collections
+    assert mesh.get_clim() == (-now.max(), now.max())  # 0 has the middle colour, white
+    assert "Λ" not in picture.alt
+    assert picture.alt.startswith("Heat map of λ, seed0 − seed1, 2 source × 3")
+    explorer.change = True
+    np.testing.assert_allclose(explorer.differences(), -(now - first))
+    explorer.compare = ""
+    np.testing.assert_allclose(explorer.values(), now - first)
+    np.testing.assert_allclose(cells(explorer.picture()), now - first)
+    explorer.relative = True
+    np.testing.assert_allclose(explorer.values().sum(), 0, atol=1e-12)  # shares sum to 1 at every step
+    with pytest.raises(ValueError, match="compare: expected the name of a run to compare with, got ''"):
+        explorer.differences()
+
+
+def test_runs_of_other_steps_and_pairs() -> None:
+    """Each run keeps its own steps; the slider has all of them, and a pair that a run lacks is not a number of it."""
+    runs = {"a": tables.trace(steps=(0, 100)), "b": tables.trace(sources=("layer2", "layer3"), steps=(50,))}
+    explorer = TransferExplorer(runs, {"a": tables.channels(runs["a"])})
+    content = explorer.content
+    assert content["steps"] == [0, 50, 100]
+    assert [run["steps"] for run in content["runs"]] == [[0, 100], [50]]
+    assert content["sources"] == ["layer1", "layer2", "layer3"]
+    assert [run["missing"] for run in content["runs"]] == [[6, 7, 8], [0, 1, 2]]
+    assert [run["channels"] is None for run in content["runs"]] == [False, True]
+    json.dumps(content, allow_nan=False)
+    explorer.step = 50
+    np.testing.assert_allclose(explorer.values(), runs["a"].query("step == 0")["weight"].to_numpy().reshape(2, 3))
+    explorer.compare = "b"
+    assert explorer.differences().notna().to_numpy().tolist() == [[False] * 3, [True] * 3, [False] * 3]
+
+
+def test_arrived_of_some_runs() -> None:
+    """R² of one run is shown where it is asked for; beside a run without R², λ of both is."""
+    runs = seeds()
+    table = tables.arrived(runs["seed0"])
+    explorer = TransferExplorer(runs, arrived={"seed0": table})
+    explorer.quantity = "arrived"
+    np.testing.assert_allclose(explorer.values().to_numpy().ravel(), table[table["step"] == 200]["r2"])
+    explorer.compare = "seed1"
+    np.testing.assert_allclose(explorer.differences().to_numpy().ravel(), -runs["seed0"]["weight"][-6:])
+    explorer.quantity = "both"
+    assert explorer.picture().alt.startswith("Heat map of λ")
+
+
+@pytest.mark.parametrize(
+    ("choice", "value", "message"),
+    [
+        ("run", "seed7", "run: expected one of 'seed0', 'seed1', got 'seed7'"),
+        ("compare", "seed7", "compare: expected one of '', 'seed0', 'seed1', got 'seed7'"),
+        ("pinned", [["layer1", "t9"]], "pinned, target layer: expected one of 't1', 't2', 't3', got 't9'"),
+        ("pinned", [["layer1", "t1"]] * 9, "pinned: expected at most 8 pairs, got 9"),
+    ],
+)
+def test_choices_that_are_not_offered(choice: str, value: object, message: str) -> None:
+    """A run or pair that is not there is refused by name."""
+    with pytest.raises(ValueError, match=message):
+        setattr(TransferExplorer(seeds()), choice, value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda r: ({},), "trace: expected 1 to 24 runs, got 0"),
+        (lambda r: ([r["seed0"]],), "trace: expected paths in a list, got DataFrame; name tables in a dictionary"),
+        (lambda r: (r, r["seed0"]), r"channels: expected a dictionary with names of the runs \(seed0, seed1\)"),
+        (lambda r: (r, {"x": r["seed0"]}), r"channels: expected a dictionary with .*, got x"),
+        (lambda r: (r | {"seed1": r["seed1"].drop(columns="weight")},), "run seed1: trace: expected column weight"),
+    ],
+)
+def test_bad_runs(make: object, message: str) -> None:
+    """An error names the run at fault."""
+    with pytest.raises(ValueError, match=message):
+        TransferExplorer(*make(seeds()))
+
+
+def test_names_are_as_short_as_they_differ() -> None:
+    """Runs are called by their folders, tables by their files, with as much of the path as tells them apart."""
+    paths = [Path(p) for p in ("out/l2t-seed0/trace.csv", "out/l2t-seed1", "x/one.csv.gz")]
+    assert run_names(paths) == ["l2t-seed0", "l2t-seed1", "one"]
+    assert run_names([Path("a/seed0"), Path("b/seed0/trace.csv"), Path("c/d")]) == ["a/seed0", "b/seed0", "d"]
+    assert run_names([Path("a/t.csv"), Path("a/t.csv")])[1].endswith("a/t (2)")
+
+
+def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line takes an experiment's folder, runs and files; the menu's runs have their tables."""
+    for name, trace in seeds().items():
+        further = {"channels": tables.channels(trace)} if name == "seed0" else {"arrived": tables.arrived(trace)}
+        written(tmp_path / "out" / f"l2t-{name}", trace=trace, **further)
+    written(tmp_path / "out" / "source", log=pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}))
+    page = tmp_path / "page.html"
+    assert main(["explore", str(tmp_path / "out"), "--output", str(page)]) == 0
+    assert "2 runs, 6 pairs, 3 steps from 0 to 200. Without a trace, so not shown: source." in capsys.readouterr().out
+    state = json.loads(re.search(r'id="state">(.*?)</script>', page.read_text("utf-8"), re.S).group(1))
+    assert [run["name"] for run in state["content"]["runs"]] == ["l2t-seed0", "l2t-seed1"]
+    assert [run["channels"] is None for run in state["content"]["runs"]] == [False, True]
+    assert [run["arrived"] is None for run in state["content"]["runs"]] == [True, False]
+    one, two = (tmp_path / "out" / f"l2t-{name}" / "trace.csv" for name in seeds())
+    assert explored(one, two.parent)[0] == state["content"] | {"note": explored(one, two)[0]["note"]}
+    single = explored(tmp_path / "out" / "l2t-seed0")[0]
+    assert (single["runs"], single["name"]) == ([], "")
+
+
+def test_several_curves(tmp_path: Path) -> None:
+    """Curves of several files are one curve: of other models or seeds as they are, of the same ones by their files."""
+    curve = tables.curve(seeds=2)
+    for name, part in (("zero", curve[curve["seed"] == 0]), ("one", curve[curve["seed"] == 1])):
+        part.to_csv(tmp_path / f"{name}.csv", index=False)
+    content = explored(tmp_path / "zero.csv", tmp_path / "one.csv")[0]
+    assert content["summary"] == "2 models with 4 exits each, 2 runs"
+    content = explored(tmp_path / "zero.csv", tmp_path / "zero.csv")[0]
+    assert [m["name"].partition(" ")[0] for m in content["models"]] == ["sliced", "msdnet"] * 2
+    assert len({m["name"] for m in content["models"]}) == 4
+
+
+def test_several_logs_and_results(tmp_path: Path) -> None:
+    """Logs become a picture each, with the run's name; results of the same methods stay apart."""
+    for name in ("a", "b"):
+        log = pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})
+        written(tmp_path / name, log=log)
+        (tmp_path / f"{name}.csv").write_text("method,seed,accuracy\nl2t,0,0.5\nl2t,1,0.6\n")
+    content = explored(tmp_path / "a", tmp_path / "b")[0]
+    assert [picture["caption"] for picture in content["pictures"]] == ["a", "b"]
+    content, alt = explored(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert content["title"] == "Accuracy by method"
+    assert "2 methods" in alt or "l2t (a)" in alt
+
+
+def test_places_that_make_no_page(tmp_path: Path) -> None:
+    """Files of several kinds, an empty folder, and runs without tables: one line that names them, and no page."""
+    written(tmp_path / "run", trace=tables.trace())
+    tables.curve().to_csv(tmp_path / "curve.csv", index=False)
+    written(tmp_path / "out" / "x")
+    (tmp_path / "empty").mkdir()
+    for places, message in (
+        (
+            ["run", "curve.csv"],
+            r"places: expected tables of one kind, got a trace \(.*run\) and a curve \(.*curve.csv\)",
+        ),
+        (["run", "empty"], r"place: expected a CSV file or a run's folder \(trace.csv.*, got .*empty, without tables"),
+        (["out"], "a folder with the runs x; name one of them, such as .*, once it has trained"),
+        ([], "places: expected one or more files or folders, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            export_csv([tmp_path / place for place in places], tmp_path / "page.html")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_of_many_runs_is_small(tmp_path: Path) -> None:
+    """Many runs share the room of a page: fewer steps each, and a note says so."""
+    names = tuple(f"layer{i}" for i in range(8))
+    trace = tables.trace(names, names, tuple(range(0, 1000, 5)))
+    channels = tables.channels(trace, 64)
+    runs = {f"seed{seed}": trace for seed in range(12)}
+    explorer = TransferExplorer(runs, dict.fromkeys(runs, channels))
+    assert "steps are shown, evenly spread." in explorer.content["note"]
+    assert explorer.save_html(tmp_path / "page.html").stat().st_size < 3e6
