@@ -22,13 +22,17 @@ STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 PAGE_STYLE = (
     """
 :root { color-scheme: light dark; }
-body { margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }
+body { --text: light-dark(#000, #e8e8e8); --ground: light-dark(#fff, #16181c);
+margin: 1rem 1.5rem 2rem; background: var(--ground); color: var(--text); }
 h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e8e8e8; }
-.mtanytime { --ink: #e8e8e8; --paper: #16181c; } }
+.framed body { margin: .5rem; }
+.framed h1, .framed p.about { display: none; }
 """
     + STYLE
+    + """
+.mtanytime { --ink: var(--text); --paper: var(--ground); }
+"""
 )
 PAGE_SCRIPT = (
     "\n"
@@ -48,6 +52,7 @@ const model = {
 };
 render({ model, el: document.getElementById("explorer") });
 """
+    + (FRONT / "frame.js").read_text(encoding="utf-8")
 )
 
 
