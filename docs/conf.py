@@ -1,7 +1,14 @@
 """Settings of the site: which extensions, which theme, what may be shown. docs/build.py gathers its pages."""
 
+import inspect
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
+from traitlets import MetaHasTraits
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the site's own extensions
 
@@ -46,3 +53,20 @@ html_permalinks_icon = "#"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 copybutton_selector = "div.highlight pre"
+
+
+def readable(app: Sphinx, kind: str, name: str, *rest: Any) -> tuple[str, str | None] | None:
+    """Show a widget's own constructor, and a function that is a default by its name.
+
+    Widgets have a __new__ that takes anything; "<function f>" would keep a signature from being laid out.
+    """
+    thing, _, signature, returned = rest
+    if kind == "class" and isinstance(thing, MetaHasTraits):
+        parameters = list(inspect.signature(thing.__init__).parameters.values())[1:]
+        signature = stringify_signature(inspect.Signature(parameters), unqualified_typehints=True)
+    return (re.sub(r"<function (\w+)>", r"\1", signature), returned) if signature else None
+
+
+def setup(app: Sphinx) -> None:
+    """Change signatures in the reference."""
+    app.connect("autodoc-process-signature", readable)
