@@ -58,13 +58,15 @@ copybutton_selector = "div.highlight pre"
 def readable(app: Sphinx, kind: str, name: str, *rest: Any) -> tuple[str, str | None] | None:
     """Show a widget's own constructor, and a function that is a default by its name.
 
-    Widgets have a __new__ that takes anything; "<function f>" would keep a signature from being laid out.
+    Widgets have a __new__ that takes anything; "<function f>" and "<factory>" would keep a signature in one line.
     """
     thing, _, signature, returned = rest
     if kind == "class" and isinstance(thing, MetaHasTraits):
         parameters = list(inspect.signature(thing.__init__).parameters.values())[1:]
         signature = stringify_signature(inspect.Signature(parameters), unqualified_typehints=True)
-    return (re.sub(r"<function (\w+)>", r"\1", signature), returned) if signature else None
+    if not signature:
+        return None
+    return re.sub(r"<function (\w+)>", r"\1", signature).replace("<factory>", "..."), returned
 
 
 def setup(app: Sphinx) -> None:

@@ -1,5 +1,6 @@
 """The site of the notebooks: whole, readable without the network, and true to the notebooks."""
 
+import ast
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urldefrag
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from project import ROOT
+from project import ROOT, python_files
 
 LOADED = {  # what a browser loads by itself -> the attribute with its address
     "script": "src",
@@ -159,6 +160,23 @@ def test_formulas_are_mathml(site: Path, pages: dict[Path, Page]) -> None:
         page = pages[site / "notebooks" / f"{name}.html"]
         assert page.formulas > 5
         assert not re.search(r"\$\$|\\(?:frac|sum|lambda|text|left)\b", "".join(page.words))
+
+
+def test_public_names_are_in_the_reference(site: Path, pages: dict[Path, Page]) -> None:
+    """A reader finds each public name of the library, with a signature that can be read."""
+    folder = site / "reference"
+    ids = {name for path, page in pages.items() if path.parent == folder for name in page.ids}
+    code = "\n".join(path.read_text(encoding="utf-8") for path in python_files("mtanytime"))
+    missing = []
+    for package in ("data", "training", "measure", "transfer", "anytime", "deploy", "explore.draw"):
+        listing = (ROOT / "mtanytime" / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8")
+        for name in ast.literal_eval(re.search(r"__all__ = (\[.*?\])", listing, re.DOTALL)[1]):
+            described = re.search(rf"^(?:class|def) {name}\b", code, re.MULTILINE)  # values and types may have no text
+            if described and f"mtanytime.{package}.{name}" not in ids:
+                missing.append(f"{package}.{name}")
+    assert missing == []
+    words = "".join(word for path, page in pages.items() if path.parent == folder for word in page.words)
+    assert re.search(r"<\w+>|\bt\.Any|~torch", words) is None
 
 
 def test_the_site_says_nothing_of_its_making(site: Path, pages: dict[Path, Page]) -> None:

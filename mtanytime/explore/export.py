@@ -22,17 +22,15 @@ STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 PAGE_STYLE = (
     """
 :root { color-scheme: light dark; }
-body { --text: light-dark(#000, #e8e8e8); --ground: light-dark(#fff, #16181c);
-margin: 1rem 1.5rem 2rem; background: var(--ground); color: var(--text); }
+/* JupyterLab's names, which the explorers' style reads */
+body { --jp-content-font-color1: light-dark(CanvasText, #e8e8e8); --jp-layout-color0: light-dark(Canvas, #16181c);
+margin: 1rem 1.5rem 2rem; background: var(--jp-layout-color0); color: var(--jp-content-font-color1); }
 h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
 .framed body { margin: .5rem; }
 .framed h1, .framed p.about { display: none; }
 """
     + STYLE
-    + """
-.mtanytime { --ink: var(--text); --paper: var(--ground); }
-"""
 )
 PAGE_SCRIPT = (
     "\n"
