@@ -50,8 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     work = options.output / ".sphinx"
     gather(options.notebooks or options.output / "notebooks", work / "source")
     command = ["-b", "html", "-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(work / "doctrees")]
-    if status := build_main([*command, str(work / "source"), str(options.output)]):
+    if status := build_main([*command, str(work / "source"), str(work / "html")]):  # myst_nb also writes beside it
         return status
+    shutil.copytree(work / "html", options.output, dirs_exist_ok=True)
     for path in (work / "source" / "notebooks").glob("*.ipynb"):
         shutil.copy2(path, options.output / "notebooks" / path.name)  # to download
     print(f"The site: {(options.output / 'index.html').resolve().as_uri()}")

@@ -15,8 +15,6 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 from sphinx.application import Sphinx
 
-from mtanytime.explore.export import save
-
 IMAGES = {"image/png": "png", "image/jpeg": "jpg"}
 FRAME = (
     '<iframe class="explorer" src="{place}" title="{title}" loading="lazy"></iframe>\n'
@@ -55,6 +53,8 @@ def prepare(notebook: NotebookNode, name: str, site: Path) -> None:
 
 def framed(explorer: str, alt: str, path: Path) -> str:
     """Write an explorer's page, and return the frame that shows it in a chapter."""
+    from mtanytime.explore.export import save  # needs torch, which the rest of this file does without
+
     choices = json.loads(explorer)
     content = choices.pop("content")
     path.parent.mkdir(parents=True, exist_ok=True)
