@@ -8,12 +8,13 @@ PY     := $(VENV)/bin/python
 # Use the environment's own Jupyter kernel even where a user-wide kernel of the same name is installed.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help run lab app notebooks test setup clean
+.PHONY: help run site lab app notebooks test setup clean
 
 help:
-	@echo "make run        set up $(VENV) if needed, execute all notebooks, write build/index.html"
+	@echo "make run        set up $(VENV) if needed, execute all notebooks, build their site: build/index.html"
 	@echo "make lab        set up, then open JupyterLab on notebooks/   (options: make lab ARGS=--no-browser)"
 	@echo "make app        set up, then serve the explorers as a web page, on this machine alone   (options: make app ARGS=--no-browser)"
+	@echo "make site       set up, then build the site without executing, from stored outputs where there are no newer ones"
 	@echo "make test       set up, then run ruff, pytest and the notebooks against their stored outputs"
 	@echo "            on more than two cores: make test JOBS=8"
 	@echo "make notebooks  execute the notebooks in place, so that their outputs can be committed   (one: ARGS=notebooks/00_quickstart.ipynb)"
@@ -34,10 +35,14 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 run: $(STAMP)
-	$(PY) notebooks/build.py $(ARGS)
+	$(PY) notebooks/execute.py $(ARGS)
+	$(PY) docs/build.py
+
+site: $(STAMP)
+	$(PY) docs/build.py $(ARGS)
 
 notebooks: $(STAMP)
-	$(PY) notebooks/build.py --in-place $(ARGS)
+	$(PY) notebooks/execute.py --in-place $(ARGS)
 
 lab: $(STAMP)
 	$(PY) -m jupyterlab $(ARGS) notebooks
@@ -60,4 +65,4 @@ test: $(STAMP)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
-	find mtanytime notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find mtanytime notebooks docs tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

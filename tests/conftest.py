@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,3 +95,27 @@ def uninterrupted(one_thread: None, _uninterrupted: list[Any], tmp_path_factory:
 @pytest.fixture(scope="session")
 def _uninterrupted() -> list[Any]:
     return []
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, built from the notebooks' stored outputs once for all processes of a test run.
+
+    MTANYTIME_SITE=FOLDER names a site that was built before.
+    """
+    pytest.importorskip("sphinx", reason="the extra docs is not installed")
+    if "MTANYTIME_SITE" in os.environ:
+        return Path(os.environ["MTANYTIME_SITE"]).resolve()
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers
+    folder = shared / "site"
+    with FileLock(shared / "site.lock"):
+        if not (folder / "index.html").exists():
+            command = [sys.executable, str(ROOT / "docs/build.py"), "--notebooks", str(ROOT / "notebooks")]
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+            run = [*command, "--output", str(folder)]
+            built = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+            assert built.returncode == 0, built.stderr
+            assert built.stderr == ""
+    return folder

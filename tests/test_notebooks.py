@@ -6,7 +6,6 @@ one; pictures are never compared. A cell whose output differs between machines (
 """
 
 import base64
-import html
 import json
 import re
 import subprocess
@@ -80,10 +79,10 @@ def test_faults_are_found() -> None:
     assert faults(new_notebook(cells=fine)) == []
 
 
-def build(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run notebooks/build.py on all notebooks in a folder."""
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run notebooks/execute.py on all notebooks in a folder."""
     paths = [str(path) for path in sorted(folder.glob("*.ipynb"))]
-    command = [sys.executable, str(NOTEBOOKS / "build.py"), "--output", str(folder / "build"), *arguments, *paths]
+    command = [sys.executable, str(NOTEBOOKS / "execute.py"), "--output", str(folder / "executed"), *arguments, *paths]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -95,35 +94,24 @@ picture = {{"image/png": "{PNG}", "text/plain": "a picture"}}
 display(picture, metadata={{"image/png": {{"alt": "λ < 6 & more", "width": 9}}}}, raw=True)"""
 
 
-def test_build_executes_and_gathers(tmp_path: Path) -> None:
-    """`make run` must not change the sources, and must show every figure on one page, with a text for blind readers."""
-    cells = [new_markdown_cell("# A *first* look\n\nWhat it `does`.\nStill the first.\n\nMore."), new_code_cell(SHOW)]
+def test_executed_notebooks_are_written_beside(tmp_path: Path) -> None:
+    """`make run` must not change the sources; the executed notebooks keep every figure with its text."""
     path = tmp_path / "00_first.ipynb"
-    nbformat.write(new_notebook(cells=cells), path)
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# First"), new_code_cell(SHOW)]), path)
     before = path.read_bytes()
-    explorer = tmp_path / "build" / "explore" / "a&b.html"
-    explorer.parent.mkdir(parents=True)
-    explorer.write_text("<title>What is &lt;moved&gt;</title>", encoding="utf-8")
-    finished = build(tmp_path)
+    finished = run(tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert re.search(r"\[1/1\] 00_first  1 cells, [\d.]+ s\n", finished.stdout)
-    assert (tmp_path / "build" / "index.html").as_uri() in finished.stdout
     assert path.read_bytes() == before
     assert (tmp_path / "cwd.txt").read_text() == "here"  # a notebook works in its own folder
-    page = (tmp_path / "build" / "index.html").read_text(encoding="utf-8")
-    assert "<h2>A <em>first</em> look</h2>" in page
-    assert "What it <code>does</code>.\nStill the first.</p>" in page
-    assert "More." not in page
-    assert f'<img src="data:image/png;base64,{PNG}" alt="λ &lt; 6 &amp; more" width="9">' in page
-    assert '<a href="explore/a&amp;b.html">What is &lt;moved&gt;</a>' in page
-    assert "<script" not in page
-    assert "http" not in page
-    for link in re.findall(r'href="([^#"]+)"', page):
-        assert (tmp_path / "build" / html.unescape(link)).is_file()
+    executed = nbformat.read(tmp_path / "executed" / "00_first.ipynb", as_version=4)
+    (output,) = executed.cells[1].outputs
+    assert output.data == {"image/png": PNG, "text/plain": "a picture"}
+    assert output.metadata == {"image/png": {"alt": "λ < 6 & more", "width": 9}}
 
 
 @pytest.mark.parametrize("keeps_state", [False, True])
-def test_build_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -> None:
+def test_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -> None:
     """Outputs are committed, so executing twice must give the same file, without times, versions or widget names."""
     widget = (
         "import ipywidgets\nclass Slider(ipywidgets.IntSlider):\n    def _repr_mimebundle_(self, **_):\n        return "
@@ -133,9 +121,9 @@ def test_build_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -
     path = tmp_path / "00_first.ipynb"
     live = new_code_cell("ipywidgets.IntSlider()")
     nbformat.write(new_notebook(cells=[new_markdown_cell("# First"), cell, *([live] if keeps_state else [])]), path)
-    assert build(tmp_path, "--in-place").returncode == 0
+    assert run(tmp_path, "--in-place").returncode == 0
     first = path.read_text(encoding="utf-8")
-    assert build(tmp_path, "--in-place").returncode == 0
+    assert run(tmp_path, "--in-place").returncode == 0
     assert path.read_text(encoding="utf-8") == first
     stored = nbformat.reads(first, as_version=4)
     assert faults(stored) == []
@@ -143,23 +131,23 @@ def test_build_in_place_stores_outputs_only(keeps_state: bool, tmp_path: Path) -
     assert stored.metadata.language_info == {"name": "python"}
     assert set(stored.cells[1].outputs[0].data) == {"image/png", "text/plain"}
     assert ("widgets" in stored.metadata) == keeps_state
-    assert not (tmp_path / "build").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_build_names_the_failing_cell(tmp_path: Path) -> None:
+def test_failure_names_the_failing_cell(tmp_path: Path) -> None:
     """When a notebook fails, the command must name it, the cell and the error, stop there, and fail."""
     for name, code in (("00_fails", "1 / 0"), ("01_never", "1")):
         cells = [new_markdown_cell("# Title"), new_code_cell("1"), new_code_cell(code)]
         nbformat.write(new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
-    finished = build(tmp_path)
+    finished = run(tmp_path)
     assert finished.returncode == 1
     assert "00_fails.ipynb, code cell 2 of 2 failed:" in finished.stderr
     assert "ZeroDivisionError: division by zero" in finished.stderr
     assert "01_never" not in finished.stdout
 
 
-def test_build_refuses_a_missing_notebook(tmp_path: Path) -> None:
+def test_a_missing_notebook_is_refused(tmp_path: Path) -> None:
     """A mistyped name must not be taken for an empty run."""
-    finished = build(tmp_path, str(tmp_path / "none.ipynb"))
+    finished = run(tmp_path, str(tmp_path / "none.ipynb"))
     assert finished.returncode != 0
     assert "there is no notebook" in finished.stderr

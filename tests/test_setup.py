@@ -18,6 +18,8 @@ IMPORT_NAMES = {  # of packages that are imported under another name
     "pillow": "PIL",
     "pyyaml": "yaml",
     "ipython": "IPython",
+    "myst-nb": "myst_nb",
+    "axe-playwright-python": "axe_playwright_python",
 }
 
 
@@ -40,7 +42,7 @@ def test_conda_environment_installs_the_same_package() -> None:
     """Conda users must get the same name, Python and packages; a second list of packages would go out of date."""
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert conda["name"] == PROJECT["name"]
-    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export", "cluster"}
+    assert set(PROJECT["optional-dependencies"]) == {"notebooks", "test", "export", "cluster", "docs"}
     *plain, through_pip = conda["dependencies"]
     assert plain == [f"python{PROJECT['requires-python']}", "pip"]
     assert through_pip == {"pip": ["-e .[notebooks,test]"]}
@@ -50,12 +52,18 @@ def test_requirements_are_lower_bounds() -> None:
     """A pin or an upper bound in a library's own requirements would conflict with the reader's other packages."""
     extras = PROJECT["optional-dependencies"].values()
     for requirement in [*PROJECT["dependencies"], *(line for lines in extras for line in lines)]:
-        assert re.fullmatch(r"mtanytime\[(notebooks|export|cluster)\]|[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
+        own = r"mtanytime\[(notebooks|export|cluster|docs)\]"
+        assert re.fullmatch(rf"{own}|[A-Za-z0-9-]+>=[0-9.]+", requirement), requirement
 
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("mtanytime", ()), ("mtanytime/explore", ("notebooks",)), ("tests", ("notebooks", "test", "cluster"))],
+    [
+        ("mtanytime", ()),
+        ("mtanytime/explore", ("notebooks",)),
+        ("docs", ("docs", "notebooks")),
+        ("tests", ("notebooks", "test", "cluster", "docs")),
+    ],
 )
 def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """An import that no requirement declares works here and fails on a fresh machine."""
@@ -65,8 +73,8 @@ def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
         files = [path for path in files if "explore" not in path.parts]
         files.remove(ROOT / "mtanytime/deploy/predict.py")  # stands alone and needs the extra export
         files.remove(ROOT / "mtanytime/experiments/cluster.py")  # imports Ray, of the extra cluster, when it is used
-    if folder == "tests":
-        allowed |= {path.stem for path in files} | {"build"}  # notebooks/build.py
+    if folder in ("docs", "tests"):
+        allowed |= {path.stem for path in (*files, *python_files("docs", "notebooks"))}
     for path in files:
         tops = {module.split(".")[0] for module in imported_modules(path.read_text(encoding="utf-8"), "mtanytime")}
         assert tops <= allowed, f"{path.relative_to(ROOT)} imports {sorted(tops - allowed)}"
@@ -74,7 +82,7 @@ def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
 
 def test_every_import_of_a_notebook_is_declared() -> None:
     """A notebook that imports an undeclared package stops a newcomer in its first cell."""
-    allowed = declared("notebooks") | set(sys.stdlib_module_names) | {"mtanytime"}
+    allowed = declared("notebooks") | set(sys.stdlib_module_names) | {"mtanytime", "stored"}  # notebooks/stored.py
     for path in [*python_files("notebooks"), *sorted((ROOT / "notebooks").glob("*.ipynb"))]:
         code = notebook_code(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
         tops = {module.split(".")[0] for module in imported_modules(code)}
@@ -146,6 +154,22 @@ def test_continuous_integration_calls_the_one_script() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["test"]["steps"]
     assert steps[-1] == {"run": ".ci/run"}
+
+
+def test_the_site_is_published_from_the_main_branch() -> None:
+    """GitHub Pages shows what `make site` builds, and nothing that a pull request could change."""
+    site = yaml.safe_load((ROOT / ".github/workflows/site.yml").read_text(encoding="utf-8"))
+    assert site[True] == {"push": {"branches": ["main"]}, "workflow_dispatch": None}  # YAML reads "on" as true
+    assert site["permissions"] == {"contents": "read"}
+    build, publish = site["jobs"]["build"], site["jobs"]["publish"]
+    *_, made, uploaded = build["steps"]
+    assert made == {"run": "make site"}
+    assert uploaded["uses"].startswith("actions/upload-pages-artifact@v")
+    assert uploaded["with"] == {"path": "build"}
+    assert publish["needs"] == "build"
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+    assert publish["steps"][-1]["uses"].startswith("actions/deploy-pages@v")
+    assert re.search(r"^site: .*\n\t.* docs/build\.py", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_citation_names_both_papers() -> None:

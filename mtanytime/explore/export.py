@@ -18,7 +18,7 @@ BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
 SCRIPTS = ("common", "download", "transfer_numbers", "transfer_map", "transfer_detail", "channel_view", "transfer")
 SCRIPTS += ("budget", "playground", "live", "pictures", "render")  # joined in this order
-PAGE_SCRIPTS = ("choices", "fragment", "page")  # of exported pages alone
+PAGE_SCRIPTS = ("choices", "fragment", "page", "frame")  # of exported pages alone
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -31,11 +31,14 @@ STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 PAGE_STYLE = (
     """
 :root { color-scheme: light dark; }
-body { margin: 1rem 1.5rem 2rem; background: Canvas; color: CanvasText; }
+/* JupyterLab's names, which the explorers' style reads */
+body { --jp-content-font-color1: light-dark(CanvasText, #e8e8e8); --jp-layout-color0: light-dark(Canvas, #16181c);
+margin: 1rem 1.5rem 2rem; background: var(--jp-layout-color0); color: var(--jp-content-font-color1); }
 h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) and (forced-colors: none) { body { background: #16181c; color: #e8e8e8; }
-.mtanytime { --ink: #e8e8e8; --paper: #16181c; } }
+.framed body { margin: .5rem; }
+.framed h1, .framed p.about { display: none; }
+@media (forced-colors: active) { body { --jp-content-font-color1: CanvasText; --jp-layout-color0: Canvas; } }
 """
     + STYLE
 )

@@ -155,7 +155,8 @@ def calibration(
 
     The confidence in an answer is its softmax probability; the table has the mean. ece is the expected calibration
     error of Guo et al. 2017 (arXiv:1706.04599, equation 3): images fall into `bins` equal intervals (a, b] of
-    confidence, and |accuracy - mean confidence| is averaged over the intervals, weighted by their number of images.
+    confidence, and the absolute difference of accuracy and mean confidence is averaged over the intervals, weighted by
+    their number of images.
 
     Raises:
         ValueError: a label is not a class, the logits are not finite, or shapes do not match.
