@@ -26,7 +26,8 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
     """Return, in words, everything that keeps a notebook from being published."""
     problems = []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    lines = sum(len(cell.source.splitlines()) for cell in code)
+    shown = [cell for cell in code if not cell.metadata.get("jupyter", {}).get("source_hidden")]
+    lines = sum(len(cell.source.splitlines()) for cell in shown)  # solutions and drawings are folded away
     if not notebook.cells or not re.match(r"# \S", notebook.cells[0].source):
         problems.append("does not start with a markdown heading")
     if len(notebook.cells) > 40:
