@@ -9,7 +9,6 @@ import tiny
 import torch
 from torch.nn import functional as F
 
-from mtanytime.data.images import ImageSet
 from mtanytime.transfer import (
     PAPER,
     TransferMap,
@@ -84,7 +83,23 @@ def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         logits = trainers[-1].model.eval()(DATA.images[held].float() / 255)
     assert found.losses[-1] == pytest.approx(F.cross_entropy(logits, DATA.labels[held]).item(), rel=1e-5)
-    assert isinstance(DATA, ImageSet)
+
+
+def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One map of several that diverges must not end the search; it counts as no better than a guess."""
+    step = TransferTrainer.train_on_batch
+
+    def diverging(self: TransferTrainer, *batch: torch.Tensor) -> dict[str, float]:
+        if ("first", "first") in self.pairs:
+            self._finite(float("nan"), "loss")
+        return step(self, *batch)
+
+    monkeypatch.setattr(TransferTrainer, "train_on_batch", diverging)
+    found = trial_search(SOURCE, target, DATA, trials=5, kept=1, **SETTINGS)
+    diverged = [loss for one, loss in zip(found.maps, found.losses, strict=True) if one.pairs["first", "first"] > 0]
+    assert diverged
+    assert min(diverged) >= np.log(3)
+    assert found.map.pairs["first", "first"] == 0
 
 
 def test_search_then_train_by_trials(tmp_path: Path) -> None:

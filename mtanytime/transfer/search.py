@@ -39,15 +39,15 @@ SEARCH: dict[str, Any] = {
     "meta_lr": 1e-3,
     "meta_clip": 1.0,
 }
-_SPLIT = -8  # purpose of derived seeds
+SPLIT = -8  # purpose of derived seeds
 
 
 @dataclass(frozen=True)
 class MapSearch:
     """The outcome of a search: its map, the map of each split or trial, and the seconds of training it took.
 
-    `losses` has one number per trial, the loss on the held-out labels; nothing for a search by lookahead. `effects` is
-    what `trial_search` found out about each pair: by how much it lowers the logarithm of that loss.
+    `losses` has one number per trial, the cross-entropy on the held-out labels; nothing for a search by lookahead.
+    `effects` is what `trial_search` found out about each pair: by how much it lowers the logarithm of that loss.
     """
 
     map: TransferMap
@@ -96,7 +96,7 @@ def search_map(
     batch_size = settings.get("batch_size", 128)
     maps, seconds = [], 0.0
     for split in range(splits):
-        own_seed = derive_seed(seed, _SPLIT, split)
+        own_seed = derive_seed(seed, SPLIT, split)
         fit, held = hold_back(train, held_out, own_seed)
         outer = FreshBatch(held, batch_size, settings.get("augment"))
         run = {"outer": outer, "seed": own_seed % 2**31, "folder": subfolder(folder, f"split{split}")}

@@ -1,11 +1,10 @@
 """Search for a map by trials: whole trainings with a few pairs each, judged by their loss on held-back labels.
 
-A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). Here this
-favours pairs at the target's last layers, which in the end do harm. A trial goes to the end of a training. It matches a
-few pairs, all with the same weight, and a linear model of the held-out loss in the pairs of the trials says what each
-pair contributes. The first trials have each pair once; then Thompson sampling (Biometrika 25, 1933) proposes the pairs:
-those that are best for effects drawn from the model's posterior distribution, so that good pairs are tried together and
-doubtful ones again. This is ours, not the paper's.
+A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). A trial
+goes to the end of a training. It matches a few pairs, all with the same weight, and a linear model of the held-out loss
+says what each pair contributes. The first trials match each pair once; then Thompson sampling (Biometrika 25, 1933)
+proposes the pairs: those that are best for effects drawn from the model's posterior distribution, so that good pairs
+are tried together and doubtful ones again. This is ours, not the paper's.
 
 `random_search` is the rival: as many trials of maps drawn at random, of which the one with the least loss is taken.
 """
@@ -23,11 +22,11 @@ from mtanytime.checks import require
 from mtanytime.measure.evaluation import predictions
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.transfer.meta_networks import Pair
-from mtanytime.transfer.search import Data, MapSearch, Source, Target, hold_back, maker, subfolder, training_set
+from mtanytime.transfer.search import SPLIT, Data, MapSearch, Source, Target, hold_back, maker, subfolder, training_set
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
-_SPLIT, _TRIAL = -8, -9  # purposes of derived seeds
+_TRIAL = -9  # purpose of derived seeds
 
 
 def trial_search(
@@ -42,6 +41,8 @@ def trial_search(
     **settings: Any,
 ) -> MapSearch:
     """Learn which pairs to match from trials, and return the map of the best ones, with equal weights.
+
+    The loss that is compared is the cross-entropy. A trial that diverges counts as the worst so far, or as a guess.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
@@ -66,9 +67,9 @@ def trial_search(
     for trial in range(trials):
         tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(kept)))
     effects, _ = tried.model()
-    best = [tried.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
+    found = tried.map_of(tried.best(effects, kept))
     by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
-    return MapSearch(tried.map_of(best), tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+    return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
 
 
 def random_search(
@@ -129,7 +130,7 @@ class _Trials:
         self._source, self._make, self._folder = source, maker(target), folder
         self._settings = {"progress": False} | dict(settings)
         self.seed: int = self._settings.get("seed", 0)
-        self._fit, self._held = hold_back(training_set(data), held_out, derive_seed(self.seed, _SPLIT, 0))
+        self._fit, self._held = hold_back(training_set(data), held_out, derive_seed(self.seed, SPLIT, 0))
         plain = TransferTrainer(source, self._make(), self._fit, **self._settings)  # to read pairs and channels
         self._settings["teacher"] = plain.teacher  # a probe is fitted once
         self.pairs, self.channels = list(plain.pairs), dict(plain.student.matching.source_channels)
@@ -145,14 +146,19 @@ class _Trials:
         return TransferMap(weights, TransferMap.uniform(self.pairs, self.channels).channels)
 
     def run(self, drawn: TransferMap) -> None:
-        """Train a target with a map, or read a finished trial, and add its loss."""
+        """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
         place = subfolder(self._folder, f"trial{len(self.maps)}")
         trainer = TransferTrainer(self._source, self._make(), self._fit, map=drawn, folder=place, **self._settings)
-        self.seconds += trainer.train().seconds
-        logits = self._settings.get("logits")
-        outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
+        try:
+            trainer.train()
+            logits = self._settings.get("logits")
+            outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
+            loss = F.cross_entropy(outputs[-1], labels).item()
+        except FloatingPointError:  # diverged: worse than guessing, which no other trial should be
+            loss = max([math.log(len(self._fit.classes)), *self.losses])
+        self.seconds += trainer.seconds
         self.maps.append(drawn)
-        self.losses.append(F.cross_entropy(outputs[-1], labels).item())
+        self.losses.append(loss)
 
     def model(self) -> tuple[np.ndarray, np.ndarray]:
         """What each pair takes off the logarithm of the loss: the mean and the covariance of the posterior."""
@@ -165,8 +171,11 @@ class _Trials:
     def proposal(self, kept: int) -> list[Pair]:
         """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
         mean, covariance = self.model()
-        draw = np.random.default_rng(abs(derive_seed(self.seed, _TRIAL, len(self.maps))))
-        effects = draw.multivariate_normal(mean, covariance, method="eigh")
+        draw = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
+        return self.best(draw.multivariate_normal(mean, covariance, method="eigh"), kept)
+
+    def best(self, effects: np.ndarray, kept: int) -> list[Pair]:
+        """The pairs with the largest effects."""
         return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
 
 
