@@ -17,7 +17,7 @@ SMALL = {
     "steps": "3",
     "search_steps": "3",
     "target_width": "4",
-    "splits": "2",
+    "trials": "5",
 }
 
 

@@ -14,6 +14,7 @@ from mtanytime.transfer import (
     TransferMap,
     TransferTrainer,
     random_search,
+    search_map,
     search_then_train,
     trial_search,
 )
@@ -38,7 +39,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     def init(self: module._Trials, *_: object) -> None:
         self.seed, self.maps, self.losses, self.seconds = 0, [], [], 0.0
         self.pairs = [(f"s{i}", "t") for i in range(pairs)]
-        self.channels = {f"s{i}": 2 for i in range(pairs)}
+        self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
 
     def run(self: module._Trials, drawn: TransferMap) -> None:
         matched = [i for i, weight in enumerate(drawn.pairs.values()) if weight > 0]
@@ -103,12 +104,13 @@ def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_search_then_train_by_trials(tmp_path: Path) -> None:
-    """The final training has the map of the trials, and what is finished is read again."""
-    options = SETTINGS | {"searcher": trial_search, "search": {"trials": 3, "kept": 2}, "folder": tmp_path}
+    """The final training has the map of the trials and no other layers, and what is finished is read again."""
+    options = SETTINGS | {"searcher": trial_search, "search": {"trials": 4, "kept": 1}, "folder": tmp_path}
+    options |= {"source_layers": ["first", "second"], "target_layers": ["first", "second"]}
     result, found = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
     kept = [pair for pair, weight in found.map.pairs.items() if weight > 0]
     assert list(result.map.pairs) == kept
-    assert len(found.losses) == 3
+    assert len(found.losses) == 4
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")}
     _, again = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
     assert again.losses == found.losses
@@ -132,16 +134,30 @@ def test_random_search() -> None:
     assert (again.maps, again.losses) == (found.maps[:2], found.losses[:2])
 
 
+def test_channels_are_learned_first(tmp_path: Path) -> None:
+    """All trials and the map have the channels of one search by lookahead with λ = 1, whose seconds count."""
+    options = SETTINGS | {"folder": tmp_path, "trials": 4, "kept": 1}
+    found = trial_search(SOURCE, target, DATA, channels={"meta_every": 1}, **options)
+    alone = search_map(SOURCE, target, DATA, **SETTINGS | {"what": True, "meta_lr": 3e-3})
+    assert found.map.channels == alone.map.channels
+    assert len({*found.map.channels["first", "second"]}) > 1
+    assert all(one.channels == found.map.channels for one in found.maps)
+    assert (tmp_path / "channels/split0/channels.csv").exists()
+    again = trial_search(SOURCE, target, DATA, channels={"meta_every": 1}, **options)
+    assert (again.map, again.seconds) == (found.map, found.seconds)
+
+
 def test_random_maps_cover_the_space() -> None:
     """One, two or three pairs equally often; λ has the mean 1 and, for a number, the spread of a Dirichlet draw."""
-    pairs, channels = [("a", "x"), ("a", "y"), ("b", "x")], {"a": 3, "b": 8}
+    pairs = [("a", "x"), ("a", "y"), ("b", "x")]
+    channels = {pair: [0.25, 0.75] for pair in pairs}
     draws = torch.tensor([list(random_map(pairs, channels, seed).pairs.values()) for seed in range(3000)])
     torch.testing.assert_close(draws.mean(1), torch.ones(3000))
     counts = (draws > 0).sum(1)
     torch.testing.assert_close(counts.bincount(minlength=4)[1:] / 3000, torch.full((3,), 1 / 3), rtol=0.1, atol=0)
     full = draws[counts == 3]
     torch.testing.assert_close(full.var(0) / 9, torch.full((3,), 2 / 9 / 4), rtol=0.2, atol=0)  # (k-1)/(k²(k+1)), k=3
-    assert random_map(pairs, channels, 0).channels["a", "x"] == [1 / 3] * 3
+    assert random_map(pairs, channels, 0).channels == channels
 
 
 @pytest.mark.parametrize(

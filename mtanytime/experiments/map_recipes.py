@@ -77,8 +77,12 @@ def _trainer(
         return TransferTrainer(source, make, task, **learned, **options)
     place = options.pop("folder")
     search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
-    searcher = random_search if method == "random_search" else trial_search
-    searching = partial(searcher, source, make, task.train, trials=settings["trials"], **search)
+    search["trials"] = settings["trials"]
+    searcher = random_search
+    if method == "search_then_train":
+        searcher = trial_search
+        search |= {"channels": {} if settings["learn_channels"] else None, "kept": settings["kept"] or None}
+    searching = partial(searcher, source, make, task.train, **search)
 
     def train(found: MapSearch) -> TransferTrainer:
         return TransferTrainer(source, make, task, map=found.map, folder=run_folder(place, "train"), **options)
@@ -109,6 +113,8 @@ RECIPES = {
             "steps": 240,
             "search_steps": 240,
             "trials": 16,
+            "learn_channels": 0,
+            "kept": 0,
             "views": 25,
             "batch_size": 25,
             "lr": 0.05,

@@ -28,9 +28,10 @@ from mtanytime.experiments.search_run import SearchRun
 from mtanytime.experiments.transfer_recipes import letters_task
 from mtanytime.randomness import generator_for
 from mtanytime.training.trainer import Trainer, TrainingResult
-from mtanytime.transfer.search import MapSearch, search_map
+from mtanytime.transfer.search import MapSearch
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
+from mtanytime.transfer.trials import trial_search
 
 TASKS, METHODS = ("source", "layer", "channels"), ("uniform", "search_then_train")
 _SHUFFLED, _NOISE = -20, -21  # purposes of derived seeds
@@ -89,10 +90,10 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             if method == "uniform":
                 yield f"{task} {method}", TransferTrainer(networks, make, data, folder=place, **shared)
                 continue
-            search = {"splits": settings["splits"], "steps": settings["search_steps"], "meta_lr": settings["meta_lr"]}
+            search = {"trials": settings["trials"], "steps": settings["search_steps"], "channels": {}}
             search["folder"] = run_folder(place, "search")
-            searching = partial(search_map, networks, make, data, **shared | search)
-            training = partial(_final, networks, make, data, run_folder(place, "train"), shared)
+            searching = partial(trial_search, networks, make, data, **shared | search)
+            training = partial(_final, networks, make, data, run_folder(place, "train"), options)
             yield f"{task} {method}", SearchRun(searching, training)
 
 
@@ -170,13 +171,12 @@ RECIPES = {
             "target_width": 16,
             "steps": 240,
             "search_steps": 240,
-            "splits": 1,
+            "trials": 16,
             "views": 25,
             "batch_size": 25,
             "lr": 0.05,
             "weight_decay": 5e-4,
             "beta": 4.0,
-            "meta_lr": 1e-3,
             "checkpoint_seconds": 30.0,
         },
         trainers=planted,

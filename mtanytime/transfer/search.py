@@ -136,7 +136,7 @@ def search_then_train(
     if folder is not None and Processes().first:
         searched.map.save(Path(folder) / "map.json")
     options = {"map": searched.map, "folder": subfolder(folder, "train")}
-    return TransferTrainer(source, target, data, test, **settings | options).train(), searched
+    return TransferTrainer(source, target, data, test, **without_layers(settings) | options).train(), searched
 
 
 def training_set(data: Data) -> LabelledImages:
@@ -156,6 +156,11 @@ def hold_back(train: LabelledImages, held_out: float, seed: int) -> tuple[Labell
 def maker(target: Target) -> Callable[[], Target]:
     """A function that gives a fresh target: copies of a network, or the function that makes it."""
     return (lambda: deepcopy(target)) if isinstance(target, nn.Module) else (lambda: target)
+
+
+def without_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for a training with a map, which itself says the layers; those that it leaves out are not tapped."""
+    return {key: value for key, value in settings.items() if key not in ("pairs", "source_layers", "target_layers")}
 
 
 def subfolder(folder: str | Path | None, name: str) -> Path | None:

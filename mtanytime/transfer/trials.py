@@ -4,7 +4,8 @@ A lookahead of a few steps values what helps within a few steps (the short-horiz
 goes to the end of a training. It matches a few pairs, all with the same weight, and a linear model of the held-out loss
 says what each pair contributes. The first trials match each pair once; then Thompson sampling (Biometrika 25, 1933)
 proposes the pairs: those that are best for effects drawn from the model's posterior distribution, so that good pairs
-are tried together and doubtful ones again. This is ours, not the paper's.
+are tried together and doubtful ones again. What to transfer, the channels, can be learned before by lookaheads. This is
+ours, not the paper's.
 
 `random_search` is the rival: as many trials of maps drawn at random, of which the one with the least loss is taken.
 """
@@ -22,11 +23,25 @@ from mtanytime.checks import require
 from mtanytime.measure.evaluation import predictions
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.transfer.meta_networks import Pair
-from mtanytime.transfer.search import SPLIT, Data, MapSearch, Source, Target, hold_back, maker, subfolder, training_set
+from mtanytime.transfer.search import (
+    SPLIT,
+    Data,
+    MapSearch,
+    Source,
+    Target,
+    hold_back,
+    maker,
+    search_map,
+    subfolder,
+    training_set,
+    without_layers,
+)
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
 _TRIAL = -9  # purpose of derived seeds
+# Of the search for channels, by default.
+_CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
 
 
 def trial_search(
@@ -36,11 +51,12 @@ def trial_search(
     *,
     trials: int = 16,
     kept: int | None = None,
+    channels: Mapping[str, Any] | None = None,
     held_out: float = 0.5,
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MapSearch:
-    """Learn which pairs to match from trials, and return the map of the best ones, with equal weights.
+    """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
 
     The loss that is compared is the cross-entropy. A trial that diverges counts as the worst so far, or as a guess.
 
@@ -48,6 +64,8 @@ def trial_search(
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
         trials: how many targets to train; enough for each pair to be tried once.
         kept: how many pairs each trial and the map match; default: a quarter of all, at least one.
+        channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
+            and the map then have its channel weights. An empty dict takes the defaults; None weights channels alike.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
 
@@ -59,6 +77,8 @@ def trial_search(
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
     """
     tried = _Trials(source, target, data, held_out, folder, settings)
+    if channels is not None:
+        tried.learn_channels(channels)
     count = len(tried.pairs)
     kept = max(1, round(count / 4)) if kept is None else kept
     require(1 <= kept <= count, "kept", f"a number of pairs, 1 to {count}", kept)
@@ -103,16 +123,15 @@ def random_search(
     return MapSearch(tried.maps[best], tuple(tried.maps), tried.seconds, tuple(tried.losses))
 
 
-def random_map(pairs: Sequence[Pair], source_channels: Mapping[str, int], seed: int) -> TransferMap:
-    """A map drawn at random: how many pairs, which, and their λ with the mean 1 over all; equal weights of channels."""
+def random_map(pairs: Sequence[Pair], channels: Mapping[Pair, Sequence[float]], seed: int) -> TransferMap:
+    """A map drawn at random: how many pairs, which, and their λ with mean 1 over all; with given channel weights."""
     generator = generator_for(seed)
     count = int(torch.randint(1, len(pairs) + 1, (1,), generator=generator))
     chosen = torch.randperm(len(pairs), generator=generator)[:count]
     exponential = -torch.rand(count, generator=generator, dtype=torch.float64).clamp(min=1e-12).log()
     weights = torch.zeros(len(pairs), dtype=torch.float64)
     weights[chosen] = exponential * len(pairs) / exponential.sum()
-    uniform = TransferMap.uniform(pairs, source_channels)
-    return TransferMap(dict(zip(pairs, weights.tolist(), strict=True)), uniform.channels)
+    return TransferMap(dict(zip(pairs, weights.tolist(), strict=True)), channels)
 
 
 class _Trials:
@@ -130,20 +149,29 @@ class _Trials:
         self._source, self._make, self._folder = source, maker(target), folder
         self._settings = {"progress": False} | dict(settings)
         self.seed: int = self._settings.get("seed", 0)
-        self._fit, self._held = hold_back(training_set(data), held_out, derive_seed(self.seed, SPLIT, 0))
+        self._target, self._data, self._held_out = target, training_set(data), held_out
+        self._fit, self._held = hold_back(self._data, held_out, derive_seed(self.seed, SPLIT, 0))
         plain = TransferTrainer(source, self._make(), self._fit, **self._settings)  # to read pairs and channels
         self._settings["teacher"] = plain.teacher  # a probe is fitted once
-        self.pairs, self.channels = list(plain.pairs), dict(plain.student.matching.source_channels)
-        for name in ("pairs", "source_layers", "target_layers"):
-            self._settings.pop(name, None)
+        self.pairs = list(plain.pairs)
+        self.channels = TransferMap.uniform(self.pairs, plain.student.matching.source_channels).channels
+        self._settings = without_layers(self._settings)
         self.maps: list[TransferMap] = []
         self.losses: list[float] = []
         self.seconds = 0.0
 
+    def learn_channels(self, settings: Mapping[str, Any]) -> None:
+        """Learn the channel weights of all later trials by lookaheads, on the same split of the labels."""
+        options = self._settings | {"pairs": self.pairs} | _CHANNELS | dict(settings)
+        place = subfolder(self._folder, "channels")
+        found = search_map(self._source, self._target, self._data, held_out=self._held_out, folder=place, **options)
+        self.channels = found.map.channels
+        self.seconds += found.seconds
+
     def map_of(self, chosen: Sequence[Pair]) -> TransferMap:
-        """The map that matches these pairs alone, with equal weights of the mean 1 over all pairs."""
+        """The map that matches these pairs alone, with equal λ of the mean 1 over all pairs."""
         weights = dict.fromkeys(self.pairs, 0.0) | dict.fromkeys(chosen, len(self.pairs) / len(chosen))
-        return TransferMap(weights, TransferMap.uniform(self.pairs, self.channels).channels)
+        return TransferMap(weights, self.channels)
 
     def run(self, drawn: TransferMap) -> None:
         """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
