@@ -56,6 +56,15 @@ def test_the_uniform_map_is_all_to_all_matching() -> None:
     pd.testing.assert_frame_equal(result.log.drop(columns="seconds"), expected.log.drop(columns="seconds"), rtol=1e-6)
 
 
+def test_whole_numbers() -> None:
+    """A map written by hand may say 1 where it means 1.0, for λ and for channels."""
+    whole = TransferMap(dict.fromkeys(PAIRS, 1), {pair: [1] + [0] * (CHANNELS[pair[0]] - 1) for pair in PAIRS})
+    weights = {pair: [1.0] + [0.0] * (CHANNELS[pair[0]] - 1) for pair in PAIRS}
+    same = TransferMap(dict.fromkeys(PAIRS, 1.0), weights)
+    expected, result = (transfer(map=one).train() for one in (same, whole))
+    pd.testing.assert_frame_equal(result.log.drop(columns="seconds"), expected.log.drop(columns="seconds"))
+
+
 def test_file(tmp_path: Path) -> None:
     """A map comes back from its file, and a trainer takes the file; its pairs are matched without being named."""
     UNEVEN.save(tmp_path / "map.json")

@@ -19,7 +19,7 @@ from mtanytime.transfer import (
     trial_search,
 )
 from mtanytime.transfer import trials as module
-from mtanytime.transfer.trials import random_map
+from mtanytime.transfer.trials import calibrated_cross_entropy, random_map
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
 SETTINGS = PAPER | {"what": False, "where": "off", "epochs": 1, "batch_size": 6, "lr": 0.05}
@@ -68,7 +68,7 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is the cross-entropy of the held-back images, none of which was trained on, by a second computation."""
+    """The loss is that of the held-back images, none of which was trained on, by a second computation."""
     trainers: list[TransferTrainer] = []
     build = TransferTrainer._build
 
@@ -83,7 +83,19 @@ def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) ->
     assert len(held) == len(seen) == 12
     with torch.no_grad():
         logits = trainers[-1].model.eval()(DATA.images[held].float() / 255)
-    assert found.losses[-1] == pytest.approx(F.cross_entropy(logits, DATA.labels[held]).item(), rel=1e-5)
+    by_temperature = [F.cross_entropy(logits / t, DATA.labels[held]).item() for t in np.geomspace(0.01, 100, 4000)]
+    assert found.losses[-1] == pytest.approx(min(by_temperature), rel=1e-4)
+
+
+def test_being_too_sure_costs_nothing() -> None:
+    """A network's loss does not depend on the scale of its logits; worse than a guess it cannot be."""
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(50) % 4
+    logits[range(50), labels] += 1
+    loss = calibrated_cross_entropy(logits, labels)
+    assert loss < F.cross_entropy(logits, labels) < F.cross_entropy(5 * logits, labels)
+    assert calibrated_cross_entropy(5 * logits, labels) == pytest.approx(loss, rel=1e-4)
+    assert calibrated_cross_entropy(-logits, labels) == pytest.approx(np.log(4), rel=0.01)
 
 
 def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,9 +155,11 @@ class FixedWeights(nn.Module):
             what = f"{channels} channel weights for {source} → {target}, as the source's layer has"
             require(len(weights) == channels, "map", what, Words(f"{len(weights)}, of another network"))
         self.pairs = list(pairs)
-        self.register_buffer("where", torch.tensor([transfer_map.pairs[pair] for pair in self.pairs]), persistent=False)
+        where = torch.tensor([float(transfer_map.pairs[pair]) for pair in self.pairs])  # a map may have whole numbers
+        self.register_buffer("where", where, persistent=False)
         for i, pair in enumerate(self.pairs):
-            self.register_buffer(f"what{i}", torch.tensor(list(transfer_map.channels[pair])), persistent=False)
+            what = torch.tensor([float(weight) for weight in transfer_map.channels[pair]])
+            self.register_buffer(f"what{i}", what, persistent=False)
 
     def forward(self, source_features: Mapping[str, Float[Tensor, "batch _ _ _"]]) -> PairWeights:
         """The weights for a batch, the same for all of its images."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.nn import functional as F
 
 from mtanytime.checks import require
@@ -58,7 +60,7 @@ def trial_search(
 ) -> MapSearch:
     """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
 
-    The loss that is compared is the cross-entropy. A trial that diverges counts as the worst so far, or as a guess.
+    A trial that diverges counts as the worst so far, or as a guess.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
@@ -134,6 +136,18 @@ def random_map(pairs: Sequence[Pair], channels: Mapping[Pair, Sequence[float]], 
     return TransferMap(dict(zip(pairs, weights.tolist(), strict=True)), channels)
 
 
+def calibrated_cross_entropy(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
+    """The cross-entropy in nats with the logits divided by the temperature at which it is lowest, 1/100 to 100."""
+    from scipy.optimize import minimize_scalar
+
+    logits = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
+
+    return float(minimize_scalar(loss, bounds=(-math.log(100), math.log(100)), method="bounded").fun)
+
+
 class _Trials:
     """Targets trained with a map each on a part of the labels, and their losses on the others."""
 
@@ -181,7 +195,7 @@ class _Trials:
             trainer.train()
             logits = self._settings.get("logits")
             outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
-            loss = F.cross_entropy(outputs[-1], labels).item()
+            loss = calibrated_cross_entropy(outputs[-1], labels)
         except FloatingPointError:  # diverged: worse than guessing, which no other trial should be
             loss = max([math.log(len(self._fit.classes)), *self.losses])
         self.seconds += trainer.seconds
