@@ -46,7 +46,7 @@ SPLIT = -8  # purpose of derived seeds
 class MapSearch:
     """The outcome of a search: its map, the map of each split or trial, and the seconds of training it took.
 
-    `losses` has one number per trial, its loss on the held-out labels (see `trials`); nothing for a search by lookahead.
+    `losses` has one number per trial, its loss on the held-out labels; nothing for a search by lookahead.
     `effects` is what `trial_search` found out about each pair: by how much it lowers the logarithm of that loss.
     """
 
