@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
@@ -40,3 +42,23 @@ def test_plan(tmp_path: Path) -> None:
     """A dry run lists every method."""
     rows = list(plan("baselines-builtin", tmp_path, changes=SMALL))
     assert [row["part"] for row in rows] == ["source", *recipes.METHODS]
+
+
+def test_agreement_of_maps() -> None:
+    """Pearson's correlation over the pairs of each two seeds, by numpy; seeds of other methods are not compared."""
+    weights = {
+        ("a", 0): [1.0, 2.0, 4.0],
+        ("a", 1): [1.0, 3.0, 2.0],
+        ("a", 5): [3.0, 2.0, 1.0],
+        ("b", 0): [1.0, 1.0, 1.0],
+    }
+    rows = [
+        {"method": method, "seed": seed, "source": "s", "target": f"t{i}", "weight": weight}
+        for (method, seed), values in weights.items()
+        for i, weight in enumerate(values)
+    ]
+    found = recipes.map_agreement(pd.DataFrame(rows).sample(frac=1, random_state=0))
+    assert found[["method", "seed_a", "seed_b"]].to_numpy().tolist() == [["a", 0, 1], ["a", 0, 5], ["a", 1, 5]]
+    for row in found.itertuples():
+        expected = np.corrcoef(weights["a", row.seed_a], weights["a", row.seed_b])[0, 1]
+        assert row.correlation == pytest.approx(expected)

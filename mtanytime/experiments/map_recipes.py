@@ -6,9 +6,11 @@ views. Each has its own strength of matching, chosen on validation digits.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
 from mtanytime.backbones import resnet, vgg9
@@ -19,6 +21,7 @@ from mtanytime.experiments.probe_run import ProbeRun, timed_probe
 from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, check_scored_on, row_of, run_folder
 from mtanytime.experiments.search_run import SearchRun
 from mtanytime.experiments.transfer_recipes import digits_task, letters_task
+from mtanytime.measure.tables import require_columns
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.outer import FreshBatch
 from mtanytime.transfer.search import MapSearch
@@ -95,6 +98,26 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
     if part == "source":
         return []
     return [{"method": part, "seed": seed} | row_of(trainer, result)]
+
+
+def map_agreement(maps: pd.DataFrame) -> pd.DataFrame:
+    """How well the maps of different seeds agree: the correlation of λ over the pairs of layers.
+
+    All maps start even, with one λ for all pairs, so this is also the correlation of the change since the start.
+
+    Args:
+        maps: columns method, seed, source, target, weight (λ).
+
+    Returns:
+        One row per method and two seeds: method, seed_a, seed_b, correlation (nan for a map that stayed even).
+    """
+    require_columns(maps, "maps", "method", "seed", "source", "target", "weight")
+    agreement = []
+    for method, group in maps.groupby("method", sort=False):
+        by_seed = group.pivot_table(index=["source", "target"], columns="seed", values="weight").corr()
+        for a, b in combinations(by_seed.columns, 2):
+            agreement.append({"method": method, "seed_a": a, "seed_b": b, "correlation": by_seed.loc[a, b]})
+    return pd.DataFrame(agreement, columns=["method", "seed_a", "seed_b", "correlation"])
 
 
 RECIPES = {
