@@ -54,16 +54,19 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
 
 
 def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four of fifteen pairs help: sixteen trials find them, after each pair was tried once, and try them more often."""
-    helpful = [1, 6, 7, 12]
+    """Six of fifteen pairs help: sixteen trials find them, after each pair was tried once, and try them more often."""
+    helpful = [1, 3, 6, 7, 12, 14]
     tried = planted(monkeypatch, helpful)
     found = trial_search(SOURCE, target, DATA, **SETTINGS)
-    assert {i for i, weight in enumerate(found.map.pairs.values()) if weight > 0} == set(helpful)
-    assert sum(found.map.pairs.values()) == pytest.approx(15)
-    assert {i for matched in tried[:4] for i in matched} == set(range(15))
-    assert all(len(matched) == 4 for matched in tried)
-    later = [i for matched in tried[4:] for i in matched]
-    assert sum(i in helpful for i in later) / len(later) > 0.5  # a quarter by chance
+    weights = list(found.map.pairs.values())
+    assert set(np.argsort(weights)[-6:]) == set(helpful)
+    assert sum(weights[i] for i in helpful) > 0.9 * sum(weights)
+    assert sum(weights) == pytest.approx(15)
+    assert max(weights) <= 15 / 6 + 1e-9  # among the best in all draws
+    assert {i for matched in tried[:3] for i in matched} == set(range(15))
+    assert all(len(matched) == 6 for matched in tried)
+    later = [i for matched in tried[3:] for i in matched]
+    assert sum(i in helpful for i in later) / len(later) > 0.6  # two fifths by chance
     assert min(found.effects[f"s{i}", "t"] for i in helpful) > 0
 
 
@@ -112,7 +115,7 @@ def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> 
     diverged = [loss for one, loss in zip(found.maps, found.losses, strict=True) if one.pairs["first", "first"] > 0]
     assert diverged
     assert min(diverged) >= np.log(3)
-    assert found.map.pairs["first", "first"] == 0
+    assert found.map.pairs["first", "first"] == min(found.map.pairs.values())
 
 
 def test_search_then_train_by_trials(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_sources_that_a_map_leaves_out_are_not_needed() -> None:
     two = {"a": SOURCE, "b": tiny.made(5, seed=3).eval()}
     found = trial_search(two, target, DATA, trials=8, kept=1, **SETTINGS)
     assert {pair[0].split("/")[0] for pair in found.map.pairs} == {"a", "b"}
-    trainer = TransferTrainer(two, target, DATA, map=found.map, **SETTINGS)
+    trainer = TransferTrainer(two, target, DATA, map=found.maps[0], **SETTINGS)
     assert len(trainer.pairs) == len(trainer.networks) == 1
 
 

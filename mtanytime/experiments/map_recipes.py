@@ -84,7 +84,7 @@ def _trainer(
     searcher = random_search
     if method == "search_then_train":
         searcher = trial_search
-        search |= {"channels": {} if settings["learn_channels"] else None, "kept": settings["kept"] or None}
+        search["channels"] = {} if settings["learn_channels"] else None
     searching = partial(searcher, source, make, task.train, **search)
 
     def train(found: MapSearch) -> TransferTrainer:
@@ -137,7 +137,6 @@ RECIPES = {
             "search_steps": 240,
             "trials": 16,
             "learn_channels": 0,
-            "kept": 0,
             "views": 25,
             "batch_size": 25,
             "lr": 0.05,
@@ -147,7 +146,7 @@ RECIPES = {
             "beta_matching_all": 4.0,
             "beta_random_search": 4.0,
             "beta_l2t": 4.0,
-            "beta_search_then_train": 4.0,
+            "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
             "checkpoint_seconds": 30.0,
         },

@@ -76,7 +76,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             )
             yield name, trainer
             sources[name] = trainer.model
-    names = ("steps", "batch_size", "lr", "weight_decay", "beta")
+    names = ("steps", "batch_size", "lr", "weight_decay")
     options |= {name: settings[name] for name in names} | {"seed": seed, "views": settings["views"] or None}
     options |= {"teacher": None, "normalize_errors": False}
     options |= {"schedule": "warm-up cosine", "remainder": "drop", "view_augment": StrongViews(flip=False)}
@@ -84,16 +84,17 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     data = digits(per_class=settings["digits_per_class"], seed=seed)
     for task in settings["tasks"]:
         networks, layers = _source_of(task, sources, settings, seed)
-        shared = options | {"source_layers": layers}
         for method in settings["methods"]:
+            own = options | {"beta": settings[f"beta_{method}"]}
             place = run_folder(folder, f"{task}-{method}-seed{seed}")
             if method == "uniform":
-                yield f"{task} {method}", TransferTrainer(networks, make, data, folder=place, **shared)
+                trainer = TransferTrainer(networks, make, data, folder=place, source_layers=layers, **own)
+                yield f"{task} {method}", trainer
                 continue
             search = {"trials": settings["trials"], "steps": settings["search_steps"], "channels": {}}
-            search["folder"] = run_folder(place, "search")
-            searching = partial(trial_search, networks, make, data, **shared | search)
-            training = partial(_final, networks, make, data, run_folder(place, "train"), options)
+            search |= {"source_layers": layers, "folder": run_folder(place, "search")}
+            searching = partial(trial_search, networks, make, data, **own | search)
+            training = partial(_final, networks, make, data, run_folder(place, "train"), own)
             yield f"{task} {method}", SearchRun(searching, training)
 
 
@@ -176,7 +177,8 @@ RECIPES = {
             "batch_size": 25,
             "lr": 0.05,
             "weight_decay": 5e-4,
-            "beta": 4.0,
+            "beta_uniform": 4.0,
+            "beta_search_then_train": 2.0,
             "checkpoint_seconds": 30.0,
         },
         trainers=planted,

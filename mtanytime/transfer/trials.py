@@ -42,6 +42,7 @@ from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
 _TRIAL = -9  # purpose of derived seeds
+_DRAWS = 4000  # of the effects for the map; a probability of 1/2 is then known to 0.008
 # Of the search for channels, by default.
 _CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
 
@@ -58,22 +59,21 @@ def trial_search(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MapSearch:
-    """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
+    """Learn which pairs to match from trials. The map's λ says how probable it is that a pair is among the best.
 
     A trial that diverges counts as the worst so far, or as a guess.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
         trials: how many targets to train; enough for each pair to be tried once.
-        kept: how many pairs each trial and the map match; default: a quarter of all, at least one.
+        kept: how many pairs a trial matches, and how many count as the best; default: two fifths of all.
         channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
             and the map then have its channel weights. An empty dict takes the defaults; None weights channels alike.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
 
     Returns:
-        The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses
-        and the effect of each pair.
+        The map, with λ of mean 1 over all pairs; the maps of the trials, their losses and the effect of each pair.
 
     Raises:
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
@@ -82,16 +82,15 @@ def trial_search(
     if channels is not None:
         tried.learn_channels(channels)
     count = len(tried.pairs)
-    kept = max(1, round(count / 4)) if kept is None else kept
+    kept = max(1, round(0.4 * count)) if kept is None else kept
     require(1 <= kept <= count, "kept", f"a number of pairs, 1 to {count}", kept)
     first = _each_once(tried.pairs, kept, tried.seed)
     require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
     for trial in range(trials):
         tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(kept)))
     effects, _ = tried.model()
-    found = tried.map_of(tried.best(effects, kept))
     by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
-    return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+    return MapSearch(tried.expected_map(kept), tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
 
 
 def random_search(
@@ -212,13 +211,20 @@ class _Trials:
 
     def proposal(self, kept: int) -> list[Pair]:
         """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
-        mean, covariance = self.model()
-        draw = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
-        return self.best(draw.multivariate_normal(mean, covariance, method="eigh"), kept)
+        return [self.pairs[i] for i in self._best(kept, draws=1)[0]]
 
-    def best(self, effects: np.ndarray, kept: int) -> list[Pair]:
-        """The pairs with the largest effects."""
-        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
+    def expected_map(self, kept: int) -> TransferMap:
+        """The mean of the maps of such proposals: λ is the probability that a pair is among the best, scaled."""
+        counts = np.bincount(self._best(kept, draws=_DRAWS).ravel(), minlength=len(self.pairs))
+        weights = (counts / _DRAWS * len(self.pairs) / kept).tolist()
+        return TransferMap(dict(zip(self.pairs, weights, strict=True)), self.channels)
+
+    def _best(self, kept: int, draws: int) -> np.ndarray:
+        """The places of the pairs with the largest effects, for effects drawn from the posterior: (draws, kept)."""
+        mean, covariance = self.model()
+        random = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
+        effects = random.multivariate_normal(mean, covariance, size=draws, method="eigh")
+        return np.argsort(-effects, axis=1, kind="stable")[:, :kept]
 
 
 def _each_once(pairs: Sequence[Pair], kept: int, seed: int) -> list[list[Pair]]:
