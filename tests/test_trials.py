@@ -36,7 +36,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     tried: list[list[int]] = []
     noise = np.random.default_rng(5)
 
-    def init(self: module._Trials, *_: object) -> None:
+    def init(self: module._Trials, *_: object, **__: object) -> None:
         self.seed, self.maps, self.losses, self.seconds = 0, [], [], 0.0
         self.pairs = [(f"s{i}", "t") for i in range(pairs)]
         self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
@@ -44,7 +44,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     def run(self: module._Trials, drawn: TransferMap) -> None:
         matched = [i for i, weight in enumerate(drawn.pairs.values()) if weight > 0]
         tried.append(matched)
-        gain = sum(0.1 if i in helpful else -0.1 for i in matched)
+        gain = sum(0.1 if i in helpful else -0.1 for i in matched) + 0.5 * (len(tried) % 2)  # an easier split
         self.maps.append(drawn)
         self.losses.append(float(np.exp(1 - gain + 0.02 * noise.standard_normal())))
 
@@ -58,11 +58,8 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     helpful = [1, 3, 6, 7, 12, 14]
     tried = planted(monkeypatch, helpful)
     found = trial_search(SOURCE, target, DATA, **SETTINGS)
-    weights = list(found.map.pairs.values())
-    assert set(np.argsort(weights)[-6:]) == set(helpful)
-    assert sum(weights[i] for i in helpful) > 0.9 * sum(weights)
-    assert sum(weights) == pytest.approx(15)
-    assert max(weights) <= 15 / 6 + 1e-9  # among the best in all draws
+    assert {i for i, weight in enumerate(found.map.pairs.values()) if weight > 0} == set(helpful)
+    assert sum(found.map.pairs.values()) == pytest.approx(15)
     assert {i for matched in tried[:3] for i in matched} == set(range(15))
     assert all(len(matched) == 6 for matched in tried)
     later = [i for matched in tried[3:] for i in matched]
@@ -71,7 +68,7 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is that of the held-back images, none of which was trained on, by a second computation."""
+    """The loss is that of the held-back images, none of which was trained on; splits take turns with swapped parts."""
     trainers: list[TransferTrainer] = []
     build = TransferTrainer._build
 
@@ -82,6 +79,8 @@ def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(TransferTrainer, "_build", recorded)
     found = trial_search(SOURCE, target, DATA, trials=2, kept=2, **SETTINGS)
     seen = {image.numpy().tobytes() for image in trainers[-1].batches.data.images}
+    before = {image.numpy().tobytes() for image in trainers[-2].batches.data.images}
+    assert not seen & before
     held = [i for i, image in enumerate(DATA.images) if image.numpy().tobytes() not in seen]
     assert len(held) == len(seen) == 12
     with torch.no_grad():
@@ -115,7 +114,7 @@ def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> 
     diverged = [loss for one, loss in zip(found.maps, found.losses, strict=True) if one.pairs["first", "first"] > 0]
     assert diverged
     assert min(diverged) >= np.log(3)
-    assert found.map.pairs["first", "first"] == min(found.map.pairs.values())
+    assert found.map.pairs["first", "first"] == 0
 
 
 def test_search_then_train_by_trials(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_sources_that_a_map_leaves_out_are_not_needed() -> None:
     two = {"a": SOURCE, "b": tiny.made(5, seed=3).eval()}
     found = trial_search(two, target, DATA, trials=8, kept=1, **SETTINGS)
     assert {pair[0].split("/")[0] for pair in found.map.pairs} == {"a", "b"}
-    trainer = TransferTrainer(two, target, DATA, map=found.maps[0], **SETTINGS)
+    trainer = TransferTrainer(two, target, DATA, map=found.map, **SETTINGS)
     assert len(trainer.pairs) == len(trainer.networks) == 1
 
 

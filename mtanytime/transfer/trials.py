@@ -42,7 +42,6 @@ from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
 _TRIAL = -9  # purpose of derived seeds
-_DRAWS = 4000  # of the effects for the map; a probability of 1/2 is then known to 0.008
 # Of the search for channels, by default.
 _CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
 
@@ -59,26 +58,28 @@ def trial_search(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MapSearch:
-    """Learn which pairs to match from trials. The map's λ says how probable it is that a pair is among the best.
+    """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
 
     A trial that diverges counts as the worst so far, or as a guess.
 
     Args:
-        source, target, data, held_out: see `search_map`. All trials share one split of the labels.
+        source, target, data, held_out: see `search_map`. Two splits of the labels take turns; with a half held back,
+            each trains on what the other holds back.
         trials: how many targets to train; enough for each pair to be tried once.
-        kept: how many pairs a trial matches, and how many count as the best; default: two fifths of all.
+        kept: how many pairs each trial and the map match; default: two fifths of all, at least one.
         channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
             and the map then have its channel weights. An empty dict takes the defaults; None weights channels alike.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
 
     Returns:
-        The map, with λ of mean 1 over all pairs; the maps of the trials, their losses and the effect of each pair.
+        The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses
+        and the effect of each pair.
 
     Raises:
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
     """
-    tried = _Trials(source, target, data, held_out, folder, settings)
+    tried = _Trials(source, target, data, held_out, folder, settings, splits=2)
     if channels is not None:
         tried.learn_channels(channels)
     count = len(tried.pairs)
@@ -90,7 +91,9 @@ def trial_search(
         tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(kept)))
     effects, _ = tried.model()
     by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
-    return MapSearch(tried.expected_map(kept), tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+    return MapSearch(
+        tried.map_of(tried.best(effects, kept)), tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair
+    )
 
 
 def random_search(
@@ -158,13 +161,19 @@ class _Trials:
         held_out: float,
         folder: str | Path | None,
         settings: Mapping[str, Any],
+        splits: int = 1,
     ) -> None:
         self._source, self._make, self._folder = source, maker(target), folder
         self._settings = {"progress": False} | dict(settings)
         self.seed: int = self._settings.get("seed", 0)
         self._target, self._data, self._held_out = target, training_set(data), held_out
-        self._fit, self._held = hold_back(self._data, held_out, derive_seed(self.seed, SPLIT, 0))
-        plain = TransferTrainer(source, self._make(), self._fit, **self._settings)  # to read pairs and channels
+        self._splits = [
+            hold_back(self._data, held_out, derive_seed(self.seed, SPLIT, split)) for split in range(splits)
+        ]
+        if splits == 2 and held_out == 0.5:
+            self._splits[1] = self._splits[0][::-1]
+        fit, _ = self._splits[0]
+        plain = TransferTrainer(source, self._make(), fit, **self._settings)  # to read pairs and channels
         self._settings["teacher"] = plain.teacher  # a probe is fitted once
         self.pairs = list(plain.pairs)
         self.channels = TransferMap.uniform(self.pairs, plain.student.matching.source_channels).channels
@@ -174,7 +183,7 @@ class _Trials:
         self.seconds = 0.0
 
     def learn_channels(self, settings: Mapping[str, Any]) -> None:
-        """Learn the channel weights of all later trials by lookaheads, on the same split of the labels."""
+        """Learn the channel weights of all later trials by lookaheads, on the first split of the labels."""
         options = self._settings | {"pairs": self.pairs} | _CHANNELS | dict(settings)
         place = subfolder(self._folder, "channels")
         found = search_map(self._source, self._target, self._data, held_out=self._held_out, folder=place, **options)
@@ -188,15 +197,17 @@ class _Trials:
 
     def run(self, drawn: TransferMap) -> None:
         """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
-        place = subfolder(self._folder, f"trial{len(self.maps)}")
-        trainer = TransferTrainer(self._source, self._make(), self._fit, map=drawn, folder=place, **self._settings)
+        trial = len(self.maps)
+        fit, held = self._splits[trial % len(self._splits)]
+        place = subfolder(self._folder, f"trial{trial}")
+        trainer = TransferTrainer(self._source, self._make(), fit, map=drawn, folder=place, **self._settings)
         try:
             trainer.train()
             logits = self._settings.get("logits")
-            outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
+            outputs, labels = predictions(trainer.model, held, progress=False, logits=logits)
             loss = calibrated_cross_entropy(outputs[-1], labels)
         except FloatingPointError:  # diverged: worse than guessing, which no other trial should be
-            loss = max([math.log(len(self._fit.classes)), *self.losses])
+            loss = max([math.log(len(fit.classes)), *self.losses])
         self.seconds += trainer.seconds
         self.maps.append(drawn)
         self.losses.append(loss)
@@ -206,25 +217,22 @@ class _Trials:
         from sklearn.linear_model import BayesianRidge
 
         matched = np.array([[float(one.pairs[pair] > 0) for pair in self.pairs] for one in self.maps])
-        fitted = BayesianRidge().fit(matched, -np.log(np.maximum(self.losses, 1e-6)))
+        gains = -np.log(np.maximum(self.losses, 1e-6))
+        for split in range(2):  # one may be harder than the other
+            matched[split::2] -= matched[split::2].mean(axis=0)
+            gains[split::2] -= gains[split::2].mean()
+        fitted = BayesianRidge(fit_intercept=False).fit(matched, gains)
         return fitted.coef_, fitted.sigma_
 
     def proposal(self, kept: int) -> list[Pair]:
         """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
-        return [self.pairs[i] for i in self._best(kept, draws=1)[0]]
-
-    def expected_map(self, kept: int) -> TransferMap:
-        """The mean of the maps of such proposals: λ is the probability that a pair is among the best, scaled."""
-        counts = np.bincount(self._best(kept, draws=_DRAWS).ravel(), minlength=len(self.pairs))
-        weights = (counts / _DRAWS * len(self.pairs) / kept).tolist()
-        return TransferMap(dict(zip(self.pairs, weights, strict=True)), self.channels)
-
-    def _best(self, kept: int, draws: int) -> np.ndarray:
-        """The places of the pairs with the largest effects, for effects drawn from the posterior: (draws, kept)."""
         mean, covariance = self.model()
         random = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
-        effects = random.multivariate_normal(mean, covariance, size=draws, method="eigh")
-        return np.argsort(-effects, axis=1, kind="stable")[:, :kept]
+        return self.best(random.multivariate_normal(mean, covariance, method="eigh"), kept)
+
+    def best(self, effects: np.ndarray, kept: int) -> list[Pair]:
+        """The pairs with the largest effects."""
+        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
 
 
 def _each_once(pairs: Sequence[Pair], kept: int, seed: int) -> list[list[Pair]]:
