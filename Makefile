@@ -13,7 +13,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 help:
 	@echo "make run        set up $(VENV) if needed, execute all notebooks, build their site: build/index.html"
 	@echo "make lab        set up, then open JupyterLab on notebooks/   (options: make lab ARGS=--no-browser)"
-	@echo "make app        set up, then serve the explorers as a web page, on this machine alone   (options: make app ARGS=--no-browser)"
+	@echo "make app        set up, then serve the explorers and a training as a web page, on this machine alone   (ARGS=--no-browser)"
 	@echo "make site       set up, then build the site without executing, from stored outputs where there are no newer ones"
 	@echo "make test       set up, then run ruff, pytest and the notebooks against their stored outputs"
 	@echo "            on more than two cores: make test JOBS=8"
@@ -47,9 +47,8 @@ notebooks: $(STAMP)
 lab: $(STAMP)
 	$(PY) -m jupyterlab $(ARGS) notebooks
 
-# notebooks/voila.json restricts it to this machine and keeps the page from fetching icons from the network.
 app: $(STAMP)
-	cd notebooks && ../$(PY) -m voila 07_explore.ipynb $(ARGS)
+	$(PY) -m mtanytime app data/results/transfer_runs data/results/anytime_cifar10.csv $(ARGS)
 
 # Two tests with one thread each are quicker than one with two threads. Notebooks continue each other's runs, so they run
 # one after the other. All parts run even when one fails, so that one call shows everything there is to fix.

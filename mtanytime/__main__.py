@@ -1,4 +1,4 @@
-"""The command line: `python -m mtanytime list | run | sweep | table | bench | explore | export`.
+"""The command line: `python -m mtanytime list | run | sweep | table | bench | explore | app | export`.
 
 Each command has one function that declares its options and one that runs it. To add a command, write these two and add
 the first to `COMMANDS`.
@@ -145,6 +145,32 @@ def _explore(options: argparse.Namespace) -> int:
     return 0
 
 
+# app
+
+
+def _add_app(commands: Any) -> None:
+    parser = commands.add_parser("app", help="serve explorers, and a training to watch, as a web page")
+    parser.set_defaults(command_function=_app)
+    help = "what the page shows, one explorer each: a folder of a run or of several, or a CSV file (see `explore`)"
+    parser.add_argument("places", type=Path, nargs="*", metavar="PLACE", help=help)
+    help = "the address to listen to (default 127.0.0.1, which answers this machine alone)"
+    parser.add_argument("--host", default="127.0.0.1", help=help)
+    parser.add_argument("--port", type=int, help="default: the first free one from 8866 on")
+    help = "how many run at once, each on one core (default: one per core)"
+    parser.add_argument("--trainings", type=int, metavar="N", help=help)
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page")
+
+
+def _app(options: argparse.Namespace) -> int:
+    from mtanytime.app.server import serve  # imported here because it needs the extra notebooks
+
+    try:
+        serve(options.places, options.host, options.port, options.trainings, not options.no_browser)
+    except KeyboardInterrupt:
+        print("\nstopped")
+    return 0
+
+
 # export
 
 
@@ -196,6 +222,7 @@ COMMANDS = (
     partial(add_table, draw=_draw_summary),
     partial(add_bench, read_table=read_csv),
     _add_explore,
+    _add_app,
     _add_export,
 )
 

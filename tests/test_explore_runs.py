@@ -202,3 +202,50 @@ def test_a_page_of_many_runs_is_small(tmp_path: Path) -> None:
     explorer = TransferExplorer(runs, dict.fromkeys(runs, channels))
     assert "steps are shown, evenly spread." in explorer.content["note"]
     assert explorer.save_html(tmp_path / "page.html").stat().st_size < 3e6
+
+
+def one_table(folder: Path, **results: float) -> Path:
+    """Write two seeds into one folder of tables with a column seed, and their accuracies."""
+    runs = seeds()
+    channels = {name: tables.channels(trace) for name, trace in runs.items()}
+    join = lambda parts: pd.concat([part.assign(seed=int(name[-1])) for name, part in parts.items()])  # noqa: E731
+    written(folder, trace=join(runs), channels=join(channels))
+    rows = pd.DataFrame({"method": "l2t", "seed": [int(name[-1]) for name in results], "accuracy": results.values()})
+    rows.to_csv(folder / "results.csv", index=False)
+    return folder
+
+
+def test_runs_of_one_table(tmp_path: Path) -> None:
+    """Seeds that share a table are runs of their own: in an explorer, on a page, from a folder, file or DataFrame."""
+    folder = one_table(tmp_path / "runs", seed0=0.5, seed1=0.6251)
+    explorer = TransferExplorer(folder)
+    held = explorer.content["runs"]
+    assert [(run["name"], run["accuracy"]) for run in held] == [("seed 0", 0.5), ("seed 1", 0.6251)]
+    assert [len(run["channels"]["pairs"]) for run in held] == [6, 6]
+    np.testing.assert_allclose(explorer.values("seed 1"), 2 * explorer.values("seed 0"))
+    assert explorer.content["summary"] == "2 runs, 6 pairs, 3 steps from 0 to 200"
+    for place in (folder, folder / "trace.csv", folder / "channels.csv"):
+        assert explored(place)[0] == explorer.content
+    trace, channels = pd.read_csv(folder / "trace.csv"), pd.read_csv(folder / "channels.csv")
+    alone = TransferExplorer(trace, channels).content["runs"]
+    assert [run.get("accuracy") for run in alone] == [None, None]
+    names = [run["name"] for run in explored(folder, written(tmp_path / "other", trace=tables.trace()))[0]["runs"]]
+    assert names == ["runs, seed 0", "runs, seed 1", "other"]
+    methods = TransferExplorer(pd.concat([trace.assign(method=name) for name in ("l2t", "where")])).content["runs"]
+    assert [run["name"] for run in methods] == ["l2t, seed 0", "l2t, seed 1", "where, seed 0", "where, seed 1"]
+    one = TransferExplorer(trace[trace["seed"] == 1])
+    assert (one.content["runs"], one.content["name"]) == ([], "")
+
+
+def test_runs_of_one_table_that_do_not_fit(tmp_path: Path) -> None:
+    """Channel weights without the seeds of their trace are refused, and accuracies that are not clear left out."""
+    folder = one_table(tmp_path / "runs", seed0=0.5)
+    channels = pd.read_csv(folder / "channels.csv").drop(columns="seed")
+    with pytest.raises(ValueError, match="channels table: expected column seed, as in the trace, got none"):
+        TransferExplorer(pd.read_csv(folder / "trace.csv"), channels)
+    assert ["accuracy" in run for run in explored(folder)[0]["runs"]] == [True, False]
+    (folder / "results.csv").write_text("method,seed,accuracy\nl2t,0,0.5\nwhere,0,0.6\n")
+    assert ["accuracy" in run for run in explored(folder)[0]["runs"]] == [False, False]
+    many = pd.concat([tables.trace(steps=(0,)).assign(seed=seed) for seed in range(25)])
+    with pytest.raises(ValueError, match="trace: expected 1 to 24 runs, got 25"):
+        TransferExplorer(many)

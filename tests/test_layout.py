@@ -15,8 +15,9 @@ MAY_IMPORT = {  # "imports go down only": which parts of the library each part m
     "deploy": {"ground", "anytime", "deploy"},
     "experiments": {"ground", "transfer", "anytime", "deploy", "experiments"},
     "explore": {"ground", "explore"},
+    "app": {"ground", "anytime", "explore", "app"},
     "__init__": {"ground", "transfer", "anytime", "deploy", "experiments"},
-    "__main__": {"ground", "transfer", "anytime", "deploy", "experiments", "explore"},
+    "__main__": {"ground", "transfer", "anytime", "deploy", "experiments", "explore", "app"},
 }
 
 

@@ -373,3 +373,20 @@ def test_many_images_and_several_processes(root: Path, tables: Callable[[str], p
     for name in ("processes", "image_files"):
         settings += provenance(root, name)
     check(section(root, "Many images, several processes"), figures, settings)
+
+
+def test_runs_to_explore(root: Path) -> None:
+    """What the explorers show first are whole runs of several seeds that have learned something, in small files."""
+    folder = root / "data" / "results" / "transfer_runs"
+    read = {path.stem: pd.read_csv(path, comment="#") for path in folder.glob("*.csv")}
+    assert set(read) == {"trace", "channels", "results"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
+    command = "python -m mtanytime run baselines-builtin --out FOLDER --seed 0 1 2 --set methods=l2t; "
+    for name in read:
+        assert command in "; ".join(provenance(root, f"transfer_runs/{name}"))
+        assert set(read[name]["seed"]) == {0, 1, 2}
+    trace = read["trace"]
+    assert trace["step"].max() == RECIPES["baselines-builtin"].settings["steps"] >= 240
+    assert (read["results"]["accuracy"] > 0.6).all()  # a guess is correct in a tenth of the cases
+    last = trace[trace["step"] == trace["step"].max()].groupby("seed")["weight"]
+    assert (last.max() - last.min() > 0.5).all()

@@ -61,6 +61,7 @@ def test_requirements_are_lower_bounds() -> None:
     [
         ("mtanytime", ()),
         ("mtanytime/explore", ("notebooks",)),
+        ("mtanytime/app", ("notebooks",)),
         ("docs", ("docs", "notebooks")),
         ("tests", ("notebooks", "test", "cluster", "docs")),
     ],
@@ -69,8 +70,8 @@ def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     """An import that no requirement declares works here and fails on a fresh machine."""
     allowed = declared(*extras) | set(sys.stdlib_module_names) | {"mtanytime"}
     files = python_files(folder)
-    if folder == "mtanytime":  # the library itself needs the base install only; its widgets need Jupyter's
-        files = [path for path in files if "explore" not in path.parts]
+    if folder == "mtanytime":  # the library itself needs the base install only; its widgets and its app need Jupyter's
+        files = [path for path in files if not {"explore", "app"} & set(path.parts)]
         files.remove(ROOT / "mtanytime/deploy/predict.py")  # stands alone and needs the extra export
         files.remove(ROOT / "mtanytime/experiments/cluster.py")  # imports Ray, of the extra cluster, when it is used
     if folder in ("docs", "tests"):

@@ -74,9 +74,7 @@ def save(
         OSError: the page cannot be written.
     """
     path = _free(path, force)
-    state = json.dumps(
-        {"content": content, "page": True, **choices}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
+    state = as_script({"content": content, "page": True, **choices})
     page = PAGE.format(
         policy=POLICY,
         title=html.escape(content["title"]),
@@ -84,8 +82,7 @@ def save(
         alt=html.escape(alt),
         style=PAGE_STYLE,
         script=PAGE_SCRIPT,
-        # Only "<" could end the script element or begin another one; lone surrogates have no bytes in UTF-8.
-        state=re.sub("[<\u2028\u2029\ud800-\udfff]", lambda letter: f"\\u{ord(letter[0]):04x}", state),
+        state=state,
     )
     data = page.encode(errors="replace")
     size = Words(f"{len(data) / 1e6:.1f} MB")
@@ -97,6 +94,15 @@ def save(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def as_script(state: dict[str, Any]) -> str:
+    """Return an explorer's state as JSON that can stand in a page's script element.
+
+    Only "<" could end the element or begin another one; lone surrogates have no bytes in UTF-8.
+    """
+    text = json.dumps(state, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return re.sub("[<\u2028\u2029\ud800-\udfff]", lambda letter: f"\\u{ord(letter[0]):04x}", text)
 
 
 def export_csv(

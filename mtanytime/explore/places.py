@@ -14,7 +14,7 @@ from mtanytime.explore.contents.pictures import in_page, picture_contents
 from mtanytime.explore.contents.transfer import runs_contents
 from mtanytime.explore.feature_maps import features_beside
 from mtanytime.explore.kinds import SETTINGS, kind_of, varied_settings
-from mtanytime.explore.runs import RUNS_UP_TO, RunTables, run_names
+from mtanytime.explore.runs import RUNS_UP_TO, RunTables, run_names, split_all
 from mtanytime.measure.tables import require_unique
 
 PAIRS_UP_TO = 12  # pictures of channel weights in a page
@@ -107,13 +107,14 @@ def _file(path: Path) -> Part:
     trace = path.with_name(tables.RUN_TABLES["trace"])
     if kind == "channels table" and path.name == tables.RUN_TABLES[kind] and tables.has_rows(trace):
         main = tables.load_table(trace, "trace")
-        further = tables.arrived_beside(path), features_beside(path)
+        further = tables.arrived_beside(path), features_beside(path), tables.results_beside(path)
         return Part(path, "trace", main, RunTables(main, table, *further))
     if kind != "trace":
         return Part(path, kind, table)
     channels = path.with_name(tables.RUN_TABLES["channels table"])
     beside = channels if path == trace and channels.exists() else None
-    return Part(path, kind, table, RunTables(table, beside, tables.arrived_beside(path), features_beside(path)))
+    further = tables.arrived_beside(path), features_beside(path), tables.results_beside(path)
+    return Part(path, kind, table, RunTables(table, beside, *further))
 
 
 def _run(folder: Path) -> Part | None:
@@ -124,6 +125,7 @@ def _run(folder: Path) -> Part | None:
     kind = next((kind for kind in ("trace", "curve") if kind in present), next(iter(present)))
     table = tables.load_table(present[kind], kind)
     further = present.get("channels table"), present.get("table of R²"), features_beside(folder)
+    further += (tables.results_beside(folder),)
     run = RunTables(table, *further) if kind == "trace" else None
     return Part(folder, kind, table, run, present.get("log") if kind in ("trace", "curve") else None)
 
@@ -131,7 +133,8 @@ def _run(folder: Path) -> Part | None:
 def _of_one(part: Part) -> Page:
     """Return the page of one table or run."""
     if part.tables is not None:
-        content, alt = runs_contents({"": part.tables}), draw.heatmap(part.table).alt
+        runs = split_all({"": part.tables})
+        content, alt = runs_contents(runs), draw.heatmap(next(iter(runs.values())).trace).alt
     else:
         content, alt = PAGES[part.kind](part.table)
     if part.log is not None:
@@ -145,8 +148,8 @@ def several(parts: Sequence[Part]) -> Page:
     names = run_names([part.path for part in parts])
     if kind == "trace":
         require(len(parts) <= RUNS_UP_TO, "places", f"at most {RUNS_UP_TO} runs", len(parts))
-        content = runs_contents({name: part.tables for name, part in zip(names, parts, strict=True)})
-        return content, f"Heat maps of λ of {len(parts)} runs"
+        runs = split_all({name: part.tables for name, part in zip(names, parts, strict=True)})
+        return runs_contents(runs), f"Heat maps of λ of {len(runs)} runs"
     if kind in JOINED:
         return PAGES[kind](_joined(kind, dict(zip(names, [part.table for part in parts], strict=True))))
     pages = [_naming(part.path, PAGES[kind], part.table)[0] for part in parts]

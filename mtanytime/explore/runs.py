@@ -1,10 +1,10 @@
-"""Several runs at once: their tables, and short names that tell them apart."""
+"""Several runs at once: their tables, which may be parts of one table, and short names that tell them apart."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -13,15 +13,21 @@ from mtanytime.explore import tables
 from mtanytime.explore.feature_maps import features_beside
 
 RUNS_UP_TO = 24  # in one page
+RUN_COLUMNS = ("method", "seed")  # of a table of several runs
 
 
 class RunTables(NamedTuple):
-    """The tables of one run of a transfer: its trace and, if there are any, channel weights, R² and feature maps."""
+    """The tables of one run of a transfer: its trace and, if there are any, channel weights, R² and feature maps.
+
+    `results` is a table of method, seed and test accuracy, from which `split_runs` takes the run's `accuracy`.
+    """
 
     trace: tables.Table
     channels: tables.Table | None = None
     arrived: tables.Table | None = None
     features: Path | None = None
+    results: Path | None = None
+    accuracy: float | None = None
 
 
 Tables = tables.Table | Mapping[str, tables.Table] | Sequence[tables.Table]
@@ -32,7 +38,8 @@ def runs_of(trace: Tables, channels: Tables | None = None, arrived: Tables | Non
 
     Args:
         trace: one table, or those of several runs: a dictionary from names to tables, or a list of paths, which give
-            the names. The tables that a run wrote beside a path are found.
+            the names. The tables that a run wrote beside a path are found. A table may hold several runs, see
+            `split_runs`.
         channels: of one run, a table; of several, a dictionary with the names of runs that have channel weights.
         arrived: likewise.
 
@@ -41,7 +48,7 @@ def runs_of(trace: Tables, channels: Tables | None = None, arrived: Tables | Non
             further table belongs to none of the runs.
     """
     if isinstance(trace, (pd.DataFrame, str, PathLike)):
-        return {"": _run(trace, channels, arrived)}
+        return split_all({"": _run(trace, channels, arrived)})
     if not isinstance(trace, Mapping):
         kinds = {type(place).__name__ for place in trace if not isinstance(place, (str, PathLike))}
         remedy = "name tables in a dictionary"
@@ -53,13 +60,80 @@ def runs_of(trace: Tables, channels: Tables | None = None, arrived: Tables | Non
         fits = further is None or (isinstance(further, Mapping) and set(further) <= set(trace))
         came = Words(", ".join(map(str, further)) if isinstance(further, Mapping) else type(further).__name__)
         require(fits, name, f"a dictionary with names of the runs ({tables.first_few(list(trace))})", came)
-    return {name: _run(table, (channels or {}).get(name), (arrived or {}).get(name)) for name, table in trace.items()}
+    of = {name: _run(table, (channels or {}).get(name), (arrived or {}).get(name)) for name, table in trace.items()}
+    return split_all(of)
+
+
+def split_all(runs: Mapping[str, RunTables]) -> dict[str, RunTables]:
+    """Return runs by name, those that `split_runs` finds in one of them called "name, seed 0".
+
+    Raises:
+        ValueError: as `split_runs`; there are more than 24 runs.
+    """
+    split = {
+        ", ".join(filter(None, (name, part))): run
+        for name, whole in runs.items()
+        for part, run in split_runs(whole).items()
+    }
+    require(len(split) <= RUNS_UP_TO, "trace", f"1 to {RUNS_UP_TO} runs", len(split))
+    return split
+
+
+def split_runs(run: RunTables) -> dict[str, RunTables]:
+    """Return the runs in tables with a column seed or method, by names like "seed 0" or "l2t, seed 0"; one alone is "".
+
+    The columns of which the trace has several values tell its runs apart, and its further tables must have them too.
+    The accuracy of a run is that of its row in the results, if there is one.
+
+    Raises:
+        ValueError: a table cannot be read, or a further table lacks a column that tells the runs apart.
+        OSError: a table cannot be read.
+    """
+    table = tables.load_table(run.trace, "trace")
+    known = [name for name in RUN_COLUMNS if name in table]
+    keys = [name for name in known if table[name].nunique(dropna=False) > 1]
+    results = None if run.results is None or not known else tables.read_table(run.results, "results table", "accuracy")
+    names = {"channels": "channels table", "arrived": "table of R²"} if keys else {}
+    further = {field: getattr(run, field) for field in names if getattr(run, field) is not None}
+    further = {field: tables.load_table(place, names[field]) for field, place in further.items()}
+    for field, whole in further.items():
+        lacking = [name for name in keys if name not in whole]
+        require(not lacking, names[field], f"column {', '.join(lacking)}, as in the trace", Words("none"))
+    runs = {}
+    for values, rows in table.groupby(keys, sort=False, dropna=False) if keys else [((), table)]:
+        chosen = dict(zip(keys, values, strict=True))
+        parts = {field: _rows(whole, chosen) for field, whole in further.items()}
+        accuracy = _accuracy(results, {name: rows[name].iloc[0] for name in known if len(rows)})
+        name = ", ".join(_word(*item) for item in chosen.items())
+        runs[name] = run._replace(trace=rows, accuracy=accuracy, **parts)
+    return runs
+
+
+def _word(key: str, value: Any) -> str:
+    return str(value) if key == "method" else f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+
+
+def _rows(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame | None:
+    """Return the rows of a table that have these values; None if there are none."""
+    fits = pd.Series(True, index=table.index)
+    for name, value in values.items():
+        fits &= table[name].isna() if pd.isna(value) else table[name] == value
+    return table[fits] if fits.any() else None
+
+
+def _accuracy(results: pd.DataFrame | None, values: Mapping[str, Any]) -> float | None:
+    """Return the accuracy in the only row of a run; None if there is not exactly one."""
+    if results is None or not set(values) <= set(results):
+        return None
+    rows = _rows(results, values)
+    return float(rows["accuracy"].iloc[0]) if rows is not None and len(rows) == 1 else None
 
 
 def _run(trace: tables.Table, channels: tables.Table | None, arrived: tables.Table | None) -> RunTables:
     """Return the tables of a run with those beside its trace."""
     arrived = tables.arrived_beside(trace) if arrived is None else arrived
-    return RunTables(*tables.whole_run(trace, channels), arrived, features_beside(trace))
+    beside = features_beside(trace), tables.results_beside(trace)
+    return RunTables(*tables.whole_run(trace, channels), arrived, *beside)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:

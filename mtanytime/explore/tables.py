@@ -146,12 +146,21 @@ def whole_run(trace: Table, channels: Table | None) -> tuple[Table, Table | None
 
 def arrived_beside(trace: Table) -> Path | None:
     """Return the R² of a run, given its folder, its trace.csv or its channels.csv; None if nothing was measured."""
+    return _beside(trace, RUN_TABLES["table of R²"])
+
+
+def results_beside(trace: Table) -> Path | None:
+    """Return the results (method, seed, accuracy) in the folder of a trace, likewise."""
+    return _beside(trace, "results.csv")
+
+
+def _beside(trace: Table, name: str) -> Path | None:
     if isinstance(trace, pd.DataFrame):
         return None
     path = Path(trace)
     if not path.is_dir() and path.name not in (RUN_TABLES["trace"], RUN_TABLES["channels table"]):
         return None
-    beside = (path if path.is_dir() else path.parent) / RUN_TABLES["table of R²"]
+    beside = (path if path.is_dir() else path.parent) / name
     return beside if has_rows(beside) else None
 
 

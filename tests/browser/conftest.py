@@ -68,16 +68,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callab
 
 
 @pytest.fixture(scope="session")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the address of the web app of `make app`, started in a copy of the folders that it reads."""
-    pytest.importorskip("voila", reason="Voilà is not installed")
-    folder, state = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("state")
-    shutil.copytree(ROOT / "data" / "results", folder / "data" / "results")
-    (folder / "notebooks").mkdir()
-    for name in ("07_explore.ipynb", "voila.json"):
-        shutil.copy(ROOT / "notebooks" / name, folder / "notebooks")
-    with serving("voila", ["07_explore.ipynb", "--no-browser"], folder / "notebooks", state, "") as address:
-        yield address
+def app() -> Iterator[str]:
+    """Yield the address of the web app, started as `make app` starts it."""
+    pytest.importorskip("tornado", reason="Tornado is not installed")
+    rule = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\napp: $(STAMP)\n")[2].splitlines()[0]
+    arguments = rule.partition("$(PY) ")[2].replace("$(ARGS)", "--no-browser --port 0").split()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            said = server.stdout.readline()
+            assert said.startswith("The app: http://127.0.0.1:"), said
+            yield said.split()[2]
+        finally:
+            server.terminate()
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def serving(module: str, options: list[str], folder: Path, state: Path, token: s
     ):
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait_for(f"{address}/api" if token else f"{address}/voila/static/voila.js", server, state / "log.txt")
+            _wait_for(f"{address}/api", server, state / "log.txt")
             yield address
         finally:
             server.terminate()

@@ -1,43 +1,97 @@
-"""The web app in a real browser: the explorers of notebook 07 as a page without code."""
+"""The web app in a real browser: several visitors at once, light and dark, narrow and wide, and a training."""
 
 import json
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+import pytest
+
+TABS = ((400, "light"), (400, "dark"), (1400, "light"), (1400, "dark"), (1000, "light"))  # opened at the same time
 
 
-def test_app_is_moved_by_keyboard(app: str, tab: Callable[..., Any]) -> None:
-    """The app shows every explorer and no code, fetches nothing from elsewhere, and follows its sliders."""
-    page = tab(viewport={"width": 1300, "height": 1000})
-    page.set_default_timeout(150_000)
-    fetched: list[str] = []
-    page.on("response", lambda response: fetched.append(response.url))
-    page.goto(app)
-    explorers = page.locator(".mtanytime")
-    explorers.nth(5).wait_for()
-    transfer, budget, live, playground = (explorers.nth(i) for i in range(4))
-    assert page.get_by_text("import numpy").count() == 0
-    before = transfer.locator("canvas").evaluate("c => c.toDataURL()")
+@pytest.fixture
+def visit(app: str, tab: Callable[..., Any]) -> Callable[..., Any]:
+    """`visit(width, scheme)` opens the app; a message in the console or a request elsewhere fails the test."""
+
+    def go(width: int = 1400, scheme: str = "light") -> Any:
+        page = tab(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.set_default_timeout(90_000)
+        page.on("console", lambda message: pytest.fail(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: None if request.url.startswith((app, "data:")) else pytest.fail(request.url))
+        page.goto(app, wait_until="commit")
+        return page
+
+    return go
+
+
+def test_five_tabs_from_a_cold_start(visit: Callable[..., Any]) -> None:
+    """Every visitor sees the explorers, as light or dark as their system, within the window, without a serious fault."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    pages = [visit(*kind) for kind in TABS]
+    for page, (width, scheme) in zip(pages, TABS, strict=True):
+        page.locator(".mtanytime").nth(1).locator("svg").first.wait_for()
+        assert page.locator(".mtanytime canvas").count() > 0
+        assert page.get_by_text("Test accuracy after training: seed 0").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 300) == (scheme == "dark")
+    for page in pages[1:3]:
+        options = {"preload": False, "resultTypes": ["violations"]}
+        found = axe.run(page, options=options).response["violations"]
+        grave = [
+            (fault["id"], fault["nodes"][0]["html"]) for fault in found if fault["impact"] in ("serious", "critical")
+        ]
+        assert grave == []
+    transfer, budget = (pages[-1].locator(".mtanytime").nth(i) for i in (0, 1))
+    before = transfer.locator("canvas").first.evaluate("c => c.toDataURL()")
     transfer.locator("input[type=range]").focus()
-    page.keyboard.press("Home")
-    assert transfer.locator("output").inner_text().startswith("step 1 of")
-    assert transfer.locator("canvas").evaluate("c => c.toDataURL()") != before
+    pages[-1].keyboard.press("Home")
+    assert transfer.locator("output").inner_text() == "step 2 of 240"
+    assert transfer.locator("canvas").first.evaluate("c => c.toDataURL()") != before
+    transfer.get_by_label("Run", exact=True).select_option("seed 2")
+    assert transfer.get_by_text("Test accuracy after training: seed 2").is_visible()
     budget.locator("input[type=range]").focus()
-    page.keyboard.press("End")
-    assert budget.locator("output").inner_text().count("msdnet exit 7 of 7") == 1
-    assert "finished" in live.locator("output").inner_text()
-    playground.locator("input[type=range]").focus()
+    pages[-1].keyboard.press("End")
+    assert "msdnet exit 7 of 7" in budget.locator("output").inner_text()
+
+
+def test_training_is_watched(visit: Callable[..., Any]) -> None:
+    """The button trains, the chart moves, the training can be stopped and resumed, and its answers appear at the end."""
+    page = visit()
+    page.get_by_role("button", name="Train a network").click()
+    live, said = page.locator("#training .mtanytime"), page.locator("#training output")
+    live.locator("svg").first.wait_for()
+    first = live.locator("polyline").first.get_attribute("points")
+    page.wait_for_function("first => document.querySelector('#training polyline').getAttribute('points') !== first", arg=first)
+    live.get_by_role("button", name="Stop").click()
+    live.get_by_role("button", name="Resume").wait_for()
+    assert "stopped" in said.inner_text()
+    live.get_by_role("button", name="Resume").click()
+    answers = page.locator("#answers .mtanytime")
+    answers.locator("svg").first.wait_for()
+    assert "finished" in said.inner_text()
+    assert page.locator("#message").inner_text().startswith("Trained. Test images answered correctly: exit 1: ")
+    answers.locator("input[type=range]").focus()
     page.keyboard.press("Home")
-    assert playground.locator("output").inner_text() == "0 ms · no answer yet"
-    page.keyboard.press("End")
-    assert playground.locator("output").inner_text().endswith("exit 3 of 3")
-    assert all(url.startswith((app, "data:", "blob:")) for url in fetched), fetched
+    assert answers.locator("output").inner_text() == "0 ms · no answer yet"
+    assert page.get_by_role("button", name="Train again").is_enabled()
 
 
-def test_app_stays_on_this_machine() -> None:
-    """With the settings of `make app` the server listens to this machine only."""
-    settings = json.loads((ROOT / "notebooks" / "voila.json").read_text(encoding="utf-8"))
-    assert settings["Voila"]["ip"] == "127.0.0.1"
-    assert "app: $(STAMP)\n\tcd notebooks && ../$(PY) -m voila 07_explore.ipynb" in (ROOT / "Makefile").read_text()
+def test_an_error_is_one_line(visit: Callable[..., Any]) -> None:
+    """A visitor reads what happened and can try again, and markup in a message stays text."""
+    page = visit()
+    message = page.locator("#message")
+    errors = [{"kind": "error", "text": "The training failed. ValueError: <b>no room</b>"}, None]
+
+    def answer(socket: Any) -> None:
+        if (error := errors.pop(0)) is not None:
+            socket.send(json.dumps(error))
+        socket.close()
+
+    page.route_web_socket(re.compile("/training$"), answer)
+    for expected in ("The training failed. ValueError: <b>no room</b>", "The connection to the server was lost."):
+        page.locator("#train").click()
+        message.get_by_text(expected).wait_for()
+        assert "\n" not in message.inner_text()
+        assert page.get_by_role("button", name="Train again").is_enabled()

@@ -145,6 +145,8 @@ def _run_contents(
         "channels": None,
         "arrived": None,
     }
+    if run.accuracy is not None and np.isfinite(run.accuracy):
+        contents["accuracy"] = round(run.accuracy, 4)
     if run.channels is not None:
         channels = _read_channels(run.channels, table, own)
         contents["channels"], channel_notes = _channels(channels, table, pairs, room)
