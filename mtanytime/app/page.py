@@ -8,6 +8,7 @@ from pathlib import Path
 from mtanytime.explore import contents
 from mtanytime.explore.export import PAGE_STYLE, SCRIPT, as_script
 from mtanytime.explore.places import explored
+from mtanytime.explore.tables import RUN_TABLES
 from mtanytime.pages import HEAD, content_policy
 
 HERE = Path(__file__).parent
@@ -27,7 +28,7 @@ SECTION = """<section>
 <p class="about">{about}</p>
 <div class="explorer"></div>
 <script type="application/json" class="state">{state}</script>
-<p class="about">{summary}.</p>
+<p class="about">{summary}.{origin}</p>
 </section>
 """
 END = """<section id="training">
@@ -68,6 +69,17 @@ def page_of(places: Sequence[str | PathLike[str]]) -> str:
         content, _ = explored(place)
         state = {"content": content, "page": True} | contents.first_choices(content)
         words = {name: html.escape(content[name]) for name in ("title", "summary")}
+        words["origin"] = html.escape(_origin(Path(place)))
         sections.append(SECTION.format(**words, about=ABOUT[content["kind"]], state=as_script(state)))
     head = HEAD.format(policy=POLICY, title=TITLE, style=STYLE)
     return head + "".join(sections) + END.format(script=APP_SCRIPT)
+
+
+def _origin(place: Path) -> str:
+    """Return where the numbers come from, as the comment line on top of a table says; else nothing."""
+    path = next((table for name in RUN_TABLES.values() if (table := place / name).is_file()), place)
+    if path.suffix != ".csv":
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        first = lines.readline().strip()
+    return f" {first.lstrip('# ')}." if first.startswith("#") else ""

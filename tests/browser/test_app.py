@@ -26,13 +26,13 @@ def visit(app: str, tab: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_five_tabs_from_a_cold_start(visit: Callable[..., Any]) -> None:
-    """Every visitor sees the explorers, as light or dark as their system, within the window, without a serious fault."""
+    """Each visitor sees the explorers, light or dark as their system is, within the window, without serious faults."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     pages = [visit(*kind) for kind in TABS]
     for page, (width, scheme) in zip(pages, TABS, strict=True):
         page.locator(".mtanytime").nth(1).locator("svg").first.wait_for()
         assert page.locator(".mtanytime canvas").count() > 0
-        assert page.get_by_text("Test accuracy after training: seed 0").is_visible()
+        assert page.get_by_text("Test accuracy after training, seed 0: 71").is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 300) == (scheme == "dark")
@@ -50,20 +50,21 @@ def test_five_tabs_from_a_cold_start(visit: Callable[..., Any]) -> None:
     assert transfer.locator("output").inner_text() == "step 2 of 240"
     assert transfer.locator("canvas").first.evaluate("c => c.toDataURL()") != before
     transfer.get_by_label("Run", exact=True).select_option("seed 2")
-    assert transfer.get_by_text("Test accuracy after training: seed 2").is_visible()
+    assert transfer.get_by_text("Test accuracy after training, seed 2: 67").is_visible()
     budget.locator("input[type=range]").focus()
     pages[-1].keyboard.press("End")
     assert "msdnet exit 7 of 7" in budget.locator("output").inner_text()
 
 
 def test_training_is_watched(visit: Callable[..., Any]) -> None:
-    """The button trains, the chart moves, the training can be stopped and resumed, and its answers appear at the end."""
+    """The button trains, the chart moves, the run can be stopped and resumed, and its answers appear at the end."""
     page = visit()
     page.get_by_role("button", name="Train a network").click()
     live, said = page.locator("#training .mtanytime"), page.locator("#training output")
     live.locator("svg").first.wait_for()
     first = live.locator("polyline").first.get_attribute("points")
-    page.wait_for_function("first => document.querySelector('#training polyline').getAttribute('points') !== first", arg=first)
+    moved = "first => document.querySelector('#training polyline').getAttribute('points') !== first"
+    page.wait_for_function(moved, arg=first)
     live.get_by_role("button", name="Stop").click()
     live.get_by_role("button", name="Resume").wait_for()
     assert "stopped" in said.inner_text()

@@ -64,11 +64,11 @@ function transfer(model, content, root, on) {
     else if (pair_of(pair) >= 0) set("pinned", [...pinned, pair].slice(-PIN_COLOURS.length));
   }
 
-  // "Test accuracy after training: seed 0 74.0 %."
+  // "Test accuracy after training, seed 0: 74.0 %; seed 1: 71.5 %."
   function accuracies(runs) {
     const known = runs.filter((run) => run.accuracy !== undefined);
-    const said = known.map((run) => `${content.runs.length ? `${run.name} ` : ""}${(100 * run.accuracy).toFixed(1)} %`);
-    return said.length ? `Test accuracy after training: ${said.join("; ")}.` : "";
+    const said = known.map((run) => `${content.runs.length ? `${run.name}: ` : ""}${(100 * run.accuracy).toFixed(1)} %`);
+    return said.length ? `Test accuracy after training${content.runs.length ? ", " : ": "}${said.join("; ")}.` : "";
   }
 
   function scales(arrived) {
