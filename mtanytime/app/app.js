@@ -43,7 +43,8 @@ function train() {
     button.disabled = false;
     fill(button, {}, "▶ Train again");
     say(text, kind);
-    if (shown?.get("content").state === "running") shown.set("content", { ...shown.get("content"), state: "ended" }); // no button to stop it
+    const content = shown?.get("content");
+    if (content && content.state !== "finished") shown.set("content", { ...content, state: "ended" }); // without its buttons
   };
   const receive = {
     waiting: ({ text }) => say(text),

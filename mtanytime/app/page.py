@@ -42,7 +42,7 @@ cluttered backgrounds, coarse answers first. It takes about half a minute, and r
 <section id="answers" hidden>
 <h2>One image at a time</h2>
 <p class="about">The network that you have just trained answers from thin to wide, and a deadline takes the last \
-answer that has arrived. <em>Play</em> runs the milliseconds, measured on this machine, in slow motion. Take an \
+answer that has arrived. <em>Play</em> runs the milliseconds, measured on the server, in slow motion. Take an \
 image whose first answer is wrong, and wait.</p>
 <div class="explorer"></div>
 </section>

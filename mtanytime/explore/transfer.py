@@ -43,7 +43,8 @@ class TransferExplorer(Explorer):
     Args:
         trace: step, source, target, weight[, weight_std][, slice] (a DataFrame, the path of a CSV file, or the folder
             of a run, which is shown with its channel weights and R²). Of several runs: a dictionary from names to
-            tables, or a list of paths.
+            tables, a list of paths, or one table in which a column seed or method tells the runs apart. A results.csv
+            (method, seed, accuracy) in the folder of such a table gives the test accuracies.
         channels: step, source, target, channel, weight (likewise), for the detail; of several runs, a dictionary.
         relative: show each pair's share of its target layer's λ instead of λ (see `draw.heatmap`).
         arrived: step, source, target, r2[, slice] (likewise); default: the arrived.csv beside a run's trace.csv.
