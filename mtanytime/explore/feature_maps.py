@@ -22,7 +22,7 @@ from mtanytime.features import tap
 from mtanytime.functional import trial_run
 from mtanytime.measure.costs import device_and_dtype
 
-FILE = "features.json"  # in the folder of a run
+FILE = tables.FEATURES
 FORM = "mtanytime feature maps 1"
 IMAGES_UP_TO = 8
 SIDE_UP_TO = 56  # pixels of a map; larger ones are averaged
@@ -156,14 +156,3 @@ def _is_whole(content: dict[str, Any]) -> bool:
         and all(isinstance(number, (int, float)) and np.isfinite(number) for number in numbers)
         and all(channel.isdecimal() for layer in content["layers"].values() for channel in layer)
     )
-
-
-def features_beside(trace: tables.Table) -> Path | None:
-    """Return the feature maps in a run's folder, given the folder or one of its tables; None if there are none."""
-    if isinstance(trace, pd.DataFrame):
-        return None
-    path = Path(trace)
-    if not path.is_dir() and path.name not in tables.RUN_TABLES.values():
-        return None
-    beside = (path if path.is_dir() else path.parent) / FILE
-    return beside if beside.exists() else None

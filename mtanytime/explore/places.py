@@ -12,7 +12,6 @@ from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.explore import contents, draw, tables
 from mtanytime.explore.contents.pictures import in_page, picture_contents
 from mtanytime.explore.contents.transfer import runs_contents
-from mtanytime.explore.feature_maps import features_beside
 from mtanytime.explore.kinds import SETTINGS, kind_of, varied_settings
 from mtanytime.explore.runs import RUNS_UP_TO, RunTables, run_names, split_all
 from mtanytime.measure.tables import require_unique
@@ -107,13 +106,13 @@ def _file(path: Path) -> Part:
     trace = path.with_name(tables.RUN_TABLES["trace"])
     if kind == "channels table" and path.name == tables.RUN_TABLES[kind] and tables.has_rows(trace):
         main = tables.load_table(trace, "trace")
-        further = tables.arrived_beside(path), features_beside(path), tables.results_beside(path)
+        further = tables.arrived_beside(path), tables.features_beside(path), tables.results_beside(path)
         return Part(path, "trace", main, RunTables(main, table, *further))
     if kind != "trace":
         return Part(path, kind, table)
     channels = path.with_name(tables.RUN_TABLES["channels table"])
     beside = channels if path == trace and channels.exists() else None
-    further = tables.arrived_beside(path), features_beside(path), tables.results_beside(path)
+    further = tables.arrived_beside(path), tables.features_beside(path), tables.results_beside(path)
     return Part(path, kind, table, RunTables(table, beside, *further))
 
 
@@ -124,7 +123,7 @@ def _run(folder: Path) -> Part | None:
         return None
     kind = next((kind for kind in ("trace", "curve") if kind in present), next(iter(present)))
     table = tables.load_table(present[kind], kind)
-    further = present.get("channels table"), present.get("table of R²"), features_beside(folder)
+    further = present.get("channels table"), present.get("table of R²"), tables.features_beside(folder)
     further += (tables.results_beside(folder),)
     run = RunTables(table, *further) if kind == "trace" else None
     return Part(folder, kind, table, run, present.get("log") if kind in ("trace", "curve") else None)

@@ -10,7 +10,6 @@ import pandas as pd
 
 from mtanytime.checks import Words, require
 from mtanytime.explore import tables
-from mtanytime.explore.feature_maps import features_beside
 
 RUNS_UP_TO = 24  # in one page
 RUN_COLUMNS = ("method", "seed")  # of a table of several runs
@@ -132,7 +131,7 @@ def _accuracy(results: pd.DataFrame | None, values: Mapping[str, Any]) -> float 
 def _run(trace: tables.Table, channels: tables.Table | None, arrived: tables.Table | None) -> RunTables:
     """Return the tables of a run with those beside its trace."""
     arrived = tables.arrived_beside(trace) if arrived is None else arrived
-    beside = features_beside(trace), tables.results_beside(trace)
+    beside = tables.features_beside(trace), tables.results_beside(trace)
     return RunTables(*tables.whole_run(trace, channels), arrived, *beside)
 
 

@@ -1,6 +1,6 @@
 """Read and check the tables that pictures show; without matplotlib."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ RUN_TABLES = {
     "curve": "curve.csv",
     "log": "log.csv",
 }
+FEATURES, RESULTS = "features.json", "results.csv"  # in the folder of a run, of several runs
 COSTS = {  # column of a curve -> label of its axis, unit of its values
     "macs": ("multiply-adds (MACs)", "MACs"),
     "latency_ms": ("latency (ms)", "ms"),
@@ -151,17 +152,22 @@ def arrived_beside(trace: Table) -> Path | None:
 
 def results_beside(trace: Table) -> Path | None:
     """Return the results (method, seed, accuracy) in the folder of a trace, likewise."""
-    return _beside(trace, "results.csv")
+    return _beside(trace, RESULTS)
 
 
-def _beside(trace: Table, name: str) -> Path | None:
+def features_beside(trace: Table) -> Path | None:
+    """Return the file of feature maps in the folder of a trace, likewise."""
+    return _beside(trace, FEATURES, Path.exists)
+
+
+def _beside(trace: Table, name: str, there: Callable[[Path], bool] | None = None) -> Path | None:
     if isinstance(trace, pd.DataFrame):
         return None
     path = Path(trace)
     if not path.is_dir() and path.name not in (RUN_TABLES["trace"], RUN_TABLES["channels table"]):
         return None
     beside = (path if path.is_dir() else path.parent) / name
-    return beside if has_rows(beside) else None
+    return beside if (there or has_rows)(beside) else None
 
 
 def has_rows(path: Path) -> bool:

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from mtanytime.checks import Words, require
-from mtanytime.explore import draw, tables
+from mtanytime.explore import draw, feature_maps, tables
 from mtanytime.explore.contents.common import ALL, NO_CHANNEL, NONE, Contents
-from mtanytime.explore.feature_maps import read_feature_maps
 from mtanytime.explore.runs import RunTables
 from mtanytime.measure.tables import require_unique
 
@@ -114,7 +113,7 @@ def _place_of_features(run: RunTables, known: list[Contents]) -> int | None:
     """Return the place of a run's feature maps among those known, to which new ones are added."""
     if run.features is None:
         return None
-    features = read_feature_maps(run.features)
+    features = feature_maps.read_feature_maps(run.features)
     if features not in known:
         known.append(features)
     return known.index(features)
