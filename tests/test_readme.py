@@ -67,3 +67,19 @@ def test_training_loop_is_the_tested_one(root: Path) -> None:
     assert "](tests/lookahead_loop.py)" in readme
     _, _, loop = (root / "tests" / "lookahead_loop.py").read_text(encoding="utf-8").partition("\n\n")
     assert len(loop.strip().splitlines()) <= 36
+
+
+def test_the_film_moves_and_is_small(root: Path) -> None:
+    """The README's film (docs/film.py makes it) must load quickly and show both sliders moving."""
+    path = root / "data" / "explorers.gif"
+    assert "](data/explorers.gif)" in (root / "README.md").read_text(encoding="utf-8")
+    assert path.stat().st_size <= 600_000
+    with Image.open(path) as film:
+        assert film.format == "GIF"
+        assert film.width <= 700
+        durations = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            durations.append(film.info["duration"])
+    assert len(durations) >= 20
+    assert 5000 <= sum(durations) <= 7000  # ms
