@@ -20,7 +20,7 @@ COPIED = {  # files of the project that are pages or parts of pages
     "README.md": "parts/README.md",
     "RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
-    "data/where.png": "where.png",
+    "data/explorers.gif": "explorers.gif",
 }
 PAGES = ("*.md", "reference/*.md", "slurm/*")
 
