@@ -25,9 +25,15 @@ def visit(app: str, tab: Callable[..., Any]) -> Callable[..., Any]:
     return go
 
 
+def grave_faults(page: Any) -> list[tuple[str, str]]:
+    """Return what axe-core, which checks pages against WCAG, calls serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    found = axe.run(page, options={"preload": False, "resultTypes": ["violations"]}).response["violations"]
+    return [(fault["id"], fault["nodes"][0]["html"]) for fault in found if fault["impact"] in ("serious", "critical")]
+
+
 def test_five_tabs_from_a_cold_start(visit: Callable[..., Any]) -> None:
     """Each visitor sees the explorers, light or dark as their system is, within the window, without serious faults."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     pages = [visit(*kind) for kind in TABS]
     for page, (width, scheme) in zip(pages, TABS, strict=True):
         page.locator(".mtanytime").nth(1).locator("svg").first.wait_for()
@@ -37,12 +43,7 @@ def test_five_tabs_from_a_cold_start(visit: Callable[..., Any]) -> None:
         ground = page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 300) == (scheme == "dark")
     for page in pages[1:3]:
-        options = {"preload": False, "resultTypes": ["violations"]}
-        found = axe.run(page, options=options).response["violations"]
-        grave = [
-            (fault["id"], fault["nodes"][0]["html"]) for fault in found if fault["impact"] in ("serious", "critical")
-        ]
-        assert grave == []
+        assert grave_faults(page) == []
     transfer, budget = (pages[-1].locator(".mtanytime").nth(i) for i in (0, 1))
     before = transfer.locator("canvas").first.evaluate("c => c.toDataURL()")
     transfer.locator("input[type=range]").focus()
@@ -58,7 +59,7 @@ def test_five_tabs_from_a_cold_start(visit: Callable[..., Any]) -> None:
 
 def test_training_is_watched(visit: Callable[..., Any]) -> None:
     """The button trains, the chart moves, the run can be stopped and resumed, and its answers appear at the end."""
-    page = visit()
+    page = visit(400, "dark")
     page.get_by_role("button", name="Train a network").click()
     live, said = page.locator("#training .mtanytime"), page.locator("#training output")
     live.locator("svg").first.wait_for()
@@ -73,6 +74,8 @@ def test_training_is_watched(visit: Callable[..., Any]) -> None:
     answers.locator("svg").first.wait_for()
     assert "finished" in said.inner_text()
     assert page.locator("#message").inner_text().startswith("Trained. Test images answered correctly: exit 1: ")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert grave_faults(page) == []
     answers.locator("input[type=range]").focus()
     page.keyboard.press("Home")
     assert answers.locator("output").inner_text() == "0 ms · no answer yet"
