@@ -10,15 +10,20 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from typechecker import jaxtyped
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in every run and on every machine, and no time limit per example: a slow processor is not an error.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+# The import hook of jaxtyping's plugin decorates the library with this name, as no test has imported the library yet.
+jaxtyping.jaxtyped = jaxtyped
 
 
 @pytest.fixture(scope="session")
