@@ -56,14 +56,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+# What optimizers, networks, letters and digits import at their first use, three seconds in all.
+SLOW_TO_IMPORT = ("torch._dynamo", "torchvision", "matplotlib.ft2font", "sklearn.datasets")
+
+
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """The context of processes that train: they are forked from a server that has imported torch."""
+    """The context of processes that train: they are forked from a server that has imported what they need."""
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny_runs"])
+        context.set_forkserver_preload(["tiny_runs", *SLOW_TO_IMPORT])
         forkserver.ensure_running()
     return context
 

@@ -17,7 +17,7 @@ _SCOPE = _jaxtyped("context")  # of the names of axes; it holds no state of its 
 def jaxtyped(decorated: Any = None, *, typechecker: Callable = numbers_as_usual) -> Any:
     """Check as `jaxtyping.jaxtyped` does, in a fifth of the time.
 
-    jaxtyping binds the arguments and checks them twice in each call, which takes longer than a step of a small training.
+    jaxtyping binds the arguments and checks them twice in each call, which takes longer than a small training's steps.
     Only annotations that name an argument, such as "{size}", need that, and generators, which beartype would check when
     they begin; other functions are checked once, in a scope of their own for the names of axes.
     """
