@@ -10,6 +10,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import disk  # noqa: F401
 import jaxtyping
 import pytest
 from filelock import FileLock
@@ -67,7 +68,7 @@ def processes() -> ForkServerContext:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny_runs", *SLOW_TO_IMPORT])
+        context.set_forkserver_preload(["disk", "tiny_runs", *SLOW_TO_IMPORT])
         forkserver.ensure_running()
     return context
 
