@@ -10,15 +10,21 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import disk  # noqa: F401
+import jaxtyping
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from typechecker import jaxtyped
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in every run and on every machine, and no time limit per example: a slow processor is not an error.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+
+# The import hook of jaxtyping's plugin decorates the library with this name, as no test has imported the library yet.
+jaxtyping.jaxtyped = jaxtyped
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +57,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+# What optimizers, networks, letters and digits import at their first use, three seconds in all.
+SLOW_TO_IMPORT = ("torch._dynamo", "torchvision", "matplotlib.ft2font", "sklearn.datasets")
+
+
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """The context of processes that train: they are forked from a server that has imported torch."""
+    """The context of processes that train: they are forked from a server that has imported what they need."""
     here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny_runs"])
+        context.set_forkserver_preload(["disk", "tiny_runs", *SLOW_TO_IMPORT])
         forkserver.ensure_running()
     return context
 

@@ -1,4 +1,4 @@
-"""Trainings that test_distributed.py runs by one process and by several: `distributed_runs.py FOLDER WHAT …`.
+"""Trainings that test_distributed.py runs by one process and by several.
 
 Each case's weights, tables and accuracies go into FOLDER/CASE.pt, and the error of each process that a bad input gives
 into FOLDER/NAME.json, written by the first process.
@@ -6,8 +6,9 @@ into FOLDER/NAME.json, written by the first process.
 
 import json
 import os
-import sys
-from collections.abc import Callable
+import signal
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,8 @@ def endless(folder: Path) -> None:
             (folder / f"{trainer.processes.rank}.pid").write_text(str(os.getpid()))
 
 
-def main(place: str, *names: str) -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     """Do what is named: a case, "cases", "errors", or one of the runs above."""
-    folder = Path(place)
     with start() as processes:
         for name in names:
             for case in CASES if name == "cases" else [name] if name in CASES else []:
@@ -220,5 +220,13 @@ def main(place: str, *names: str) -> None:
                     torch.save(found, folder / "resumed.pt")
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def as_rank(environment: dict[str, str], log: Path, folder: Path, *names: str) -> None:
+    """Do it in a process that torchrun could have started; its output goes to a file."""
+    os.environ |= environment
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where SIGINT is ignored
+    warnings.simplefilter("error", FutureWarning)
+    torch.set_num_threads(1)
+    with log.open("w") as file:
+        for output in (1, 2):
+            os.dup2(file.fileno(), output)
+    main(folder, names)

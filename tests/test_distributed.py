@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import distributed_runs
@@ -17,29 +18,25 @@ import pytest
 import torch
 from project import ROOT
 
-PROGRAM = ROOT / "tests" / "distributed_runs.py"
 
-
-def launch(count: int, folder: Path, *names: str, program: tuple[str, ...] = (str(PROGRAM),)) -> list[subprocess.Popen]:
-    """Start processes as torchrun does, without its agent."""
+def places(count: int) -> list[dict[str, str]]:
+    """What torchrun's agent sets in the environment of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+    return [{key: str(value) for key, value in place.items()} for place in ranks]
+
+
+def command_line(count: int, *arguments: str) -> list[tuple[int, str]]:
+    """Exit status and output of each of several processes that run a command."""
     started = []
-    for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        env = os.environ | {key: str(value) for key, value in place.items()}
-        env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONWARNINGS": "error::FutureWarning"}
-        arguments = [sys.executable, *program, *([str(folder)] if program[0] != "-m" else []), *names]
-        started.append(
-            subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    return started
-
-
-def finish(started: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    """Exit status and output of each."""
+    for place in places(count):
+        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        env = os.environ | place | paths | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::FutureWarning"}
+        command = [sys.executable, "-m", "mtanytime", *arguments]
+        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     ended = []
     for process in started:
         text, _ = process.communicate(timeout=300)
@@ -47,9 +44,28 @@ def finish(started: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return ended
 
 
-def run(count: int, folder: Path, *names: str) -> None:
-    """Run a program by several processes, which must succeed."""
-    for status, text in finish(launch(count, folder, *names)):
+def launch(processes: ForkServerContext, count: int, folder: Path, *names: str) -> list[ForkServerProcess]:
+    """Start processes as torchrun does, without its agent; rank r writes into log-r.txt."""
+    started = []
+    for rank, place in enumerate(places(count)):
+        arguments = (place, folder / f"log-{rank}.txt", folder, *names)
+        started.append(processes.Process(target=distributed_runs.as_rank, args=arguments))
+        started[-1].start()
+    return started
+
+
+def finish(started: list[ForkServerProcess], folder: Path) -> list[tuple[int | None, str]]:
+    """Exit status and output of each."""
+    ended = []
+    for rank, process in enumerate(started):
+        process.join(300)
+        ended.append((process.exitcode, (folder / f"log-{rank}.txt").read_text()))
+    return ended
+
+
+def run(processes: ForkServerContext, count: int, folder: Path, *names: str) -> None:
+    """Run cases by several processes, which must succeed."""
+    for status, text in finish(launch(processes, count, folder, *names), folder):
         assert status == 0, text
 
 
@@ -66,18 +82,18 @@ def once(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], obje
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases by two processes, what goes wrong with them, and a run stopped after its third step."""
-    return once(tmp_path_factory, "two", lambda folder: run(2, folder, "cases", "errors", "stopped"))
+    return once(tmp_path_factory, "two", lambda folder: run(processes, 2, folder, "cases", "errors", "stopped"))
 
 
 @pytest.fixture(scope="module")
-def three(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def three(processes: ForkServerContext, two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases by three processes, which also continue the run that two have stopped."""
 
     def fill(folder: Path) -> None:
         shutil.copytree(two / "kept", folder / "kept")
-        run(3, folder, "cases", "resumed")
+        run(processes, 3, folder, "cases", "resumed")
 
     return once(tmp_path_factory, "three", fill)
 
@@ -145,33 +161,34 @@ def test_what_goes_wrong_is_said_in_every_process(name: str, expected: list[str]
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> tuple[list[subprocess.Popen], Path]:
+def endless(processes: ForkServerContext, tmp_path: Path) -> Iterator[tuple[list[ForkServerProcess], Path]]:
     """Two processes that train until they are stopped."""
-    started = launch(2, tmp_path, "endless")
+    started = launch(processes, 2, tmp_path, "endless")
     until = time.monotonic() + 120
     while not all((tmp_path / f"{rank}.pid").exists() for rank in range(2)):
         assert time.monotonic() < until
-        assert all(process.poll() is None for process in started), finish(started)
+        assert all(process.exitcode is None for process in started), finish(started, tmp_path)
         time.sleep(0.05)
     yield started, tmp_path
     for process in started:
         process.kill()
+        process.join()
 
 
-def test_an_interrupt_stops_all_after_the_same_step(endless: tuple[list[subprocess.Popen], Path]) -> None:
+def test_an_interrupt_stops_all_after_the_same_step(endless: tuple[list[ForkServerProcess], Path]) -> None:
     """Signals reach processes at different moments; one that stops early would leave the others waiting."""
     started, folder = endless
-    started[1].send_signal(signal.SIGINT)  # to one of them only
-    ended = finish(started)
+    os.kill(started[1].pid, signal.SIGINT)  # to one of them only
+    ended = finish(started, folder)
     assert all("KeyboardInterrupt" in text and "lost another" not in text for _, text in ended), ended
     assert torch.load(folder / "endless" / "checkpoint.pt")["step"] >= 5
 
 
-def test_a_lost_process_is_reported_and_the_run_goes_on(endless: tuple[list[subprocess.Popen], Path]) -> None:
+def test_a_lost_process_is_reported_and_the_run_goes_on(endless: tuple[list[ForkServerProcess], Path]) -> None:
     """Machines fail; the others must not wait for ever, and what was trained must be there."""
     started, folder = endless
     started[1].kill()
-    (status, text), _ = finish(started)
+    (status, text), _ = finish(started, folder)
     assert status == 1
     assert "process 0 of 2 lost another one" in text
     trainer = distributed_runs.plain(True, folder / "endless", epochs=100_000, validation=None, checkpoint_seconds=0.1)
@@ -183,7 +200,7 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
     """`torchrun -m mtanytime run …` is how a cluster's jobs call it; the first process alone writes and prints."""
     settings = ["letters_per_class=8", "epochs=1", "methods=l2t", "source_depth=8", "digits_per_class=4"]
     options = ["run", "smoke", "--out", str(tmp_path / "out"), "--csv", str(tmp_path / "a.csv"), "--set", *settings]
-    ended = finish(launch(2, tmp_path, "mtanytime", *options, program=("-m",)))
+    ended = command_line(2, *options)
     assert [status for status, _ in ended] == [0, 0], ended
     assert "l2t" in ended[0][1]
     assert ended[1][1] == ""
@@ -193,6 +210,6 @@ def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
 def test_a_bad_setting_under_torchrun(tmp_path: Path) -> None:
     """Every process meets it; their lines must not run into each other, and the first one's reads as ever."""
     options = ["run", "smoke", "--out", str(tmp_path / "out"), "--set", "epoch=1"]
-    ended = finish(launch(2, tmp_path, *options, program=("-m", "mtanytime")))
+    ended = command_line(2, *options)
     message = "setting: expected one of the recipe's settings, got 'epoch'; the nearest is 'epochs'\n"
     assert ended == [(1, f"error: {message}"), (1, f"error in process 1: {message}")]

@@ -1,19 +1,18 @@
 """The command line: its output, its errors, and resuming a killed recipe."""
 
-import contextlib
 import json
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_runs
 import torch
+from tiny_runs import Begin
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,7 +68,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments
     assert not (tmp_path / "run").exists()
 
 
-def test_killed_and_resumed(tmp_path: Path) -> None:
+def test_killed_and_resumed(tmp_path: Path, one_thread: None, begin: Begin, capsys: pytest.CaptureFixture[str]) -> None:
     """A recipe killed with SIGKILL at random moments and run again ends with the same bits as an uninterrupted one.
 
     MTANYTIME_KILLS=50 kills the full recipe fifty times, starting another run whenever one finishes; by default a
@@ -77,10 +76,9 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     """
     kills = int(os.environ.get("MTANYTIME_KILLS", "1"))
     settings = [] if kills > 1 else SHORT
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "mtanytime", "run", "smoke", *settings, "--out", str(tmp_path / name)]
+        return ["run", "smoke", *settings, "--out", str(tmp_path / name)]
 
     def end(name: str) -> tuple[dict, bytes, bytes]:
         checkpoint = torch.load(tmp_path / name / "l2t-seed0" / "checkpoint.pt", weights_only=True)
@@ -92,26 +90,25 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         return any(log.read_bytes().count(b"\n") > 2 for log in logs)
 
     start = time.monotonic()
-    subprocess.run(command("uninterrupted"), env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert main(command("uninterrupted")) == 0
     duration = time.monotonic() - start
     expected, moments, killed, round_ = end("uninterrupted"), random.Random(0), 0, 0
     started = 0  # kills after training started
     while killed < kills or not started:
-        with subprocess.Popen(command(f"killed{round_}"), env=environment, stdout=subprocess.DEVNULL) as process:
-            while kills == 1 and process.poll() is None and not training(f"killed{round_}"):
-                time.sleep(0.01)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moments.uniform(0, 0.1) if kills == 1 else moments.uniform(0.2, 0.6) * duration)
-            finished = process.poll() is not None
-            process.kill()
-        assert process.returncode in (0, -signal.SIGKILL)
+        process = begin(tiny_runs.command_line, command(f"killed{round_}"))
+        while kills == 1 and process.is_alive() and not training(f"killed{round_}"):
+            time.sleep(0.01)
+        process.join(moments.uniform(0, 0.1) if kills == 1 else moments.uniform(0.2, 0.6) * duration)
+        finished = process.exitcode is not None
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
         killed += not finished
         started += any((tmp_path / f"killed{round_}").rglob("log.csv"))
         if finished or killed >= kills:
-            completed = subprocess.run(
-                command(f"killed{round_}"), env=environment, check=True, capture_output=True, text=True
-            )
-            assert not finished or completed.stdout.count("already finished") == 2
+            capsys.readouterr()
+            assert main(command(f"killed{round_}")) == 0
+            assert not finished or capsys.readouterr().out.count("already finished") == 2
             resumed = end(f"killed{round_}")
             assert resumed[1:] == expected[1:]
             differing = [

@@ -9,7 +9,7 @@ from PIL import Image
 
 SHORTER = (  # no download, and seconds
     {'weights="DEFAULT"': "weights=None", '"steps": 2000': '"steps": 1'},
-    {'"epochs": 50': '"epochs": 1'},
+    {'"epochs": 50': '"epochs": 1', "blocks=2": "blocks=1"},
 )
 LINES = 16
 

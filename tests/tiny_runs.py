@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mtanytime.__main__ import main
 from mtanytime.backbones import Normalized
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
@@ -160,6 +162,13 @@ def finish(maker: str, folder: Path, pipe: Connection | None = None) -> None:
     if pipe is not None:
         pipe.send("begins")
     run.train()
+
+
+def command_line(arguments: list[str]) -> None:
+    """Run `python -m mtanytime` with these arguments, without its output."""
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as sys.stdout:
+        sys.exit(main(arguments))
 
 
 def finish_unless_killed_at(maker: str, folder: Path, moment: int) -> None:
