@@ -7,6 +7,7 @@ into FOLDER/NAME.json, written by the first process.
 import json
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -188,11 +189,12 @@ def stopped(folder: Path) -> None:
 
 
 def endless(folder: Path) -> None:
-    """A run that goes on until it is stopped, and names this process's id."""
+    """A run that goes on until it is stopped, and names this process's id once it has stored some steps."""
     trainer = plain(True, folder / "endless", epochs=100_000, validation=None, checkpoint_seconds=0.1)
+    began, place = time.monotonic(), folder / f"{trainer.processes.rank}.pid"
     for report in trainer:
-        if report.step == 5:
-            (folder / f"{trainer.processes.rank}.pid").write_text(str(os.getpid()))
+        if report.step >= 5 and time.monotonic() - began > 0.5 and not place.exists():
+            place.write_text(str(os.getpid()))
 
 
 def main(folder: Path, names: Sequence[str]) -> None:

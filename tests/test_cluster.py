@@ -39,8 +39,8 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_node_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """Its cells are run again on the other node, and the table is that of an uninterrupted sweep on one machine."""
-    grid, out = tiny_grid((0,)), tmp_path / "cluster"
-    assert len(grid.cells) == 6
+    grid, out = tiny_grid(), tmp_path / "cluster"
+    assert len(grid.cells) == 12
     with two_nodes(monkeypatch) as nodes:
         started, killed = time.monotonic(), None
         words = command(grid, out, "--on", nodes.address)
@@ -48,19 +48,19 @@ def test_a_node_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_t
             while process.poll() is None and killed is None:
                 time.sleep(0.02)
                 done, begun = (len(list(out.glob(f"*seed*/{name}"))) for name in ("result.json", "log.txt"))
-                if done >= 1 and begun >= done + 2:  # a cell runs on each node
+                if done >= 3 and begun >= done + 2:  # a cell runs on each node
                     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
                     killed = len(list(out.glob("*seed*/result.json")))
             printed, _ = process.communicate(timeout=300)
         seconds = time.monotonic() - started
     assert process.returncode == 0
-    assert killed < 5  # in the middle
+    assert killed < 11  # in the middle
     assert "raylet" not in printed  # Ray's own messages
     sweep(grid, tmp_path / "here", Inline(), progress=False)
     assert results(out) == results(tmp_path / "here")
     attempts = [len(re.findall(r"on .*, process \d+", log.read_text())) for log in out.glob("*seed*/log.txt")]
     print(f"{seconds:.1f} s; killed after {killed} cells; attempts {sum(attempts)}")
-    assert sum(attempts) >= 6
+    assert sum(attempts) >= 12
 
 
 def test_an_address_that_does_not_answer(

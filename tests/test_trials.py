@@ -36,7 +36,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     tried: list[list[int]] = []
     noise = np.random.default_rng(5)
 
-    def init(self: module._Trials, *_: object, **__: object) -> None:
+    def init(self: module._Trials, *_: object) -> None:
         self.seed, self.maps, self.losses, self.seconds = 0, [], [], 0.0
         self.pairs = [(f"s{i}", "t") for i in range(pairs)]
         self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
@@ -44,7 +44,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     def run(self: module._Trials, drawn: TransferMap) -> None:
         matched = [i for i, weight in enumerate(drawn.pairs.values()) if weight > 0]
         tried.append(matched)
-        gain = sum(0.1 if i in helpful else -0.1 for i in matched) + 0.5 * (len(tried) % 2)  # an easier split
+        gain = sum(0.1 if i in helpful else -0.1 for i in matched)
         self.maps.append(drawn)
         self.losses.append(float(np.exp(1 - gain + 0.02 * noise.standard_normal())))
 
@@ -68,7 +68,7 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is that of the held-back images, none of which was trained on; splits take turns with swapped parts."""
+    """The loss is that of the held-back images, none of which was trained on, by a second computation."""
     trainers: list[TransferTrainer] = []
     build = TransferTrainer._build
 
@@ -79,8 +79,6 @@ def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(TransferTrainer, "_build", recorded)
     found = trial_search(SOURCE, target, DATA, trials=2, kept=2, **SETTINGS)
     seen = {image.numpy().tobytes() for image in trainers[-1].batches.data.images}
-    before = {image.numpy().tobytes() for image in trainers[-2].batches.data.images}
-    assert not seen & before
     held = [i for i, image in enumerate(DATA.images) if image.numpy().tobytes() not in seen]
     assert len(held) == len(seen) == 12
     with torch.no_grad():

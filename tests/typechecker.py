@@ -9,7 +9,7 @@ from typing import Any
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-numbers_as_usual = beartype(conf=BeartypeConf(is_pep484_tower=True))
+numbers_as_usual = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _jaxtyped = jaxtyping.jaxtyped
 _SCOPE = _jaxtyped("context")  # of the names of axes; it holds no state of its own
 

@@ -63,8 +63,7 @@ def trial_search(
     A trial that diverges counts as the worst so far, or as a guess.
 
     Args:
-        source, target, data, held_out: see `search_map`. Two splits of the labels take turns; with a half held back,
-            each trains on what the other holds back.
+        source, target, data, held_out: see `search_map`. All trials share one split of the labels.
         trials: how many targets to train; enough for each pair to be tried once.
         kept: how many pairs each trial and the map match; default: two fifths of all, at least one.
         channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
@@ -79,7 +78,7 @@ def trial_search(
     Raises:
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
     """
-    tried = _Trials(source, target, data, held_out, folder, settings, splits=2)
+    tried = _Trials(source, target, data, held_out, folder, settings)
     if channels is not None:
         tried.learn_channels(channels)
     count = len(tried.pairs)
@@ -91,9 +90,8 @@ def trial_search(
         tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(kept)))
     effects, _ = tried.model()
     by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
-    return MapSearch(
-        tried.map_of(tried.best(effects, kept)), tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair
-    )
+    found = tried.map_of(tried.best(effects, kept))
+    return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
 
 
 def random_search(
@@ -161,19 +159,13 @@ class _Trials:
         held_out: float,
         folder: str | Path | None,
         settings: Mapping[str, Any],
-        splits: int = 1,
     ) -> None:
         self._source, self._make, self._folder = source, maker(target), folder
         self._settings = {"progress": False} | dict(settings)
         self.seed: int = self._settings.get("seed", 0)
         self._target, self._data, self._held_out = target, training_set(data), held_out
-        self._splits = [
-            hold_back(self._data, held_out, derive_seed(self.seed, SPLIT, split)) for split in range(splits)
-        ]
-        if splits == 2 and held_out == 0.5:
-            self._splits[1] = self._splits[0][::-1]
-        fit, _ = self._splits[0]
-        plain = TransferTrainer(source, self._make(), fit, **self._settings)  # to read pairs and channels
+        self._fit, self._held = hold_back(self._data, held_out, derive_seed(self.seed, SPLIT, 0))
+        plain = TransferTrainer(source, self._make(), self._fit, **self._settings)  # to read pairs and channels
         self._settings["teacher"] = plain.teacher  # a probe is fitted once
         self.pairs = list(plain.pairs)
         self.channels = TransferMap.uniform(self.pairs, plain.student.matching.source_channels).channels
@@ -183,7 +175,7 @@ class _Trials:
         self.seconds = 0.0
 
     def learn_channels(self, settings: Mapping[str, Any]) -> None:
-        """Learn the channel weights of all later trials by lookaheads, on the first split of the labels."""
+        """Learn the channel weights of all later trials by lookaheads, on the same split of the labels."""
         options = self._settings | {"pairs": self.pairs} | _CHANNELS | dict(settings)
         place = subfolder(self._folder, "channels")
         found = search_map(self._source, self._target, self._data, held_out=self._held_out, folder=place, **options)
@@ -197,17 +189,15 @@ class _Trials:
 
     def run(self, drawn: TransferMap) -> None:
         """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
-        trial = len(self.maps)
-        fit, held = self._splits[trial % len(self._splits)]
-        place = subfolder(self._folder, f"trial{trial}")
-        trainer = TransferTrainer(self._source, self._make(), fit, map=drawn, folder=place, **self._settings)
+        place = subfolder(self._folder, f"trial{len(self.maps)}")
+        trainer = TransferTrainer(self._source, self._make(), self._fit, map=drawn, folder=place, **self._settings)
         try:
             trainer.train()
             logits = self._settings.get("logits")
-            outputs, labels = predictions(trainer.model, held, progress=False, logits=logits)
+            outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
             loss = calibrated_cross_entropy(outputs[-1], labels)
         except FloatingPointError:  # diverged: worse than guessing, which no other trial should be
-            loss = max([math.log(len(fit.classes)), *self.losses])
+            loss = max([math.log(len(self._fit.classes)), *self.losses])
         self.seconds += trainer.seconds
         self.maps.append(drawn)
         self.losses.append(loss)
@@ -217,11 +207,7 @@ class _Trials:
         from sklearn.linear_model import BayesianRidge
 
         matched = np.array([[float(one.pairs[pair] > 0) for pair in self.pairs] for one in self.maps])
-        gains = -np.log(np.maximum(self.losses, 1e-6))
-        for split in range(2):  # one may be harder than the other
-            matched[split::2] -= matched[split::2].mean(axis=0)
-            gains[split::2] -= gains[split::2].mean()
-        fitted = BayesianRidge(fit_intercept=False).fit(matched, gains)
+        fitted = BayesianRidge().fit(matched, -np.log(np.maximum(self.losses, 1e-6)))
         return fitted.coef_, fitted.sigma_
 
     def proposal(self, kept: int) -> list[Pair]:
