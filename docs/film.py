@@ -20,7 +20,7 @@ from mtanytime.explore.export import export_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"
-SIZES = {"transfer": (740, 560), "budget": (860, 651)}  # of the window; of the film's shape
+SIZES = {"transfer": (740, 560), "budget": (860, 651)}  # of the window, in the film's shape
 WIDTH, HEIGHT = 700, 530  # of the film
 SECONDS = 3.0  # per explorer
 FRAMES = 18  # per explorer, at most

@@ -6,6 +6,7 @@ import queue
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def visited(visit: Callable[[str], Awaitable[Any]], *command: str, trainings: in
             for task in [task for task in asyncio.all_tasks() if task.get_coro().__name__ == "_train"]:
                 await asyncio.wait([task])  # until its process has ended
 
-    return asyncio.run(scenario())
+    with ThreadPoolExecutor(1) as thread:  # in this one, the browser tests' playwright may keep a loop
+        return thread.submit(lambda: asyncio.run(scenario())).result()
 
 
 async def messages(address: str) -> list[dict[str, Any]]:
