@@ -34,10 +34,8 @@ def frames(page: Page, size: tuple[int, int]) -> list[Image.Image]:
     """Move the page's slider from its first stop to its last, and return what is seen at up to `FRAMES` stops."""
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.wait_for_selector(".mtanytime svg")
-    hide = (
-        "(boxes) => boxes.forEach((box) => { box.style.display = 'none'; })"  # the page's policy allows no style sheet
-    )
-    page.locator(".detail").evaluate_all(hide)  # curves of a pair, for which the film has no room
+    hide = "(boxes) => boxes.forEach((box) => { box.style.display = 'none'; })"  # a page's policy allows no style sheet
+    page.locator(".detail, main > .about").evaluate_all(hide)  # a pair's curves and the last line, which do not fit
     slider = page.locator("input[type=range]").first
     last = int(slider.get_attribute("max") or 0)
     count = min(FRAMES, last + 1)

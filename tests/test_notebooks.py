@@ -7,10 +7,13 @@ one; pictures are never compared. A cell whose output differs between machines (
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
@@ -19,6 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
+ELSEWHERE = r"https://(?:colab\.research\.google\.com|mybinder\.org)/[^\s)]*"
 MACHINE_PATH = r"(?<![\w.])/(?:home|root|work|tmp|Users)/\w"
 
 
@@ -63,6 +67,49 @@ def test_committed_notebook_is_publishable(path: Path) -> None:
     """Readers see the stored outputs first: they must be complete, free of noise, and quick to load."""
     assert faults(nbformat.read(path, as_version=4)) == []
     assert path.stat().st_size < 1_000_000
+
+
+def repository() -> str | None:
+    """The address on GitHub that the project names, `OWNER/NAME`, or None."""
+    root = NOTEBOOKS.parent
+    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+    text = "\n".join([*urls.values(), (root / "CITATION.cff").read_text(encoding="utf-8")])
+    address = re.search(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?[\"']?(?:\s|$)", text)
+    return address[1] if address else None
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_notebook_opens_elsewhere(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to Colab and Binder lead to the repository that the project names, and only Colab installs from there.
+
+    While the project names none there are none: another address would install a stranger's code.
+    """
+    project = repository()
+    first, second, *_ = (notebook := nbformat.read(path, as_version=4)).cells
+    text = "\n".join(cell.source for cell in notebook.cells)
+    if project is None:
+        assert re.findall(ELSEWHERE, text) == []
+        assert "google.colab" not in text
+        return
+    place = f"notebooks/{path.name}"
+    assert re.findall(ELSEWHERE, first.source) == re.findall(ELSEWHERE, text)
+    assert re.findall(ELSEWHERE, text) == [
+        f"https://colab.research.google.com/github/{project}/blob/main/{place}",
+        f"https://mybinder.org/v2/gh/{project}/main?labpath={quote(place, safe='')}",
+    ]
+    assert second.metadata.jupyter.source_hidden
+    calls: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
+    monkeypatch.setattr(os, "chdir", lambda folder: calls.append(["cd", folder]))
+    exec(second.source, {})
+    assert calls == []
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr(os.path, "isdir", lambda _: False)
+    exec(second.source, {})
+    (git, *_, address), (_, *pip), (_, folder) = calls
+    assert (git, address) == ("git", f"https://github.com/{project}")
+    assert pip[:3] == ["-m", "pip", "install"]
+    assert folder == f"{project.split('/')[1]}/notebooks"
 
 
 def test_faults_are_found() -> None:
