@@ -199,3 +199,21 @@ def test_a_missing_notebook_is_refused(tmp_path: Path) -> None:
     finished = run(tmp_path, str(tmp_path / "none.ipynb"))
     assert finished.returncode != 0
     assert "there is no notebook" in finished.stderr
+
+
+def test_badges_are_put_once(tmp_path: Path) -> None:
+    """The script adds the links and the cell, counts the later cells on, and a second call changes nothing."""
+    notebook = new_notebook(cells=[new_markdown_cell("# Title\n\nText."), new_code_cell("1 + 1", execution_count=1)])
+    (tmp_path / "notebooks").mkdir()
+    path = tmp_path / "notebooks" / "00_one.ipynb"
+    nbformat.write(notebook, path)
+    command = [sys.executable, str(NOTEBOOKS / "badges.py"), str(path), "--address", "https://github.com/a/b"]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert said == ["00_one.ipynb changed\n", "00_one.ipynb unchanged\n"]
+    first, install, last = nbformat.read(path, as_version=4).cells
+    assert [place.split("/")[2] for place in re.findall(ELSEWHERE, first.source)] == [
+        "colab.research.google.com",
+        "mybinder.org",
+    ]
+    assert "https://github.com/a/b" in install.source
+    assert (install.execution_count, last.execution_count) == (1, 2)
