@@ -1,6 +1,6 @@
 """Search by trials: a linear model of the held-out loss finds the pairs that help; its rival draws maps at random."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from mtanytime.transfer import (
     trial_search,
 )
 from mtanytime.transfer import trials as module
-from mtanytime.transfer.trials import calibrated_cross_entropy, random_map
+from mtanytime.transfer.trials import calibrated_cross_entropy, later, random_map
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
 SETTINGS = PAPER | {"what": False, "where": "off", "epochs": 1, "batch_size": 6, "lr": 0.05}
@@ -65,6 +65,44 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     later = [i for matched in tried[3:] for i in matched]
     assert sum(i in helpful for i in later) / len(later) > 0.6  # two fifths by chance
     assert min(found.effects[f"s{i}", "t"] for i in helpful) > 0
+
+
+def test_how_much_later() -> None:
+    """The depths of three and five layers, by hand; each of several sources has its own first and last layer."""
+    by_hand = [0, 0.25, 0.5, 0.75, 1, 0, 0, 0, 0.25, 0.5, 0, 0, 0, 0, 0]
+    assert later([(f"s{i}", f"t{j}") for i in range(3) for j in range(5)]).tolist() == by_hand
+    assert later([("a/s0", "t0"), ("a/s1", "t0"), ("a/s1", "t1"), ("b/s0", "t1")]).tolist() == [0, 0, 0, 0.5]
+    assert later([("s", "t")]).tolist() == [0]
+
+
+def test_what_pairs_have_in_common_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early layers of the source spoil late ones of the target: sixteen trials show it for all such pairs."""
+    planted(monkeypatch, helpful=(), pairs=25)
+    monkeypatch.setattr(module._Trials, "__init__", _grid(module._Trials.__init__))
+    run = module._Trials.run
+
+    def spoiled(self: module._Trials, drawn: TransferMap) -> None:
+        run(self, drawn)
+        matched = np.array([weight > 0 for weight in drawn.pairs.values()])
+        self.losses[-1] = float(np.exp((later(self.pairs) * matched).sum()))
+
+    monkeypatch.setattr(module._Trials, "run", spoiled)
+    found = trial_search(SOURCE, target, DATA, trials=16, kept=10, **SETTINGS)
+    effects = np.array(list(found.effects.values()))
+    late = later(list(found.effects)) > 0
+    assert effects[late].max() < effects[~late].min()
+    assert np.corrcoef(effects, -later(list(found.effects)))[0, 1] > 0.9
+
+
+def _grid(init: Callable[..., None]) -> Callable[..., None]:
+    """Five layers of a source with five of a target, in place of the pairs that `init` gives."""
+
+    def of_grid(self: module._Trials, *arguments: object) -> None:
+        init(self, *arguments)
+        self.pairs = [(f"s{i}", f"t{j}") for i in range(5) for j in range(5)]
+        self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
+
+    return of_grid
 
 
 def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:

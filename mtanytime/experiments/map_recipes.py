@@ -76,7 +76,7 @@ def _trainer(
     if method == "l2t":
         outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
         learned = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True, "outer": outer}
-        learned["meta_lr"] = settings["meta_lr_l2t"]
+        learned |= {"meta_lr": settings["meta_lr_l2t"], "arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
     place = options.pop("folder")
     search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
@@ -148,6 +148,7 @@ RECIPES = {
             "beta_l2t": 4.0,
             "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
+            "measure_arrived": 0,  # by l2t, at every fifth step; takes time
             "checkpoint_seconds": 30.0,
         },
         trainers=baselines_builtin,
