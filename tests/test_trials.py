@@ -54,17 +54,19 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
 
 
 def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six of fifteen pairs help: sixteen trials find them, after each pair was tried once, and try them more often."""
-    helpful = [1, 3, 6, 7, 12, 14]
+    """Nine of fifteen pairs help: trials find all but one, after each pair was tried once, and try them more often."""
+    helpful = [1, 3, 4, 6, 7, 9, 11, 12, 14]
     tried = planted(monkeypatch, helpful)
     found = trial_search(SOURCE, target, DATA, **SETTINGS)
-    assert {i for i, weight in enumerate(found.map.pairs.values()) if weight > 0} == set(helpful)
+    kept = {i for i, weight in enumerate(found.map.pairs.values()) if weight > 0}
+    assert len(kept) == 9
+    assert len(kept & set(helpful)) >= 8  # 5.4 by chance; sixteen losses for fifteen effects
     assert sum(found.map.pairs.values()) == pytest.approx(15)
     assert {i for matched in tried[:3] for i in matched} == set(range(15))
     assert all(len(matched) == 6 for matched in tried)
     later = [i for matched in tried[3:] for i in matched]
-    assert sum(i in helpful for i in later) / len(later) > 0.6  # two fifths by chance
-    assert min(found.effects[f"s{i}", "t"] for i in helpful) > 0
+    assert sum(i in helpful for i in later) / len(later) > 0.75  # three fifths by chance
+    assert min(found.effects[f"s{i}", "t"] for i in kept & set(helpful)) > 0
 
 
 def test_how_much_later() -> None:
@@ -87,7 +89,7 @@ def test_what_pairs_have_in_common_is_learned(monkeypatch: pytest.MonkeyPatch) -
         self.losses[-1] = float(np.exp((later(self.pairs) * matched).sum()))
 
     monkeypatch.setattr(module._Trials, "run", spoiled)
-    found = trial_search(SOURCE, target, DATA, trials=16, kept=10, **SETTINGS)
+    found = trial_search(SOURCE, target, DATA, trials=16, kept=15, **SETTINGS)
     effects = np.array(list(found.effects.values()))
     late = later(list(found.effects)) > 0
     assert effects[late].max() < effects[~late].min()
@@ -115,7 +117,7 @@ def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) ->
         build(self)
 
     monkeypatch.setattr(TransferTrainer, "_build", recorded)
-    found = trial_search(SOURCE, target, DATA, trials=2, kept=2, **SETTINGS)
+    found = trial_search(SOURCE, target, DATA, trials=2, kept=3, **SETTINGS)
     seen = {image.numpy().tobytes() for image in trainers[-1].batches.data.images}
     held = [i for i, image in enumerate(DATA.images) if image.numpy().tobytes() not in seen]
     assert len(held) == len(seen) == 12

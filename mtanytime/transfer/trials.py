@@ -69,7 +69,8 @@ def trial_search(
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
         trials: how many targets to train; enough for each pair to be tried once.
-        kept: how many pairs each trial and the map match; default: two fifths of all, at least one.
+        kept: how many pairs the map matches; default: three fifths of all, at least one. A trial matches two thirds of
+            that number, so that it tells pairs apart.
         channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
             and the map then have its channel weights. An empty dict takes the defaults; None weights channels alike.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
@@ -86,12 +87,13 @@ def trial_search(
     if channels is not None:
         tried.learn_channels(channels)
     count = len(tried.pairs)
-    kept = max(1, round(0.4 * count)) if kept is None else kept
+    kept = max(1, round(0.6 * count)) if kept is None else kept
     require(1 <= kept <= count, "kept", f"a number of pairs, 1 to {count}", kept)
-    first = _each_once(tried.pairs, kept, tried.seed)
+    matched = max(1, round(2 / 3 * kept))
+    first = _each_once(tried.pairs, matched, tried.seed)
     require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
     for trial in range(trials):
-        tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(kept)))
+        tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(matched)))
     effects, _ = tried.model()
     by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
     found = tried.map_of(tried.best(effects, kept))
@@ -235,19 +237,19 @@ class _Trials:
         fitted = BayesianRidge().fit(matched @ of_pairs, -np.log(np.maximum(self.losses, 1e-6)))
         return of_pairs @ fitted.coef_, of_pairs @ fitted.sigma_ @ of_pairs.T
 
-    def proposal(self, kept: int) -> list[Pair]:
+    def proposal(self, count: int) -> list[Pair]:
         """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
         mean, covariance = self.model()
         random = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
-        return self.best(random.multivariate_normal(mean, covariance, method="eigh"), kept)
+        return self.best(random.multivariate_normal(mean, covariance, method="eigh"), count)
 
-    def best(self, effects: np.ndarray, kept: int) -> list[Pair]:
+    def best(self, effects: np.ndarray, count: int) -> list[Pair]:
         """The pairs with the largest effects."""
-        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:kept]]
+        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:count]]
 
 
-def _each_once(pairs: Sequence[Pair], kept: int, seed: int) -> list[list[Pair]]:
-    """Trials of `kept` pairs in which each pair occurs, in random order; the last one is filled with random others."""
+def _each_once(pairs: Sequence[Pair], count: int, seed: int) -> list[list[Pair]]:
+    """Trials of `count` pairs in which each pair occurs, in random order; the last one is filled with random others."""
     order = torch.randperm(len(pairs), generator=generator_for(seed, _TRIAL)).tolist()
-    filled = order + order[: math.ceil(len(pairs) / kept) * kept - len(pairs)]
-    return [[pairs[i] for i in filled[start : start + kept]] for start in range(0, len(pairs), kept)]
+    filled = order + order[: math.ceil(len(pairs) / count) * count - len(pairs)]
+    return [[pairs[i] for i in filled[start : start + count]] for start in range(0, len(pairs), count)]
