@@ -1,6 +1,6 @@
 // The web app: draws the explorers in the page, and shows a training that the server runs for this page.
 
-function model_of(state, send = () => {}) {
+function model_of(state, { send = () => {}, save = () => {} } = {}) {
   const calls = {};
   return {
     get: (name) => state[name],
@@ -8,7 +8,7 @@ function model_of(state, send = () => {}) {
       state[name] = value;
       for (const call of calls[`change:${name}`] ?? []) call();
     },
-    save_changes() {},
+    save_changes: save,
     on(event, call) {
       (calls[event] ??= []).push(call);
     },
@@ -17,9 +17,18 @@ function model_of(state, send = () => {}) {
   };
 }
 
-for (const script of document.querySelectorAll("script.state")) {
-  render({ model: model_of(JSON.parse(script.textContent)), el: script.previousElementSibling });
-}
+// the committed results; their choices are in the address, as "1.step" of the first explorer
+const shown = [...document.querySelectorAll("script.state")].map((script, place) => {
+  const state = JSON.parse(script.textContent);
+  const model = model_of(state, { save: () => address.write(place) });
+  return { state, set: model.set, prefix: `${place + 1}.`, model, el: script.previousElementSibling };
+});
+const address = keep_in_address(shown);
+const sent = address.read();
+for (const explorer of shown) render(explorer);
+const go_to = (place) => (place > 0 ? shown[place].el.parentElement.scrollIntoView() : null);
+go_to(sent);
+addEventListener("hashchange", () => go_to(address.read()));
 
 const LOST = "The connection to the server was lost. Start the training again, or reload the page.";
 const button = document.getElementById("train");
@@ -34,7 +43,7 @@ function say(text, kind = "") {
 
 // one connection per training; the server ends the training when it is closed
 function train() {
-  let shown = null; // the model of the explorer that is watched
+  let watched = null; // the explorer's model
   let ended = false;
   const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/training`);
   const [figure, playground] = ["training", "answers"].map((id) => document.querySelector(`#${id} .explorer`));
@@ -43,17 +52,17 @@ function train() {
     button.disabled = false;
     fill(button, {}, "▶ Train again");
     say(text, kind);
-    const content = shown?.get("content");
-    if (content && content.state !== "finished") shown.set("content", { ...content, state: "ended" }); // without its buttons
+    const content = watched?.get("content");
+    if (content && content.state !== "finished") watched.set("content", { ...content, state: "ended" }); // without its buttons
   };
   const receive = {
     waiting: ({ text }) => say(text),
     training({ content }) {
       say("");
-      if (shown === null) {
-        shown = model_of({ content }, (order) => socket.send(order.kind));
-        render({ model: shown, el: figure });
-      } else shown.set("content", content);
+      if (watched === null) {
+        watched = model_of({ content }, { send: (order) => socket.send(order.kind) });
+        render({ model: watched, el: figure });
+      } else watched.set("content", content);
     },
     playground({ state, text }) {
       answers.hidden = false;

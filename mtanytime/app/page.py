@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from mtanytime.explore import contents
-from mtanytime.explore.export import PAGE_STYLE, SCRIPT, as_script
+from mtanytime.explore.export import ADDRESS_SCRIPT, PAGE_STYLE, SCRIPT, as_script
 from mtanytime.explore.places import explored
 from mtanytime.explore.tables import RUN_TABLES
 from mtanytime.pages import HEAD, content_policy
@@ -14,7 +14,7 @@ from mtanytime.pages import HEAD, content_policy
 HERE = Path(__file__).parent
 TITLE = "What is transferred, and what a budget buys"
 STYLE = PAGE_STYLE + (HERE / "app.css").read_text(encoding="utf-8")
-APP_SCRIPT = "\n" + SCRIPT + (HERE / "app.js").read_text(encoding="utf-8")
+APP_SCRIPT = "\n" + SCRIPT + ADDRESS_SCRIPT + (HERE / "app.js").read_text(encoding="utf-8")
 POLICY = content_policy(STYLE, APP_SCRIPT) + "; connect-src 'self'"
 ABOUT = {  # kind of explorer -> what to do with it
     "transfer": "A trained network taught another one. Move the slider through the training steps, choose a cell of "

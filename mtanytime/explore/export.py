@@ -18,7 +18,8 @@ BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
 SCRIPTS = ("common", "download", "transfer_numbers", "transfer_map", "transfer_detail", "channel_view", "transfer")
 SCRIPTS += ("budget", "playground", "live", "pictures", "render")  # joined in this order
-PAGE_SCRIPTS = ("choices", "fragment", "page", "frame")  # of exported pages alone
+ADDRESS_SCRIPTS = ("choices", "fragment")  # of pages, which keep choices in their address
+PAGE_SCRIPTS = ("page", "frame")  # of exported pages alone
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -26,6 +27,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 SCRIPT = _joined(SCRIPTS)
+ADDRESS_SCRIPT = _joined(ADDRESS_SCRIPTS)
 STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 
 PAGE_STYLE = (
@@ -42,7 +44,7 @@ p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
 """
     + STYLE
 )
-PAGE_SCRIPT = "\n" + SCRIPT + _joined(PAGE_SCRIPTS)
+PAGE_SCRIPT = "\n" + SCRIPT + ADDRESS_SCRIPT + _joined(PAGE_SCRIPTS)
 POLICY = content_policy(PAGE_STYLE, PAGE_SCRIPT)
 PAGE = (
     HEAD

@@ -12,14 +12,14 @@ TABS = ((400, "light"), (400, "dark"), (1400, "light"), (1400, "dark"), (1000, "
 
 @pytest.fixture
 def visit(app: str, tab: Callable[..., Any]) -> Callable[..., Any]:
-    """`visit(width, scheme)` opens the app; a message in the console or a request elsewhere fails the test."""
+    """`visit(width, scheme, fragment)` opens the app; a console message or a request elsewhere fails the test."""
 
-    def go(width: int = 1400, scheme: str = "light") -> Any:
+    def go(width: int = 1400, scheme: str = "light", fragment: str = "") -> Any:
         page = tab(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.set_default_timeout(90_000)
         page.on("console", lambda message: pytest.fail(message.text) if message.type == "error" else None)
         page.on("request", lambda request: None if request.url.startswith((app, "data:")) else pytest.fail(request.url))
-        page.goto(app, wait_until="commit")
+        page.goto(f"{app}#{fragment}" if fragment else app, wait_until="commit")
         return page
 
     return go
@@ -99,3 +99,28 @@ def test_an_error_is_one_line(visit: Callable[..., Any]) -> None:
         message.get_by_text(expected).wait_for()
         assert "\n" not in message.inner_text()
         assert page.get_by_role("button", name="Train again").is_enabled()
+
+
+def test_a_link_shows_what_its_sender_saw(visit: Callable[..., Any], app: str) -> None:
+    """The address holds the choices of every explorer, and shows them to another visitor, at the one moved last."""
+    sender = visit()
+    transfer, budget = (sender.locator(".mtanytime").nth(i) for i in (0, 1))
+    transfer.get_by_label("Run", exact=True).select_option("seed 2")
+    transfer.locator("input[type=range]").focus()
+    sender.keyboard.press("Home")
+    budget.get_by_role("button", name="msdnet").click()
+    sender.wait_for_url(re.compile(r"2\.hidden"))
+    address = sender.url
+    assert address.startswith(f"{app}#") and "1.run=seed+2" in address and "1.step=2" in address
+
+    receiver = visit(fragment=address.partition("#")[2])
+    transfer, budget = (receiver.locator(".mtanytime").nth(i) for i in (0, 1))
+    budget.locator("svg").first.wait_for()
+    assert transfer.locator("output").inner_text() == "step 2 of 240"
+    assert transfer.get_by_label("Run", exact=True).input_value() == "seed 2"
+    assert budget.get_by_role("button", name="msdnet").get_attribute("aria-pressed") == "false"
+    assert receiver.evaluate("scrollY") > 0
+    receiver.evaluate("location.hash = '#1.step=16&2.hidden=no'")  # a link that is pasted into the open page
+    transfer.get_by_text("step 16 of 240", exact=True).wait_for()
+    assert transfer.get_by_label("Run", exact=True).input_value() != "seed 2"
+    assert budget.get_by_role("button", name="msdnet").get_attribute("aria-pressed") == "true"  # "no" is no choice

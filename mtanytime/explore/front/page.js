@@ -16,6 +16,7 @@ const model = {
   },
   off() {},
 };
-const address = keep_in_address(state, (name, value) => model.set(name, value));
+const address = keep_in_address([{ state, set: model.set, prefix: "" }]);
 address.read();
+addEventListener("hashchange", address.read);
 render({ model, el: document.getElementById("explorer") });
