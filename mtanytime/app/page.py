@@ -82,4 +82,4 @@ def _origin(place: Path) -> str:
         return ""
     with path.open(encoding="utf-8", errors="replace") as lines:
         first = lines.readline().strip()
-    return f" {first.lstrip('# ')}." if first.startswith("#") else ""
+    return f" Source: {first.lstrip('# ')}." if first.startswith("#") else ""

@@ -32,12 +32,13 @@ STYLE = (FRONT / "explorer.css").read_text(encoding="utf-8")
 
 PAGE_STYLE = (
     """
-:root { color-scheme: light dark; }
+:root { color-scheme: light dark; scrollbar-gutter: stable; } /* pictures are as wide as the page: it keeps its width */
 /* JupyterLab's names, which the explorers' style reads */
 body { --jp-content-font-color1: light-dark(CanvasText, #e8e8e8); --jp-layout-color0: light-dark(Canvas, #16181c);
 margin: 1rem 1.5rem 2rem; background: var(--jp-layout-color0); color: var(--jp-content-font-color1); }
 h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; margin: 0 0 .6rem; }
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
+@media (max-width: 600px) { body { margin: .8rem .8rem 2rem; } }
 .framed body { margin: .5rem; }
 .framed h1, .framed p.about { display: none; }
 @media (forced-colors: active) { body { --jp-content-font-color1: CanvasText; --jp-layout-color0: Canvas; } }

@@ -66,3 +66,17 @@ def test_models_are_hidden_by_keyboard(page: Any) -> None:
     )  # which costs as much as an exit of the other
     sliced.click()
     assert page.locator("output").inner_text() == "6 ms · sliced exit 3 of 4, msdnet exit 2 of 4"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_table_fits_a_phone(scheme: str, tab: Callable[..., Any], tmp_path: Path) -> None:
+    """At 400 pixels the table has fewer columns, says as much as in a wide window, and does not scroll sideways."""
+    opened = tab(offline=True, viewport={"width": 1200, "height": 900}, color_scheme=scheme)
+    opened.goto(BudgetExplorer(tables.curve()).save_html(tmp_path / "page.html").as_uri())
+    table = opened.locator(".picks")
+    words = lambda: sorted(table.locator("tbody").inner_text().replace("the next exit:", "").split())  # noqa: E731
+    wide = words()
+    opened.set_viewport_size({"width": 400, "height": 900})
+    opened.locator(".picks.narrow").wait_for()
+    assert words() == wide
+    assert table.bounding_box()["width"] <= table.locator("..").evaluate("box => box.clientWidth") + 1

@@ -377,6 +377,23 @@ def test_pictures_grow_and_stack(visit: Callable[..., Any]) -> None:
     assert boxes[400][1]["width"] < boxes[1600][1]["width"]
 
 
+@pytest.mark.parametrize("name", ACCESSIBLE)
+def test_letters_have_one_size(name: str, visit: Callable[..., Any]) -> None:
+    """All pictures of a page have letters of one size, whatever the window's width, and fit it if they can."""
+    page = visit(ACCESSIBLE[name]())
+    pictures = page.locator("svg[role=img]")
+    for width in (400, 1000, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate("() => new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))")
+        sizes = pictures.evaluate_all("""pictures => pictures.map(picture => {
+            const scale = picture.getBoundingClientRect().width / picture.viewBox.baseVal.width;
+            return scale * parseFloat(getComputedStyle(picture.querySelector("text:not(.small, .strong, .number)")).fontSize);
+        })""")
+        assert sizes == pytest.approx([12] * len(sizes))
+        if name != "large" or width > 400:  # 60 columns scroll on a phone
+            assert max(pictures.evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")) <= width
+
+
 def test_forced_colours(visit: Callable[..., Any]) -> None:
     """In a contrast theme text has the theme's colour, and the cells keep theirs, with numbers that can be read."""
     page = visit(TransferExplorer(tables.trace()), forced_colors="active", color_scheme="dark")

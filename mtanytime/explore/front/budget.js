@@ -1,5 +1,6 @@
 // Draws a BudgetExplorer.
 
+const TABLE_FROM = 540; // pixels; in a narrower box the table has fewer columns and a second row per model
 const SHAPES = ["circle", "square", "diamond", "triangle", "down", "plus", "cross"];
 
 function marker(shape, x, y, size, colour) {
@@ -86,7 +87,8 @@ function budget(model, content, root, on) {
   function draw_chart() {
     const { view, lines, stops } = now;
     const all = lines.flat();
-    const [width, height] = narrow.matches ? [400, 320] : [620, 380]; // on a phone, letters of a readable size
+    const width = room_in(chart_box, 900);
+    const height = between(320, Math.round(0.6 * width), 460);
     const [left, right, top, bottom] = [56, width - 12, 28, height - 48];
     let [low, high] = [stops[0].cost, stops[stops.length - 1].cost];
     const room = Math.max(1.15, Math.sqrt((2.6 * low) / high));
@@ -139,7 +141,7 @@ function budget(model, content, root, on) {
       const found = near(event);
       if (found) set("at", [models[found.m].name, found.point.exit]);
     });
-    fill(chart_box, {}, sized(now.chart, width));
+    fill(chart_box, {}, now.chart);
   }
 
   // the values of a point beside it, above everything else
@@ -172,10 +174,11 @@ function budget(model, content, root, on) {
     bar.stop.textContent = stop.label;
     fill(now.cursor, { x1: x(stop.cost), x2: x(stop.cost) });
     const said = [];
-    const body = now.lines.map((points, m) => {
+    const narrow = room_in(table_box, TABLE_FROM) < TABLE_FROM;
+    const body = now.lines.flatMap((points, m) => {
       if (!now.visible.includes(models[m].name)) {
         fill(now.rings[m], { visibility: "hidden" });
-        return null;
+        return [];
       }
       const point = stop.picks[m] < 0 ? null : points[stop.picks[m]];
       const ringed = point !== null && point.accuracy !== null;
@@ -184,12 +187,18 @@ function budget(model, content, root, on) {
       const short_of = points.length ? `none: its cheapest exit costs ${points[0].costs}` : "none: it has no exit";
       const cells = point === null ? [short_of, "", "", ""] : [point.words, point.costs, point.said, point.next];
       said.push(point === null ? `${models[m].name}: ${short_of}` : `${models[m].name}: ${point.words}, ${point.said}; next, ${point.next}`);
-      return node("tr", {}, node("td", {}, key), node("th", { scope: "row" }, models[m].name), ...cells.map((text) => node("td", {}, text)));
+      const plain = cells.map((text) => node("td", {}, text));
+      const row = (...more) => node("tr", {}, node("td", {}, key), node("th", { scope: "row" }, models[m].name, ...more), ...plain);
+      if (!narrow) return [row()];
+      const [pick, next] = [plain.shift(), plain.pop()]; // the pick goes below the name, the next exit below the row
+      const below = point === null ? pick : fill(next, {}, `the next exit: ${point.next}`);
+      const under = node("tr", { class: "under" }, node("td"), fill(below, { colspan: 3 }));
+      return [point === null ? row() : row(node("span", { class: "coarse" }, point.words)), under];
     });
     readout.textContent = `Budget ${stop.label}. ${said.join(". ")}.`;
     readout.classList.toggle("hidden", now.visible.length > 1); // only for screen readers: the table says the same
-    const heads = ["", "model", "pick", "costs", "accuracy", "the next exit"].map((text) => node("th", { scope: "col" }, text));
-    fill(table_box, {}, node("table", { class: "picks" }, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
+    const heads = ["", ...(narrow ? ["model and pick"] : ["model", "pick"]), "costs", "accuracy", ...(narrow ? [] : ["the next exit"])].map((text) => node("th", { scope: "col" }, text));
+    fill(table_box, {}, node("table", { class: narrow ? "picks narrow" : "picks" }, node("thead", {}, node("tr", {}, ...heads)), node("tbody", {}, ...body)));
     now.chart.setAttribute("aria-label", `Accuracy against ${now.words_of}. At ${stop.label}: ${said.join(". ")}`);
     if (strip !== null) show_strip(stop);
   }
@@ -213,9 +222,8 @@ function budget(model, content, root, on) {
     fill(strip_box, {}, node("table", { class: "strip" }, node("tbody", {}, node("tr", {}, node("th", {}, "test images"), ...images), ...rows)));
   }
 
-  const narrow = matchMedia("(max-width: 600px)");
-  narrow.addEventListener("change", choose);
   choose();
+  const let_be = on_width(root, choose);
   on(["at"], show);
   on(["cost", "level", "hidden"], choose);
   const share = (value) => (value === null ? "" : Number((value / 100).toFixed(6)));
@@ -224,5 +232,5 @@ function budget(model, content, root, on) {
     const rows = now.lines.flatMap((points, m) => points.map((p, i) => [models[m].name, p.exit, p.cost, share(p.accuracy), share(p.spread), i === stop.picks[m]]));
     return [["model", "exit", now.view.cost, "accuracy", "spread", "picked"], ...rows];
   }
-  return { stop: () => narrow.removeEventListener("change", choose), table };
+  return { stop: let_be, table };
 }

@@ -6,8 +6,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const FONT = '12px system-ui, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif'; // as in explorer.css
 const KEYS = { "data-lm-suppress-shortcuts": "true" }; // on a control, so that JupyterLab leaves it the arrow keys
 const SMALL = 0.75; // size of small letters relative to FONT
-const LEAST_SIZE = 0.7; // of a picture relative to its natural size; below it scrolls
-const MOST_SIZE = 1.6;
+const GAP = 28; // between pictures side by side, as in explorer.css
+const LEAST_ROOM = 320; // for a picture; in a narrower box it scrolls
+const UNKNOWN_ROOM = 560; // in a box that is not on the screen yet
 const REACH = 22; // of a pointer, in a picture's units
 const DASHES = [null, "8 3", "2 3", "10 3 2 3"];
 const LETTERS_UP_TO = 60; // per name in a picture
@@ -58,10 +59,20 @@ function scrolling(name, kind = "scroll") {
   return box;
 }
 
-// lets a picture of this natural width grow with the window, and shrink until its letters would be too small
-function sized(element, width) {
-  Object.assign(element.style, { width: "100%", minWidth: `${Math.round(LEAST_SIZE * width)}px`, maxWidth: `${Math.round(MOST_SIZE * width)}px` });
-  return element;
+// Pictures are drawn as wide as there is room, rather than stretched, so that all letters have one size.
+const room_in = (box, most) => Math.round(Math.min(Math.max(box.clientWidth || UNKNOWN_ROOM, LEAST_ROOM), most));
+const between = (least, value, most) => Math.min(Math.max(value, least), most);
+
+// calls `draw` whenever a box has got another width; returns a function that ends this
+function on_width(box, draw) {
+  let width = box.clientWidth;
+  const observer = new ResizeObserver(() => {
+    if (box.clientWidth === width || box.clientWidth === 0) return;
+    width = box.clientWidth;
+    draw();
+  });
+  observer.observe(box);
+  return () => observer.disconnect();
 }
 
 const pen = document.createElement("canvas").getContext("2d");
@@ -124,7 +135,7 @@ function ink_on(rgb) {
 function slider(label, count) {
   const input = node("input", { ...KEYS, type: "range", min: 0, max: Math.max(count - 1, 0), step: 1 });
   const stop = node("output", { class: "stop", "aria-live": "off" }); // the slider announces it already
-  return { input, stop, element: node("label", {}, label, input, stop) };
+  return { input, stop, element: node("label", { class: "slider" }, label, input, stop) };
 }
 
 const setter = (model) => (name, value) => {

@@ -21,8 +21,8 @@ function live(model, content, root, on) {
   fill(controls, {}, halt, again, bar, said);
   fill(root, {}, controls, figures, note);
 
-  function panel({ title, unit, lines }, steps) {
-    const [width, left, right, top, bottom] = [470, 52, 440, 28, 200];
+  function panel({ title, unit, lines }, steps, width) {
+    const [left, right, top, bottom] = [52, width - 30, 28, 28 + between(170, Math.round(width / 3), 240)];
     const known = lines.flatMap((l) => l.values.filter((value) => value !== null));
     let [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
     if (!(high > low)) [low, high] = [low - 0.5, high + 0.5];
@@ -67,16 +67,18 @@ function live(model, content, root, on) {
       halt.disabled = false;
       fill(halt, {}, "■ Stop");
     }
-    fill(figures, {}, ...panels.map((p) => node("div", {}, sized(panel(p, steps), 470))));
-    if (!panels.length) figures.replaceChildren();
+    const boxes = panels.map(() => node("div"));
+    figures.replaceChildren(...boxes);
+    boxes.forEach((box, k) => fill(box, {}, panel(panels[k], steps, room_in(box, 720))));
     note.textContent = model.get("content").note;
   }
 
   show();
+  const let_be = on_width(root, show);
   on(["content"], show);
   function table() {
     const lines = model.get("content").panels.flatMap((p) => p.lines.map((l) => ({ ...l, unit: p.unit })));
     return [["name", "unit", "step", "value"], ...lines.flatMap((l) => l.values.map((value, i) => [l.name, l.unit.trim(), l.steps[i], value]))];
   }
-  return { stop: () => {}, table };
+  return { stop: let_be, table };
 }

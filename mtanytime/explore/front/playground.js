@@ -1,7 +1,8 @@
 // Draws an AnytimePlayground.
 
 const SWEEP_MS = 4000; // duration of "Play", from 0 ms to the end
-const TREE_COLUMN = 168;
+const TREE_COLUMN = [110, 168]; // pixels at least and at most
+const TREE_GAP = 34; // between two columns
 const TREE_ROW = 22;
 
 function playground(model, content, root, on) {
@@ -37,8 +38,8 @@ function playground(model, content, root, on) {
   if (images.length > 1) fill(gallery, {}, ...thumbs);
 
   const LEFT = 46;
-  const [RIGHT, TOP, BOTTOM] = [388, 26, 190];
-  const x = (ms) => LEFT + ((RIGHT - LEFT) * ms) / most;
+  const [TOP, BOTTOM] = [26, 190];
+  const x = (ms) => LEFT + ((now.right - LEFT) * ms) / most;
   const y = (share) => BOTTOM - (BOTTOM - TOP) * share;
   const named = (answer) => levels[answer.level][answer.group];
   const mark = (answer) => (answer.right === null ? "" : answer.right ? "✓ " : "✗ ");
@@ -57,9 +58,11 @@ function playground(model, content, root, on) {
 
   function draw_chart() {
     const drawn = [];
-    for (const tick of [0, 0.25, 0.5, 0.75, 1]) drawn.push(line(LEFT, y(tick), RIGHT, y(tick), "grid"), words(LEFT - 6, y(tick) + 4, percent(tick), { "text-anchor": "end" }));
+    const width = room_in(chart_box, 560);
+    now.right = width - 12;
+    for (const tick of [0, 0.25, 0.5, 0.75, 1]) drawn.push(line(LEFT, y(tick), now.right, y(tick), "grid"), words(LEFT - 6, y(tick) + 4, percent(tick), { "text-anchor": "end" }));
     for (const tick of ticks(0, most, 5)) drawn.push(words(x(tick), BOTTOM + 16, `${tick}`, { "text-anchor": "middle" }));
-    drawn.push(line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"), words((LEFT + RIGHT) / 2, BOTTOM + 34, "time since the image came (ms)", { "text-anchor": "middle" }));
+    drawn.push(line(LEFT, BOTTOM, now.right, BOTTOM, "axis"), words((LEFT + now.right) / 2, BOTTOM + 34, "time since the image came (ms)", { "text-anchor": "middle" }));
     drawn.push(words(LEFT, 14, "Confidence of each exit's answer", { class: "strong" }));
     now.parts = now.row.map((answer, k) => {
       const end = Math.max(x(now.row[k + 1]?.ms ?? most), x(answer.ms));
@@ -67,8 +70,8 @@ function playground(model, content, root, on) {
       return part;
     });
     now.cursor = line(0, TOP, 0, BOTTOM, "cursor");
-    now.chart = picture(400, BOTTOM + 42, "", ...drawn, ...now.parts, now.cursor);
-    fill(chart_box, {}, sized(now.chart, 400));
+    now.chart = picture(width, BOTTOM + 42, "", ...drawn, ...now.parts, now.cursor);
+    fill(chart_box, {}, now.chart);
   }
 
   function draw_tree() {
@@ -84,24 +87,26 @@ function playground(model, content, root, on) {
     }
     const top = 26;
     const high = TREE_ROW - 5;
-    const wide = TREE_COLUMN - 34;
+    const column = between(TREE_COLUMN[0], Math.floor((room_in(tree_box, Infinity) + TREE_GAP) / levels.length), TREE_COLUMN[1]);
+    const wide = column - TREE_GAP;
+    const letters = Math.floor((wide - 40) / 6.2); // beside a percentage
     const joins = [];
     now.nodes = mine.map((groups, l) => groups.map((group) => {
-      const [left, above] = [TREE_COLUMN * l, top + TREE_ROW * places[l].get(group)];
+      const [left, above] = [column * l, top + TREE_ROW * places[l].get(group)];
       let join = null;
       if (l > 0 && places[l - 1].has(parents[l][group])) {
-        join = line(left - 34, top + TREE_ROW * places[l - 1].get(parents[l][group]) + high / 2, left, above + high / 2, "branch");
+        join = line(left - TREE_GAP, top + TREE_ROW * places[l - 1].get(parents[l][group]) + high / 2, left, above + high / 2, "branch");
         joins.push(join);
       }
       const filled = svg("rect", { x: left, y: above, width: 0, height: high, class: "share" });
       const ring = svg("rect", { x: left, y: above, width: wide, height: high, class: "node", rx: 3 });
       const name = levels[l][group];
       const share = words(left + wide - 5, above + 13, "", { "text-anchor": "end" });
-      const fits = name.length > 15 ? `${name.slice(0, 14)}…` : name;
+      const fits = name.length > letters ? `${name.slice(0, letters - 1)}…` : name;
       return { group, filled, share, join, left, wide, element: svg("g", {}, svg("title", {}, name), filled, ring, words(left + 5, above + 13, fits), share), ring };
     }));
     const title = levels.length > 1 ? "Probability, coarse to fine" : "Probability of each class";
-    now.tree = picture(Math.max(TREE_COLUMN * levels.length - 34, width_of([title]) * 1.2), top + TREE_ROW * leaves.length, "", words(0, 14, title, { class: "strong" }), ...joins, ...now.nodes.flat().map((n) => n.element));
+    now.tree = picture(Math.max(column * levels.length - TREE_GAP, width_of([title]) * 1.2), top + TREE_ROW * leaves.length, "", words(0, 14, title, { class: "strong" }), ...joins, ...now.nodes.flat().map((n) => n.element));
     fill(tree_box, {}, now.tree);
   }
 
@@ -146,11 +151,16 @@ function playground(model, content, root, on) {
   }
 
   choose();
+  const let_be = on_width(root, choose);
   on(["deadline"], show);
   on(["image"], choose);
   function table() {
     const rows = now.row.map((a, k) => [now.i, k + 1, a.ms, named(a), a.confidence, a.right ?? "", a.ms <= model.get("deadline")]);
     return [["image", "exit", "milliseconds", "answer", "confidence", "right", "in_time"], ...rows];
   }
-  return { stop: pause, table };
+  function stop() {
+    pause();
+    let_be();
+  }
+  return { stop, table };
 }

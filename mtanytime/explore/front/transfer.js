@@ -111,14 +111,22 @@ function transfer(model, content, root, on) {
       set("pair", [source, target]);
       toggle([source, target]);
     };
-    now.drawn = now.maps.map((map) => heat_map({ ...content, ...now }, map, map.diverging ? content.diverging : content.colours, click));
-    map_box.classList.toggle("several", now.drawn.length > 1);
+    map_box.classList.toggle("several", now.maps.length > 1 || now.columns.length > NUMBERS_UP_TO);
+    const room = room_for(now.maps.length);
+    now.drawn = now.maps.map((map) => heat_map({ ...content, ...now }, map, map.diverging ? content.diverging : content.colours, room, click));
     fill(map_box, {}, ...now.drawn.map((map) => map.element));
     const lacking = numbers.any_arrived && !now.measured ? "R² was not measured in this choice of runs." : "";
     const notes = new Set([content.note, lacking, ...now.drawn.flatMap((map) => map.notes)]);
     fill(note, {}, [...notes].filter((text) => text).join(" "));
     choose_pair();
     return undefined;
+  }
+
+  // the width for each of several maps, with as many beside each other as have room
+  function room_for(maps) {
+    const all = room_in(map_box, Infinity);
+    const across = between(1, Math.floor((all + GAP) / (LEAST_ROOM + GAP)), maps);
+    return Math.floor((all - GAP * (across - 1)) / across);
   }
 
   function choose_pair() {
@@ -152,7 +160,7 @@ function transfer(model, content, root, on) {
     now.charts = now.unmatched && !pinned.length ? [] : now.groups.map((group) => chart_of(group, pair));
     const see = (channel) => set("channel", channel);
     const features = now.runs.map((run) => content.feature_maps[run.features] ?? null); // of each run, if there are any
-    now.bars = now.unmatched ? [] : now.runs.map((run, k) => channel_bars(run.channels, now.pair, pair, features[k] ? see : null));
+    now.bars = now.unmatched ? [] : now.runs.map((run, k) => channel_bars(run.channels, now.pair, pair, room_in(detail_box, CHART.most), features[k] ? see : null));
     now.views = now.bars.map((bars, k) => (features[k] && bars.found ? channel_view(features[k], now.pair_names[0], bars, see) : null));
     const bars = now.bars.flatMap(({ element }, k) => {
       const name = now.other && now.runs[k].channels ? node("p", { class: "stop said" }, now.runs[k].name) : null;
@@ -194,7 +202,7 @@ function transfer(model, content, root, on) {
     const what = group.shares && !group.change ? "Share of λ" : group.quantity[0] === "c" ? `C${group.quantity.slice(1)}` : group.quantity;
     const title = `${what} over time${lines.some((one) => one.band) ? ", ± 1 standard deviation" : ""}${negative ? ", negative as 0" : ""}`;
     const floor = group.change ? 0 : group.vmax * (group.arrived ? 1 : 1e-6);
-    return time_chart({ title, label: `${title} of ${pair}`, steps, lines, floor, signed: group.change, shares: group.shares, jump: (step) => set("step", step) });
+    return time_chart({ title, label: `${title} of ${pair}`, steps, lines, floor, signed: group.change, shares: group.shares, width: room_in(detail_box, CHART.most), jump: (step) => set("step", step) });
   }
 
   function show() {
@@ -231,6 +239,7 @@ function transfer(model, content, root, on) {
   }
 
   choose();
+  const let_be = on_width(root, choose);
   on(["step", "channel"], show);
   on(["pair", "pinned"], choose_pair);
   on(["network", "slice", "relative", "change", "quantity", "run", "compare"], choose);
@@ -251,5 +260,9 @@ function transfer(model, content, root, on) {
     ]);
     return [["step", "source", "target", ...heads], ...rows];
   }
-  return { stop: pause, table };
+  function stop() {
+    pause();
+    let_be();
+  }
+  return { stop, table };
 }

@@ -1,14 +1,17 @@
 // Draws the detail of a TransferExplorer: numbers of pairs over time, and the channel weights of the chosen pair.
 
-const CHART = { width: 400, left: 52, right: 388 };
+const CHART = { left: 52, edge: 12, most: 720 }; // pixels left and right of a chart, and its largest width
 const BARS_UP_TO = 64; // channels drawn in the detail
+
+// the height of a chart's field
+const tall = (width) => Math.round(between(150, width / 3, 220));
 
 // A chart of lines over time. `lines`: name, steps, values, band, colour, dash, strong and a mark at the end; `jump(step)` is
 // called with the step that is clicked.
-function time_chart({ title, label, steps, lines, floor, ceiling, signed, shares, jump }) {
+function time_chart({ title, label, steps, lines, floor, ceiling, signed, shares, width, jump }) {
   const [low, high] = [steps[0], steps[steps.length - 1]];
-  const [top, bottom] = [26, 176];
-  const right = CHART.right - (lines.some((one) => one.mark) ? 14 : 0);
+  const [top, bottom] = [26, 26 + tall(width)];
+  const right = width - CHART.edge - (lines.some((one) => one.mark) ? 14 : 0);
   const x = (step) => (high > low ? CHART.left + ((right - CHART.left) * (step - low)) / (high - low) : (CHART.left + right) / 2);
   let [least, most] = [0, floor];
   for (const { values, band } of lines) {
@@ -67,13 +70,13 @@ function time_chart({ title, label, steps, lines, floor, ceiling, signed, shares
       fill(dots[k], values[i] === null ? { visibility: "hidden" } : { cx: x(own[i]), cy: y(values[i]), visibility: null });
     });
   }
-  const element = picture(CHART.width, bottom + 42, label, ...drawn);
-  return { element: sized(element, CHART.width), show };
+  return { element: picture(width, bottom + 42, label, ...drawn), show };
 }
 
 // The channel weights of a pair at the last kept step up to the present one; `see(channel)` is called with a clicked bar's.
-function channel_bars(channels, pair_index, pair_name, see) {
+function channel_bars(channels, pair_index, pair_name, width, see) {
   const box = node("div");
+  const right = width - CHART.edge;
   let drawn_at = null;
   const found = channels?.pairs[pair_index];
   const kept = channels?.steps ?? [];
@@ -93,13 +96,13 @@ function channel_bars(channels, pair_index, pair_name, see) {
     const order = ranked(weights).slice(0, BARS_UP_TO);
     const uniform = 1 / count;
     const most = 1.05 * Math.max(uniform, ...order.map((i) => weights[i]), ...order.map((i) => first[i] ?? 0));
-    const [top, bottom] = [60, 186];
+    const [top, bottom] = [60, 34 + tall(width)];
     const y = (value) => bottom - ((bottom - top) * value) / most;
-    const each = (CHART.right - CHART.left) / Math.max(order.length, 1);
+    const each = (right - CHART.left) / Math.max(order.length, 1);
     const x = (i) => CHART.left + each * i;
     const drawn = [];
     for (const tick of ticks(0, most, 3)) {
-      drawn.push(line(CHART.left, y(tick), CHART.right, y(tick), "grid"));
+      drawn.push(line(CHART.left, y(tick), right, y(tick), "grid"));
       drawn.push(words(CHART.left - 6, y(tick) + 4, `${tick}`, { "text-anchor": "end" }));
     }
     order.forEach((channel, i) => {
@@ -113,14 +116,14 @@ function channel_bars(channels, pair_index, pair_name, see) {
       field.addEventListener("click", () => see(name));
       drawn.push(field);
     });
-    drawn.push(line(CHART.left, y(uniform), CHART.right, y(uniform), "cursor"), line(CHART.left, bottom, CHART.right, bottom, "axis"));
+    drawn.push(line(CHART.left, y(uniform), right, y(uniform), "cursor"), line(CHART.left, bottom, right, bottom, "axis"));
     const part = order.length < count ? `the largest ${order.length} of ${count} channels` : `${count} channel${count > 1 ? "s" : ""}`;
     const title = `Channel weights at step ${kept[at]}`;
     drawn.push(words(CHART.left, 14, title, { class: "strong" }));
     drawn.push(words(CHART.left, 31, part), words(CHART.left, 47, `dashed: 1/${count}${at > 0 ? `; orange: at step ${kept[0]}` : ""}`));
-    drawn.push(words((CHART.left + CHART.right) / 2, bottom + (order.length <= 16 ? 32 : 18), "channel, by weight", { "text-anchor": "middle" }));
+    drawn.push(words((CHART.left + right) / 2, bottom + (order.length <= 16 ? 32 : 18), "channel, by weight", { "text-anchor": "middle" }));
     const label = `${title} of ${pair_name}, ${part}; the largest is channel ${order.length ? found.names[order[0]] : "none"}`;
-    fill(box, {}, sized(picture(CHART.width, bottom + 38, label, ...drawn), CHART.width));
+    fill(box, {}, picture(width, bottom + 38, label, ...drawn));
   }
 
   return { element: box, show, found, kept };

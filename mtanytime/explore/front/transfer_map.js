@@ -1,32 +1,34 @@
 // Draws one heat map of a TransferExplorer: a row per source layer, a column per target layer.
 
 const NUMBERS_UP_TO = 12; // layers per side; in a larger map cells have colours only
+const CELL = { fewest: 120, most: [8, 14] }; // pixels per side at most, or at least and at most where there are many
 const BLANK_ALPHA = 60; // of the grey for a pair without a number
 const PIN_COLOURS = ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C510A", "#6A7F10"];
 
 const rgb_of = (colours) => colours.map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 
 // `layout`: names and indices of the layers, the pairs and those shown; `map`: its numbers (see transfer_numbers.js);
-// `choose(source, target)` is called with the layers of a cell that is clicked.
-function heat_map(layout, map, colours, choose) {
+// `room`: pixels from side to side, if that is enough for the numbers; `choose(source, target)` is called with the layers
+// of a cell that is clicked.
+function heat_map(layout, map, colours, room, choose) {
   const { sources, targets, pairs, rows, columns, shown } = layout;
   const { vmax, diverging, show } = map;
   const rgb = rgb_of(colours);
   const few = Math.max(rows.length, columns.length) <= NUMBERS_UP_TO;
   const names = columns.map((i) => shortened(targets[i]));
   const row_names = rows.map((i) => shortened(sources[i]));
-  const least = few ? 46 : 11;
   const longest = width_of(names);
-  const wide = few ? Math.min(Math.max(least, columns.length <= 6 ? longest + 10 : least), 120) : least;
-  const high = few ? (rows.length <= 6 ? 44 : 34) : 11;
-  const upright = longest + 6 > wide;
   const left = 26 + width_of(row_names) * (few ? 1 : SMALL);
   const top = 26;
+  const each = Math.floor((room - left - bar_width(map)) / Math.max(columns.length, 1));
+  const wide = few ? between(width_of([show(vmax), diverging ? show(-vmax) : "nan"]) + 8, each, CELL.fewest) : between(CELL.most[0], each, CELL.most[1]);
+  const high = few ? between(rows.length <= 6 ? 44 : 34, Math.round(wide / 2), 60) : wide;
+  const upright = longest + 6 > wide;
   const [wider, higher] = [wide * columns.length, high * rows.length];
   const [width, height] = [left + wider, top + higher];
   const below = (upright ? longest * (few ? 1 : SMALL) + 10 : 20) + 20;
   const kind = few ? null : "small";
-  const every = [Math.ceil(rows.length / 120), Math.ceil(columns.length / 120)];
+  const every = [rows, columns].map((layers) => (few ? 1 : Math.max(Math.ceil(10 / wide), Math.ceil(layers.length / 120))));
   // One pixel per cell, stretched: thousands of cells can change within a frame and stay sharp at any zoom.
   const canvas = node("canvas", { width: columns.length, height: rows.length, "aria-hidden": "true" });
   const pixels = new ImageData(columns.length, rows.length);
@@ -59,7 +61,8 @@ function heat_map(layout, map, colours, choose) {
   });
   const frame = svg("rect", { width: wide, height: high, class: "ring" });
   const pins = svg("g", {});
-  const title = words(left, 14, "", { class: "strong" });
+  const title_wide = 1.12 * width_of([`${map.title} at step ${layout.steps[layout.steps.length - 1]}`]); // it is bold
+  const title = words(0, 14, "", { class: "strong" });
   const labels = [];
   row_names.forEach((name, i) => {
     if (i % every[0] === 0) labels.push(words(left - 6, top + high * (i + 0.5) + (few ? 4 : 3), name, { "text-anchor": "end", class: kind }));
@@ -74,12 +77,11 @@ function heat_map(layout, map, colours, choose) {
   labels.push(words(0, 0, "source layer", { "text-anchor": "middle", transform: `translate(12 ${top + higher / 2}) rotate(-90)` }));
   const bar = colour_bar(map, colours, width + 18, top, higher);
   const deep = Math.max(height + below, bar.deep);
-  const least_width = left + 1.2 * width_of([`${map.title} at step 100000`]);
-  const picture_of = picture(Math.max(bar.right, least_width), deep, "", ...drawn, ...bar.drawn, ...texts, ...labels, ...bar.labels, frame, pins, title, field);
-  const part = (length, whole) => `${(100 * length) / whole}%`; // so that canvas and map grow and shrink together
-  const whole = picture_of.viewBox.baseVal;
-  Object.assign(canvas.style, { left: part(left, whole.width), top: part(top, whole.height), width: part(wider, whole.width), height: part(higher, whole.height) });
-  const element = sized(node("div", { class: "stack" }, canvas, picture_of), whole.width);
+  const right = Math.max(bar.right, title_wide);
+  title.setAttribute("x", Math.min(left, right - title_wide));
+  const picture_of = picture(right, deep, "", ...drawn, ...bar.drawn, ...texts, ...labels, ...bar.labels, frame, pins, title, field);
+  Object.assign(canvas.style, { left: `${left}px`, top: `${top}px`, width: `${wider}px`, height: `${higher}px` });
+  const element = node("div", { class: "stack" }, canvas, picture_of);
 
   // show the numbers of a step; returns the pair with the largest one, by size where colours diverge
   function update(numbers, step) {
@@ -126,9 +128,18 @@ function heat_map(layout, map, colours, choose) {
   return { element, update, mark, notes: notes.filter((text) => text) };
 }
 
+// the marks of a map's scale of colours, as numbers and in words
+function marks_of({ vmax, diverging, shares }) {
+  const said = (mark) => (!shares ? `${mark}`.replace("-", "−") : diverging ? `${Math.round(100 * mark)}`.replace("-", "−") : percent(mark));
+  return ticks(diverging ? -vmax : 0, vmax, 4).map((mark) => [mark, said(mark)]);
+}
+
+// the pixels of a scale of colours from the map's edge on
+const bar_width = (map) => 18 + 28 + width_of(marks_of(map).map(([, said]) => said)) + 16;
+
 // the scale of a map's colours from x on: shapes, labels, and how far they reach
 function colour_bar(map, colours, x, top, higher) {
-  const { vmax, diverging, shares, scale } = map;
+  const { vmax, diverging, scale } = map;
   const drawn = [];
   const labels = [];
   const long = Math.max(higher, width_of([scale]) - 20); // so that its label fits beside it
@@ -136,14 +147,12 @@ function colour_bar(map, colours, x, top, higher) {
     drawn.push(svg("rect", { x, y: top + long * (1 - (i + 1) / colours.length), width: 14, height: long / colours.length + 0.5, fill: colour }));
   });
   const low = diverging ? -vmax : 0;
-  const marks = ticks(low, vmax, 4);
-  const said = (mark) => (!shares ? `${mark}`.replace("-", "−") : diverging ? `${Math.round(100 * mark)}`.replace("-", "−") : percent(mark));
-  for (const mark of marks) {
+  for (const [mark, said] of marks_of(map)) {
     const y = top + long * (1 - (mark - low) / (vmax - low));
     drawn.push(line(x + 14, y, x + 18, y, "axis"));
-    labels.push(words(x + 21, y + 4, said(mark)));
+    labels.push(words(x + 21, y + 4, said));
   }
-  const scale_x = x + 28 + width_of(marks.map(said));
-  labels.push(words(0, 0, scale, { "text-anchor": "middle", transform: `translate(${scale_x + 8} ${top + long / 2}) rotate(-90)` }));
-  return { drawn, labels, right: scale_x + 16, deep: Math.max(top + long + 12, top + long / 2 + width_of([scale]) / 2) };
+  const right = x - 18 + bar_width(map);
+  labels.push(words(0, 0, scale, { "text-anchor": "middle", transform: `translate(${right - 8} ${top + long / 2}) rotate(-90)` }));
+  return { drawn, labels, right, deep: Math.max(top + long + 12, top + long / 2 + width_of([scale]) / 2) };
 }
