@@ -386,8 +386,9 @@ def test_letters_have_one_size(name: str, visit: Callable[..., Any]) -> None:
         page.set_viewport_size({"width": width, "height": 900})
         page.evaluate("() => new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))")
         sizes = pictures.evaluate_all("""pictures => pictures.map(picture => {
+            const letters = picture.querySelector("text:not(.small, .strong, .number)");
             const scale = picture.getBoundingClientRect().width / picture.viewBox.baseVal.width;
-            return scale * parseFloat(getComputedStyle(picture.querySelector("text:not(.small, .strong, .number)")).fontSize);
+            return scale * parseFloat(getComputedStyle(letters).fontSize);
         })""")
         assert sizes == pytest.approx([12] * len(sizes))
         if name != "large" or width > 400:  # 60 columns scroll on a phone

@@ -1,7 +1,7 @@
 // Draws one heat map of a TransferExplorer: a row per source layer, a column per target layer.
 
 const NUMBERS_UP_TO = 12; // layers per side; in a larger map cells have colours only
-const CELL = { fewest: 120, most: [8, 14] }; // pixels per side at most, or at least and at most where there are many
+const CELL = { few: 120, many: [8, 28], tall: 700 }; // pixels: the widest of few, the width of many, the height of all
 const BLANK_ALPHA = 60; // of the grey for a pair without a number
 const PIN_COLOURS = ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C510A", "#6A7F10"];
 
@@ -21,14 +21,14 @@ function heat_map(layout, map, colours, room, choose) {
   const left = 26 + width_of(row_names) * (few ? 1 : SMALL);
   const top = 26;
   const each = Math.floor((room - left - bar_width(map)) / Math.max(columns.length, 1));
-  const wide = few ? between(width_of([show(vmax), diverging ? show(-vmax) : "nan"]) + 8, each, CELL.fewest) : between(CELL.most[0], each, CELL.most[1]);
-  const high = few ? between(rows.length <= 6 ? 44 : 34, Math.round(wide / 2), 60) : wide;
+  const wide = few ? between(width_of([show(vmax), diverging ? show(-vmax) : "nan"]) + 8, each, CELL.few) : between(CELL.many[0], each, CELL.many[1]);
+  const high = few ? between(rows.length <= 6 ? 44 : 34, Math.round(wide / 2), 60) : between(CELL.many[0], Math.floor(CELL.tall / rows.length), wide);
   const upright = longest + 6 > wide;
   const [wider, higher] = [wide * columns.length, high * rows.length];
   const [width, height] = [left + wider, top + higher];
   const below = (upright ? longest * (few ? 1 : SMALL) + 10 : 20) + 20;
   const kind = few ? null : "small";
-  const every = [rows, columns].map((layers) => (few ? 1 : Math.max(Math.ceil(10 / wide), Math.ceil(layers.length / 120))));
+  const every = [[rows, high], [columns, wide]].map(([layers, side]) => Math.max(Math.ceil(10 / side), Math.ceil(layers.length / 120)));
   // One pixel per cell, stretched: thousands of cells can change within a frame and stay sharp at any zoom.
   const canvas = node("canvas", { width: columns.length, height: rows.length, "aria-hidden": "true" });
   const pixels = new ImageData(columns.length, rows.length);
