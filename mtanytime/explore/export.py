@@ -40,6 +40,7 @@ h1 { font: 600 1.3rem/1.3 system-ui, "Liberation Sans", "DejaVu Sans", sans-seri
 p.about { font: .9rem system-ui, "Liberation Sans", "DejaVu Sans", sans-serif; }
 @media (max-width: 600px) { body { margin: .8rem .8rem 2rem; } }
 .framed body { margin: .5rem; }
+.fitted { overflow-y: hidden; scrollbar-gutter: auto; }
 .framed h1, .framed p.about { display: none; }
 @media (forced-colors: active) { body { --jp-content-font-color1: CanvasText; --jp-layout-color0: Canvas; } }
 """

@@ -7,6 +7,8 @@ if (window.parent !== window) {
     window.parent.postMessage({ height: Math.ceil(root.getBoundingClientRect().height) }, "*");
   }).observe(root);
   addEventListener("message", ({ source, data }) => {
-    if (source === window.parent && ["light", "dark"].includes(data?.theme)) root.style.colorScheme = data.theme;
+    if (source !== window.parent || !["light", "dark"].includes(data?.theme)) return;
+    root.style.colorScheme = data.theme;
+    root.classList.add("fitted"); // a page that answers also follows the height, so nothing is to be scrolled
   });
 }
