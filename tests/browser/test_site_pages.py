@@ -148,3 +148,15 @@ def test_no_serious_fault_for_people_with_disabilities(
             if fault["impact"] in ("serious", "critical")
         ]
         assert grave == [], name
+
+
+def test_a_frame_is_used_from_side_to_side(visit: Callable[..., Any]) -> None:
+    """In a frame that follows its height an explorer leaves no room for a scroll bar, and its table fits a phone."""
+    page = visit(EXPLORERS, 400)
+    page.locator("iframe[title='Accuracy for a budget']").first.scroll_into_view_if_needed()
+    inside = page.frame_locator("iframe[title='Accuracy for a budget']").first
+    inside.locator("html.fitted .picks.narrow").wait_for(state="attached")
+    assert inside.locator("html").evaluate("root => root.clientWidth === innerWidth")
+    assert inside.locator(".picks").evaluate(
+        "table => table.parentElement.scrollWidth <= table.parentElement.clientWidth"
+    )
