@@ -142,7 +142,7 @@ RECIPES = {
             "lr": 0.05,
             "weight_decay": 5e-4,
             "beta_matching_single": 16.0,
-            "beta_matching_one": 16.0,
+            "beta_matching_one": 8.0,
             "beta_matching_all": 4.0,
             "beta_random_search": 4.0,
             "beta_l2t": 4.0,
