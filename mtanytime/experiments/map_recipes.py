@@ -144,7 +144,7 @@ RECIPES = {
             "beta_matching_single": 16.0,
             "beta_matching_one": 8.0,
             "beta_matching_all": 4.0,
-            "beta_random_search": 4.0,
+            "beta_random_search": 2.0,
             "beta_l2t": 4.0,
             "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
