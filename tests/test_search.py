@@ -45,17 +45,16 @@ def test_the_outer_objective_sees_the_held_back_labels_alone(monkeypatch: pytest
 
 def test_search_then_train(tmp_path: Path) -> None:
     """The final training has all labels and the map of the search, and a finished one is read."""
-    result, found = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), search={"splits": 2}, **SETTINGS)
-    again, _ = search_then_train(
-        SOURCE, target, DATA, tiny.images(9, seed=3), search={"splits": 2}, folder=tmp_path, **SETTINGS
-    )
+    options = SETTINGS | {"searcher": search_map, "search": {"splits": 2}}
+    result, found = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
+    again, _ = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), folder=tmp_path, **options)
     assert again.log.drop(columns="seconds").equals(result.log.drop(columns="seconds"))
     assert TransferMap.load(tmp_path / "map.json") == found.map
     by_hand = TransferTrainer(SOURCE, target, DATA, tiny.images(9, seed=3), map=found.map, **SETTINGS).train()
     assert by_hand.last_accuracy == result.last_accuracy
     assert len(by_hand.log) == 8
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")}
-    search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), search={"splits": 2}, folder=tmp_path, **SETTINGS)
+    search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), folder=tmp_path, **options)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")} == before
 
 

@@ -157,7 +157,7 @@ def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_search_then_train_by_trials(tmp_path: Path) -> None:
     """The final training has the map of the trials and no other layers, and what is finished is read again."""
-    options = SETTINGS | {"searcher": trial_search, "search": {"trials": 4, "kept": 1}, "folder": tmp_path}
+    options = SETTINGS | {"search": {"trials": 4, "kept": 1}, "folder": tmp_path}
     options |= {"source_layers": ["first", "second"], "target_layers": ["first", "second"]}
     result, found = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
     kept = [pair for pair, weight in found.map.pairs.items() if weight > 0]

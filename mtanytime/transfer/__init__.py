@@ -6,11 +6,11 @@ from mtanytime.transfer.lookahead import Lookahead, Student
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import MetaNetworks, PairWeights
 from mtanytime.transfer.outer import FreshBatch
-from mtanytime.transfer.search import MapSearch, search_map, search_then_train
+from mtanytime.transfer.search import MapSearch, search_map
 from mtanytime.transfer.settings import PAPER
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
-from mtanytime.transfer.trials import random_search, trial_search
+from mtanytime.transfer.trials import random_search, search_then_train, trial_search
 
 __all__ = [
     "PAPER",

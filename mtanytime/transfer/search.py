@@ -1,12 +1,12 @@
-"""Search, then train: learn a transfer map on labels held back, then train on all labels with the map held fixed.
+"""Search for a map by lookaheads: learn what and where to transfer on labels held back from the task's loss.
 
 L2T-ww learns where to transfer while it trains, and judges each lookahead on the batch that it was fitted to
 (arXiv:1905.05901, Algorithm 1). With few labels that loss is close to zero as soon as they are memorized, and then it
 cannot tell one pair from another. Here the labels are split: the task's loss sees one part, the outer objective the
 other. Matching needs no labels, so it may use all images. The mean of λ and w over the search and over several splits
-is a map, and the final training with it costs what plain matching costs. This is ours, not the paper's.
+is a map, and a training with it costs what plain matching costs. This is ours, not the paper's.
 
-`trial_search` judges maps by whole trainings in place of a lookahead.
+`trial_search`, in `trials`, judges maps by whole trainings in place of a lookahead.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +21,9 @@ from torch.utils.data import DataLoader
 from mtanytime.checks import Words, require
 from mtanytime.data.images import LabelledImages, Task
 from mtanytime.randomness import derive_seed
-from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.outer import FreshBatch
-from mtanytime.transfer.trainer import TransferResult, TransferTrainer
+from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
 Source = nn.Module | Mapping[str, nn.Module]
@@ -105,38 +104,6 @@ def search_map(
         seconds += result.seconds
         maps.append(result.map.scaled())
     return MapSearch(TransferMap.mean(maps), tuple(maps), seconds)
-
-
-def search_then_train(
-    source: Source,
-    target: Target,
-    data: Data,
-    test: LabelledImages | None = None,
-    *,
-    searcher: Callable[..., MapSearch] = search_map,
-    search: Mapping[str, Any] | None = None,
-    folder: str | Path | None = None,
-    **settings: Any,
-) -> tuple[TransferResult, MapSearch]:
-    """Learn a map on held-back labels, then train a target on all labels with the map held fixed.
-
-    Args:
-        source, target, data, test: see `TransferTrainer`; `target` as for `search_map`. A given network is trained in
-            place after the search.
-        searcher: `search_map` or `trial_search`.
-        search: keyword arguments of the searcher for the search alone: held_out, splits or trials, steps, …
-        folder: where to keep the runs, which are resumed: the search in its sub-folder "search", the map in "map.json",
-            and the final training in "train".
-        settings: the keyword arguments of `TransferTrainer` for both.
-
-    Returns:
-        The result of the final training, and the search.
-    """
-    searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
-    if folder is not None and Processes().first:
-        searched.map.save(Path(folder) / "map.json")
-    options = {"map": searched.map, "folder": subfolder(folder, "train")}
-    return TransferTrainer(source, target, data, test, **without_layers(settings) | options).train(), searched
 
 
 def training_set(data: Data) -> LabelledImages:

@@ -6,13 +6,13 @@ held-out loss says what each pair contributes; what pairs have in common, that t
 network than the source's in its own, is an effect of the model, too. The first trials match each pair once or more;
 then Thompson sampling (Biometrika 25, 1933) proposes the pairs: those that are best for effects drawn from the model's
 posterior distribution, so that good pairs are tried together and doubtful ones again. What to transfer, the channels,
-can be learned before by lookaheads. This is ours, not the paper's.
+can be learned before by lookaheads. This is ours, not the paper's. `search_then_train` adds the training with the map.
 
 `random_search` is the rival: as many trials of maps drawn at random, of which the one with the least loss is taken.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtanytime.checks import require
+from mtanytime.data.images import LabelledImages
 from mtanytime.measure.evaluation import predictions
 from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.search import (
     SPLIT,
@@ -39,7 +41,7 @@ from mtanytime.transfer.search import (
     training_set,
     without_layers,
 )
-from mtanytime.transfer.trainer import TransferTrainer
+from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
 _TRIAL = -9  # purpose of derived seeds
@@ -98,6 +100,38 @@ def trial_search(
     by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
     found = tried.map_of(tried.best(effects, kept))
     return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+
+
+def search_then_train(
+    source: Source,
+    target: Target,
+    data: Data,
+    test: LabelledImages | None = None,
+    *,
+    searcher: Callable[..., MapSearch] = trial_search,
+    search: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> tuple[TransferResult, MapSearch]:
+    """Learn a map on held-back labels, then train a target on all labels with the map held fixed.
+
+    Args:
+        source, target, data, test: see `TransferTrainer`; `target` as for `search_map`. A given network is trained in
+            place after the search.
+        searcher: `trial_search`, or `search_map`, which learns by lookaheads.
+        search: keyword arguments of the searcher for the search alone: held_out, trials or splits, steps, …
+        folder: where to keep the runs, which are resumed: the search in its sub-folder "search", the map in "map.json",
+            and the final training in "train".
+        settings: the keyword arguments of `TransferTrainer` for both.
+
+    Returns:
+        The result of the final training, and the search.
+    """
+    searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
+    if folder is not None and Processes().first:
+        searched.map.save(Path(folder) / "map.json")
+    options = {"map": searched.map, "folder": subfolder(folder, "train")}
+    return TransferTrainer(source, target, data, test, **without_layers(settings) | options).train(), searched
 
 
 def random_search(
