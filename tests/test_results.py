@@ -379,14 +379,18 @@ def test_runs_to_explore(root: Path) -> None:
     """What the explorers show first are whole runs of several seeds that have learned something, in small files."""
     folder = root / "data" / "results" / "transfer_runs"
     read = {path.stem: pd.read_csv(path, comment="#") for path in folder.glob("*.csv")}
-    assert set(read) == {"trace", "channels", "results"}
+    assert set(read) == {"trace", "channels", "arrived", "results"}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
-    command = "python -m mtanytime run baselines-builtin --out FOLDER --seed 0 1 2 --set methods=l2t; "
+    command = "python -m mtanytime run baselines-builtin --out FOLDER --seed 0 1 2 --set methods=l2t"
     for name in read:
-        assert command in "; ".join(provenance(root, f"transfer_runs/{name}"))
+        made = "; ".join(provenance(root, f"transfer_runs/{name}"))
+        assert f"{command} measure_arrived=1; " in made if name == "arrived" else f"{command}; " in made
         assert set(read[name]["seed"]) == {0, 1, 2}
     trace = read["trace"]
     assert trace["step"].max() == RECIPES["baselines-builtin"].settings["steps"] >= 240
     assert (read["results"]["accuracy"] > 0.6).all()  # a guess is correct in a tenth of the cases
     last = trace[trace["step"] == trace["step"].max()].groupby("seed")["weight"]
     assert (last.max() - last.min() > 0.5).all()
+    r2 = read["arrived"].groupby("step")["r2"].mean()
+    assert r2.index.max() == trace["step"].max()
+    assert r2.iloc[-1] > r2.iloc[0] + 0.05
