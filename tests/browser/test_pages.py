@@ -336,6 +336,8 @@ def test_one_row_is_a_page(visit: Callable[..., Any]) -> None:
 
 
 THREE = {f"l2t-seed{seed}": tables.trace(steps=(0, 100, 200)) for seed in range(3)}
+# Pictures are drawn again when the window's width changes, by the second frame.
+DRAWN = "() => new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))"
 ACCESSIBLE = {
     "transfer": lambda: TransferExplorer(THREE, arrived={name: tables.arrived(trace) for name, trace in THREE.items()}),
     "large": lambda: TransferExplorer(tables.trace(tuple(map(str, range(60))), tuple(map(str, range(60))), (1, 2))),
@@ -371,7 +373,10 @@ def test_pictures_grow_and_stack(visit: Callable[..., Any]) -> None:
     boxes = {}
     for width in (400, 1600):
         page.set_viewport_size({"width": width, "height": 900})
-        boxes[width] = [page.locator("svg[role=img]").nth(i).bounding_box() for i in range(2)]
+        page.evaluate(DRAWN)
+        boxes[width] = page.locator("svg[role=img]").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect()).map(({y, width, height}) => ({y, width, height}))"
+        )
     assert boxes[400][1]["y"] >= boxes[400][0]["y"] + boxes[400][0]["height"]
     assert boxes[1600][1]["y"] < boxes[1600][0]["y"] + boxes[1600][0]["height"]
     assert boxes[400][1]["width"] < boxes[1600][1]["width"]
@@ -384,7 +389,7 @@ def test_letters_have_one_size(name: str, visit: Callable[..., Any]) -> None:
     pictures = page.locator("svg[role=img]")
     for width in (400, 1000, 1400):
         page.set_viewport_size({"width": width, "height": 900})
-        page.evaluate("() => new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))")
+        page.evaluate(DRAWN)
         sizes = pictures.evaluate_all("""pictures => pictures.map(picture => {
             const letters = picture.querySelector("text:not(.small, .strong, .number)");
             const scale = picture.getBoundingClientRect().width / picture.viewBox.baseVal.width;
