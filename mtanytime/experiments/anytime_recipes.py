@@ -271,7 +271,7 @@ RECIPES = {
     "anytime-cifar10-full": Recipe(
         reproduces="anytime networks side by side on all 50,000 training images of CIFAR-10",
         duration="on one core an hour or less for sliced, one to two for MSDNet, about three for inclusive",
-        expected="not measured yet",
+        expected="with slices of equal width, on held-back images: 75 to 81 % (anytime_full_search.csv)",
         settings=CIFAR10_FULL,
         trainers=cifar10,
         rows=rows,

@@ -215,7 +215,7 @@ RECIPES = {
     "cifar10-baselines": Recipe(
         reproduces="transfer beside what one could do instead: CIFAR-10, 50 labels per class, VGG-9 of half the width",
         duration="about 20 minutes per method and seed on one core with bfloat16; longer where the processor lacks it",
-        expected="not measured yet",
+        expected="test accuracy, one seed: probe 61.1 %, scratch 43.9, matching_all 59.1, recommended 63.2",
         settings=BASELINES,
         trainers=cifar10_baselines,
         rows=rows,

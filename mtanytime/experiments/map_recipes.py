@@ -103,7 +103,7 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
 def map_agreement(maps: pd.DataFrame) -> pd.DataFrame:
     """How well the maps of different seeds agree: the correlation of λ over the pairs of layers.
 
-    All maps start even, with one λ for all pairs, so this is also the correlation of the change since the start.
+    The maps of l2t start even, with one λ for all pairs, so this is also the correlation of their change.
 
     Args:
         maps: columns method, seed, source, target, weight (λ).
