@@ -289,6 +289,24 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     check(section(root, "CIFAR-10 with 50 labels per class, trained to the end"), figures, settings)
 
 
+def test_practitioner(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """An ImageNet network into a torchvision network, beside its linear probe."""
+    results = tables("practitioner")
+    percent = 100 * results.pivot_table(index="seed", columns="method", values="accuracy")
+    figures = [f"`{method}` | {spread(percent[method] / 100)} |" for method in ("probe", "scratch", "recommended")]
+    share = (percent["recommended"] - percent["scratch"]) / (percent["probe"] - percent["scratch"])
+    figures.append(f"{share.mean():.2f} ± {share.std():.2f} of the way")
+    figures.append(f"{(percent['probe'] - percent['recommended']).mean():.1f} points better")
+    words = ", ".join(f"{method} {percent[method].mean():.1f} %" for method in ("scratch", "probe", "recommended"))
+    assert words in RECIPES["practitioner"].expected
+    settings = RECIPES["practitioner"].settings
+    stated = [f"{settings['per_class']} labels per class", f"{settings['size']}×{settings['size']}"]
+    stated += [f"{settings['steps']:,} steps", f"β = {settings['beta']:g}", "16 labelled images and 16 strong views"]
+    stated += ["32 labelled images per step", "seeds 0, 1 and 2", "seeds 1 and 2", "2 cores", "1 thread"]
+    stated += ["Python 3.11.7, torch 2.14.1, torchvision 0.29.1"]
+    check(section(root, "An ImageNet network into a torchvision network"), figures, stated)
+
+
 def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     """The section on anytime networks agrees with its tables."""
     curves = tables("anytime_cifar10")
