@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,6 +47,17 @@ class SliceConv(nn.Conv2d):
         groups = outputs if inputs is None else 1
         super().__init__(inputs or outputs, outputs, 3, stride, padding=1, groups=groups, bias=False)
         self.slices = tuple(slices)
+
+    def forward(
+        self, maps: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch outputs height2 width2"]:
+        """Convolve the maps of all slices."""
+        step = self.stride[0]
+        reduced = maps.dtype == torch.bfloat16 or torch.is_autocast_enabled(maps.device.type)
+        if self.groups == 1 or step == 1 or maps.device.type != "cpu" or not (reduced and torch.is_grad_enabled()):
+            return super().forward(maps)
+        # A processor takes 13 times as long for the bfloat16 gradient of a depthwise convolution with a stride.
+        return F.conv2d(maps, self.weight, self.bias, padding=1, groups=self.groups)[:, :, ::step, ::step]
 
     def first(self, k: int) -> "SliceConv":
         """Copy the first k slices as a layer of their own."""
