@@ -24,6 +24,7 @@ from mtanytime.anytime import (
     inference,
 )
 from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.slice_pattern import TriangularConv
 from mtanytime.backbones import Normalized
 from mtanytime.measure.costs import exit_costs
 
@@ -70,8 +71,10 @@ def test_folding_is_exact(kind: str) -> None:
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     for k in range(1, network.exits + 1):
-        alone = fold_batch_norms(network.extract(k))
-        torch.testing.assert_close(alone(some_images()), wanted[k - 1], rtol=1e-10, atol=1e-10)
+        for dense in (False, True):
+            alone = fold_batch_norms(network.extract(k), dense=dense)
+            torch.testing.assert_close(alone(some_images()), wanted[k - 1], rtol=1e-10, atol=1e-10)
+        assert not any(isinstance(part, TriangularConv) for part in alone.modules())
 
 
 def test_what_is_folded() -> None:

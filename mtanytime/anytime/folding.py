@@ -12,13 +12,18 @@ from mtanytime.anytime.slice_pattern import TriangularConv
 
 
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module) -> nn.Module:
+def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
     """Copy a network in eval mode, with batch norms folded into the convolution before them wherever that is exact.
 
     It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found where the
     two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`. A norm
     that is followed by the convolution, as at the start of a pre-activation block, stays. Weights that hooks or
     parametrizations make are plain parameters in the copy.
+
+    Args:
+        network: it is not changed.
+        dense: for an exit that is run as a whole: replace block lower triangular convolutions by ordinary ones, with
+            zeros for the absent connections. They multiply more, but a processor runs them in less time.
     """
     folded = plain_copy(network).eval()
     for module in list(folded.modules()):
@@ -29,7 +34,25 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
             convolution, norm = getattr(module, first), getattr(module, second)
             if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and _fold(convolution, norm):
                 setattr(module, second, nn.Identity())
+    if dense:
+        for module in list(folded.modules()):
+            for name, part in module.named_children():
+                if isinstance(part, TriangularConv):
+                    setattr(module, name, _ordinary(part))
     return folded
+
+
+def _ordinary(convolution: TriangularConv) -> nn.Conv2d:
+    """The ordinary convolution that computes the same."""
+    weight, bias = convolution.dense(), convolution.bias
+    weight = weight[..., None, None] if weight.ndim == 2 else weight
+    channels, kernel = (weight.shape[1], weight.shape[0]), weight.shape[2]
+    stride = getattr(convolution, "stride", 1)
+    options = {"padding": kernel // 2, "bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+    ordinary = nn.utils.skip_init(nn.Conv2d, *channels, kernel, stride, **options)
+    ordinary.weight = nn.Parameter(weight)
+    ordinary.bias = bias
+    return ordinary
 
 
 def _fold(convolution: nn.Module, norm: nn.BatchNorm2d) -> bool:

@@ -20,7 +20,7 @@ from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import processor, synchronise
 from mtanytime.features import unwrapped
-from mtanytime.measure.costs import latency, macs
+from mtanytime.measure.costs import exit_costs, latency
 
 Unit = Literal["macs", "ms", "exit"]
 
@@ -65,12 +65,13 @@ class AnytimePredictor:
         require(is_anytime, "network", "an AnytimeNetwork", Words(f"a {type(inner).__name__}"))
         self._image_shape, self._batch = tuple(image_shape), batch
         self._normalise = network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
-        self._exits = [fold_batch_norms(inner.extract(k)) for k in range(1, inner.exits + 1)]
+        self._exits = [fold_batch_norms(inner.extract(k), dense=True) for k in range(1, inner.exits + 1)]
         self._refiner = fold_batch_norms(inner) if hasattr(inner, "refine") else None
         exits = list(range(1, inner.exits + 1))
         self._file = Path(costs) if isinstance(costs, str | Path) else None
         if costs is None or self._file is not None:
-            costs = pd.DataFrame({"exit": exits, "macs": [macs(part, image_shape) for part in self._full_exits()]})
+            own = exit_costs(network, image_shape)["macs_own_head"]
+            costs = pd.DataFrame({"exit": exits, "macs": own})
         if self._file is not None and self._file.exists():
             costs = _kept_costs(self._file, costs, self._here())
         missing = {"exit", "macs"} - set(costs.columns)

@@ -72,7 +72,7 @@ def _answers(
 ) -> dict[str, list[Call]]:
     """What computes each exit's answer: its own network or, if there is a way, the steps up to it."""
     exits = range(1, network.exits + 1)
-    answers = {"alone": [prepare(fold_batch_norms(network.extract(k)), images, runtime) for k in exits]}
+    answers = {"alone": [prepare(fold_batch_norms(network.extract(k), dense=True), images, runtime) for k in exits]}
     if runtime in ("eager", "channels-last") and isinstance(network, SlicedNetwork):
         layout = torch.channels_last if runtime == "channels-last" else torch.contiguous_format
         folded, images = (part.to(memory_format=layout) for part in (fold_batch_norms(network), images))
