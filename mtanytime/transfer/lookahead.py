@@ -6,8 +6,8 @@ Each batch is one step of a training loop, with θ the student's parameters and 
     lookahead.step(losses)      # θ: one SGD step on the task's loss + β · the matching loss
     lookahead.backward(losses)  # φ.grad: the meta-gradient at the new θ
 
-From the new θ the lookahead takes `inner_steps` SGD steps on β · the matching loss alone and one on the task's loss. The
-outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is. Where a batch
+From the new θ the lookahead takes `inner_steps` SGD steps on β · the matching loss alone and one on the task's loss.
+The outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is. Where a batch
 holds further images without labels, the step on the task's loss alone sees the labelled ones only, batch norm included.
 
 A tapped layer that is skipped at random (stochastic depth) is not matched in the forward passes that skip it, nor in
