@@ -47,6 +47,14 @@ def shared() -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch off jaxtyping's checks of signatures, which in tests would fail before the library's own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread in torch, as in the processes of `begin`: sums over more threads differ in their last bits."""
     import torch

@@ -1,5 +1,6 @@
 """The rivals in the same trainer: their terms are added with their weights, they learn, resume and refuse."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.transfer.baselines import TERMS, BaselineTrainer
@@ -23,7 +25,8 @@ def baseline(folder: Path | None = None, **options: Any) -> BaselineTrainer:
     settings = {"epochs": 3, "batch_size": 6, "lr": 0.02, "device": "cpu", "progress": False}
     if "teacher" in options["terms"]:
         settings["teacher"] = TEACHER
-    return BaselineTrainer(SOURCE, tiny.made(4, seed=1), LABELLED, folder=folder, **settings | options)
+    settings |= {"source": SOURCE, "target": tiny.made(4, seed=1), "data": LABELLED}
+    return BaselineTrainer(folder=folder, **settings | options)
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -71,6 +74,8 @@ def test_resumed_anywhere(terms: dict[str, float], tmp_path: Path) -> None:
     [
         ({"terms": {}}, r"terms: expected some of .*, got \[\]"),
         ({"terms": {"other": 1.0}}, "terms: expected some of"),
+        ({"terms": ["at"]}, r"terms: expected weights by name, of some of .*, got \['at'\]"),
+        ({"terms": {"at": 1.0}, "source": {"a": SOURCE}}, "source: expected one network, got {'a': "),
         ({"terms": {"at": 0.0}}, r"terms\['at'\]: expected a weight > 0, got 0.0"),
         ({"terms": {"at": 1.0}, "teacher": TEACHER}, "teacher: expected a network with the term 'teacher', else None"),
         ({"terms": {"semckd": 1.0}, "batch_size": 5}, 'data: expected batches of one size .*; remainder="drop"'),
@@ -79,10 +84,42 @@ def test_resumed_anywhere(terms: dict[str, float], tmp_path: Path) -> None:
         ({"terms": {"at": 1.0}, "pairs": [("first", "third")]}, "pairs: expected a layer of the source .*'third'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     """Refused before training."""
     with pytest.raises(ValueError, match=message):
         baseline(**options)
+
+
+def test_an_optimizer_of_your_own(tmp_path: Path) -> None:
+    """It trains the network and the terms, and the run resumes; SGD's learning rate is not needed beside it."""
+    options = {"terms": {"lwf": 1.0}, "optimizer": partial(torch.optim.AdamW, lr=1e-3), "lr": None}
+    run = baseline(**options)
+    assert type(run.optimizer) is torch.optim.AdamW
+    trained = {id(p) for p in run.optimizer.param_groups[0]["params"]}
+    assert trained == {id(p) for p in [*run.model.parameters(), *run.terms.parameters()]}
+    next(iter(baseline(tmp_path, **options)))
+    log = baseline(tmp_path, **options).train().log.drop(columns="seconds")
+    assert log.equals(run.train().log.drop(columns="seconds"))
+
+
+class WithExtras(tiny.TinyNet):
+    """A network whose output is a dict, of its logits and a scalar."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (batch, classes) and the mean pixel."""
+        return {"logits": super().forward(images), "brightness": images.mean()}
+
+
+def test_an_output_with_extras() -> None:
+    """The same steps as those of a network that returns its logits alone."""
+    extras = {"terms": {"at": 1.0, "teacher": 1.0}, "views": 3}
+    plain = baseline(**extras).train().log.drop(columns="seconds")
+    network = WithExtras(4)
+    network.load_state_dict(tiny.made(4, seed=1).state_dict())
+    loss = lambda output, labels: F.cross_entropy(output["logits"], labels)  # noqa: E731
+    run = baseline(target=network, loss=loss, **extras)
+    assert run.train().log.drop(columns="seconds").equals(plain)
 
 
 def test_semckd_with_loaders() -> None:

@@ -2,11 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -158,14 +157,6 @@ def test_built_in_tasks_refuse_impossible_settings(make: Callable, message: str)
 
 
 # Sets and splits
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Switch off jaxtyping's checks of signatures, which in tests would fail before the library's own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @given(

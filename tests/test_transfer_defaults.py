@@ -17,7 +17,7 @@ import mtanytime as mt
 from mtanytime.data.images import ImageSet
 from mtanytime.training.identity import record
 from mtanytime.transfer import PAPER, TransferTrainer, teacher
-from mtanytime.transfer.lookahead import _first
+from mtanytime.transfer.lookahead import first_images
 from mtanytime.transfer.probe import LinearProbe, fit_probe
 
 LABELLED = tiny.images(24)
@@ -134,7 +134,7 @@ def test_the_labelled_part_of_an_output(kind: str) -> None:
         "object": (SimpleNamespace(logits=logits, loss=loss), lambda o: o.logits),
         "nested": ([{"logits": logits}, None, "text"], lambda o: o[0]["logits"]),
     }[kind]
-    cut = _first(output, 5, 2)
+    cut = first_images(output, 5, 2)
     assert type(cut) is type(output)
     assert torch.equal(read(cut), logits[:2])
     assert torch.equal(read(output), logits)

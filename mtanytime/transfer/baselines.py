@@ -20,9 +20,11 @@ from mtanytime.data.transforms import Augment
 from mtanytime.data.views import StrongViews
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
+from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import describe_data, fingerprint, name_of
+from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer
@@ -39,6 +41,7 @@ from mtanytime.transfer.layers import (
     tap_layers,
     try_layers,
 )
+from mtanytime.transfer.lookahead import first_images
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.reviewkd import ReviewKD
 from mtanytime.transfer.semckd import SemCKD
@@ -98,6 +101,8 @@ class BaselineTrainer(Trainer):
         unlabelled_per_step: int | None = None,
         **settings: Any,
     ) -> None:
+        require(isinstance(source, nn.Module), "source", "one network", source)
+        require(isinstance(terms, Mapping), "terms", f"weights by name, of some of {TERMS}", terms)
         require(len(terms) > 0 and set(terms) <= set(TERMS), "terms", f"some of {TERMS}", list(terms))
         for name, weight in terms.items():
             require(0 < weight < math.inf, f"terms[{name!r}]", "a weight > 0", weight)
@@ -131,8 +136,7 @@ class BaselineTrainer(Trainer):
         with seeded(derive_seed(self.seed, _TERMS), self.device):
             self.terms = nn.ModuleDict(self._make_terms(source_maps, target_maps, images)).to(images)
         self.modules["terms"] = self.terms
-        trained = [p for p in [*self.model.parameters(), *self.terms.parameters()] if p.requires_grad]
-        self.optimizer = torch.optim.SGD(trained, **self.settings.sgd)
+        self.optimizer = make_optimizer(self.settings, nn.ModuleList([self.model, self.terms]))
 
     def _make_terms(
         self, source_maps: Mapping[str, Tensor], target_maps: Mapping[str, Tensor], images: Tensor
@@ -199,7 +203,7 @@ class BaselineTrainer(Trainer):
         source = self._source_pass(everything)
         with autocast(self.device, self.precision):
             target = View(*self.target(everything))
-            output = target.output[: len(labels)]
+            output = first_images(target.output, len(everything), len(labels))
             task = self.loss(output, labels)
         # Outside autocast, as the matching loss: bfloat16 has too few digits for differences of features.
         source, target = (
@@ -209,13 +213,15 @@ class BaselineTrainer(Trainer):
         losses = {name: weight * self._term(name, everything, source, target).mean() for name in self.term_weights}
         total = task + sum(self.term_weights[name] * loss for name, loss in losses.items())
         means = {"loss": total, "task_loss": task} | {f"{name}_loss": loss for name, loss in losses.items()}
-        metrics = self._metrics(means | {"accuracy": batch_accuracy(output, labels)})
+        metrics = self._metrics(means | {"accuracy": batch_accuracy(self._logits(output), labels)})
         self._descend(total)
         return metrics
 
     def _term(self, name: str, images: Tensor, source: View, target: View) -> Float[Tensor, " batch"]:
         if name == "teacher":
-            return distillation_loss(target.output, self._teacher.logits(images, {"": source}))
+            teacher_logits = self._teacher.logits(images, {"": source})
+            logits = find_logits(target.output, teacher_logits.shape[1], self.settings.logits)
+            return distillation_loss(logits, teacher_logits)
         if name == "lwf":
             return self.terms[name](target.maps, source.output)
         return self.terms[name](source.maps, target.maps)

@@ -194,7 +194,7 @@ class Lookahead:
         with self._autocast():
             output, features = self.student.target(images, complete=False)
             batch = replace(self._prepare(images, labels, source_features, features, weights), shares=shares)
-            labelled = _first(output, len(images), len(labels))
+            labelled = first_images(output, len(images), len(labels))
             task = _scaled(self.loss(labelled, labels), shares.labelled)
             matching = self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
             matching = _scaled(self.beta * matching, shares.all)
@@ -287,7 +287,7 @@ class Lookahead:
 
         def both(state: Tensors) -> Tensor:
             output, matching_loss = student(state, batch.images, batch.aligned, batch.leaves)
-            task_loss = self.loss(_first(output, len(batch.images), count), batch.labels)
+            task_loss = self.loss(first_images(output, len(batch.images), count), batch.labels)
             return _scaled(task_loss, shares.labelled) + _scaled(self.beta * matching_loss.mean(), shares.all)
 
         def outer(state: Tensors) -> Tensor:
@@ -337,24 +337,24 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
     return loss if share == 1 else loss * share
 
 
-def _first(output: Any, images: int, count: int) -> Any:
-    """The part of a target's output that belongs to the first images: of all tensors in it that have one row each."""
+def first_images(output: Any, images: int, count: int) -> Any:
+    """The part of a target's output for the first images: the first rows of each tensor in it with a row per image."""
     if count == images:
         return output
     if isinstance(output, Tensor):
         return output[:count] if output.ndim > 0 and len(output) == images else output
     if isinstance(output, tuple | list):
-        parts = [_first(part, images, count) for part in output]
+        parts = [first_images(part, images, count) for part in output]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     if isinstance(output, Mapping):
         cut = copy(output)
         for name, part in output.items():
-            cut[name] = _first(part, images, count)
+            cut[name] = first_images(part, images, count)
         return cut
     if hasattr(output, "__dict__"):
         cut = copy(output)
         for name, part in vars(output).items():
-            object.__setattr__(cut, name, _first(part, images, count))  # a frozen dataclass, too
+            object.__setattr__(cut, name, first_images(part, images, count))  # a frozen dataclass, too
         return cut
     return output
 
