@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.data.images import ImageSet
-from mtanytime.transfer import PAPER, TransferMap, TransferTrainer, search_map, search_then_train
+from mtanytime.transfer import PAPER, FreshBatch, TransferMap, TransferTrainer, search_map, search_then_train
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
 SETTINGS = PAPER | {"epochs": 2, "batch_size": 6, "lr": 0.05, "device": "cpu", "progress": False}
@@ -56,6 +58,34 @@ def test_search_then_train(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")}
     search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), folder=tmp_path, **options)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")} == before
+
+
+def test_the_outer_objective_is_the_loss_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of one's own judges the lookahead, too; cross-entropy would not even take some networks' outputs."""
+    seen: list[object] = []
+    build = TransferTrainer._build
+
+    def recorded(self: TransferTrainer) -> None:
+        seen.append(self.transfer_settings.outer.loss)
+        build(self)
+
+    def smoothed(output: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(output, labels, label_smoothing=0.1)
+
+    monkeypatch.setattr(TransferTrainer, "_build", recorded)
+    search_map(SOURCE, target, DATA, loss=smoothed, **SETTINGS)
+    search_map(SOURCE, target, DATA, **SETTINGS)
+    assert seen == [smoothed, F.cross_entropy]
+
+
+def test_the_test_set_is_checked_before_the_search() -> None:
+    """One that only the final training reads must not fail after minutes of search."""
+
+    def searcher(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("the search began")
+
+    with pytest.raises(ValueError, match=r"^test: expected a set of the training set's classes"):
+        search_then_train(SOURCE, target, DATA, tiny.images(12, classes=2), searcher=searcher, **SETTINGS)
 
 
 def test_a_given_network_is_copied_for_the_search() -> None:
@@ -106,8 +136,13 @@ def test_clipped_and_normalized() -> None:
         ),
         ({"meta_every": 0}, "meta_every: expected a whole number >= 1, got 0"),
         ({"meta_clip": 0.0}, "meta_clip: expected a number > 0, got 0.0"),
+        ({"splits": 1.5}, "splits: expected a whole number >= 1, got 1.5"),
+        ({"outer": FreshBatch(DATA)}, "outer: expected no value, as the search makes its own"),
+        ({"map": "map.json"}, "map: expected no value, as the search makes its own, got 'map.json'"),
+        ({"what": False, "where": "off"}, "where: expected a kind of λ to learn, or what=True, got 'off'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     """Refused before training."""
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 
 from mtanytime.transfer import (
     PAPER,
+    FreshBatch,
     TransferMap,
     TransferTrainer,
+    extra_images,
     random_search,
     search_map,
     search_then_train,
@@ -219,12 +222,37 @@ def test_random_maps_cover_the_space() -> None:
         ({"kept": 5}, "kept: expected a number of pairs, 1 to 4, got 5"),
         ({"kept": 0}, "kept: expected a number of pairs, 1 to 4, got 0"),
         ({"held_out": 1.0}, "held_out: expected a number between 0 and 1, got 1.0"),
+        ({"trials": 4.5}, "trials: expected a whole number >= 1, got 4.5"),
+        ({"kept": 1.5}, "kept: expected a number of pairs, 1 to 4, got 1.5"),
+        ({"map": "map.json"}, "map: expected no value, as the search makes its own, got 'map.json'"),
+        ({"outer": FreshBatch(DATA)}, "outer: expected no value, as the search makes its own"),
+        ({"channels": {"held_out": 0.3}}, "held_out: expected no value, as the search makes its own, got 0.3"),
+        ({"channels": {"splits": 2}}, "splits: expected no value, as the search makes its own, got 2"),
     ],
 )
-def test_bad_input(options: dict[str, float], message: str) -> None:
-    """Refused before a target is trained."""
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before a target is trained, be it for the channels."""
+    monkeypatch.setattr(TransferTrainer, "train_on_batch", None)
     with pytest.raises(ValueError, match=message):
-        trial_search(SOURCE, target, DATA, **SETTINGS | options)
+        trial_search(SOURCE, target, DATA, **{"channels": {}} | SETTINGS | options)
+
+
+def test_answers_that_are_not_finite_are_a_bad_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite weights may give logits that overflow; nan must neither win a random search nor stop the linear model."""
+    loss, calls = module.calibrated_cross_entropy, iter([float("nan"), *range(3)])
+    monkeypatch.setattr(module, "calibrated_cross_entropy", lambda *batch: next(calls) + loss(*batch))
+    found = random_search(SOURCE, target, DATA, trials=4, seed=3, **SETTINGS)
+    assert found.losses[0] == pytest.approx(np.log(3))
+    assert found.map == found.maps[1]
+
+
+def test_a_folder_of_unlabelled_images_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Decoding it takes longer than a trial."""
+    reads: list[Path] = []
+    monkeypatch.setattr(extra_images, "unlabelled_folder", lambda *place: reads.append(place) or tiny.images(8))
+    random_search(SOURCE, target, DATA, trials=3, unlabelled=tmp_path, **SETTINGS)
+    assert len(reads) == 1
 
 
 def test_random_search_needs_a_trial() -> None:

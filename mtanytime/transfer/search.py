@@ -12,10 +12,12 @@ is a map, and a training with it costs what plain matching costs. This is ours, 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, require
@@ -78,18 +80,21 @@ def search_map(
         folder: where to keep the runs, one per split, which are resumed; None keeps them in memory.
         seed: of the splits and the trainings.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, …; defaults as there and in
-            `SEARCH`.
+            `SEARCH`. The outer objective is the `loss` on batches of `batch_size` held-back images, 128 by default.
 
     Returns:
         The map, with λ of mean 1, the maps of the splits and the seconds.
 
     Raises:
-        ValueError: as `TransferTrainer`; `splits` below 1, `held_out` outside (0, 1), or a class with fewer than two
-            labels.
+        ValueError: as `TransferTrainer`; `splits` below 1, `held_out` outside (0, 1), a class with fewer than two
+            labels, nothing to learn, or an `outer` or `map`, which the search makes.
     """
-    require(splits >= 1, "splits", "a whole number >= 1", splits)
+    check_count("splits", splits)
+    refuse_settings(settings, "outer", "map")
     train, make = training_set(data), maker(target)
     settings = SEARCH | settings
+    learns = settings["what"] or settings["where"] != "off"
+    require(learns, "where", "a kind of λ to learn, or what=True", settings["where"])
     if settings["where"] not in ("relu6", "relu"):
         settings["where_start"] = "random"  # the others start even of themselves
     batch_size = settings.get("batch_size", 128)
@@ -97,13 +102,24 @@ def search_map(
     for split in range(splits):
         own_seed = derive_seed(seed, SPLIT, split)
         fit, held = hold_back(train, held_out, own_seed)
-        outer = FreshBatch(held, batch_size, settings.get("augment"))
+        outer = FreshBatch(held, batch_size, settings.get("augment"), settings.get("loss", F.cross_entropy))
         run = {"outer": outer, "seed": own_seed % 2**31, "folder": subfolder(folder, f"split{split}")}
         trainer = TransferTrainer(source, make(), fit, **{"progress": False} | settings | run)
         result = trainer.train()
         seconds += result.seconds
         maps.append(result.map.scaled())
     return MapSearch(TransferMap.mean(maps), tuple(maps), seconds)
+
+
+def check_count(name: str, count: object) -> None:
+    """Raise ValueError unless this is a whole number >= 1."""
+    require(isinstance(count, Integral) and count >= 1, name, "a whole number >= 1", count)
+
+
+def refuse_settings(settings: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError for settings that a search makes itself, and would pass over."""
+    for name in names:
+        require(name not in settings, name, "no value, as the search makes its own", settings.get(name))
 
 
 def training_set(data: Data) -> LabelledImages:

@@ -13,6 +13,7 @@ can be learned before by lookaheads. This is ours, not the paper's. `search_then
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from mtanytime.transfer.search import (
     MapSearch,
     Source,
     Target,
+    check_count,
     hold_back,
     maker,
+    refuse_settings,
     search_map,
     subfolder,
     training_set,
@@ -75,6 +78,7 @@ def trial_search(
             that number, so that it tells pairs apart.
         channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
             and the map then have its channel weights. An empty dict takes the defaults; None weights channels alike.
+            It sees the labels that the trials see, so it has no `held_out`, `splits` or `seed` of its own.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
 
@@ -85,15 +89,18 @@ def trial_search(
     Raises:
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
     """
+    check_count("trials", trials)
+    refuse_settings(channels or {}, "held_out", "splits", "seed", "outer", "map")
     tried = _Trials(source, target, data, held_out, folder, settings)
-    if channels is not None:
-        tried.learn_channels(channels)
     count = len(tried.pairs)
     kept = max(1, round(0.6 * count)) if kept is None else kept
-    require(1 <= kept <= count, "kept", f"a number of pairs, 1 to {count}", kept)
+    whole = isinstance(kept, Integral) and 1 <= kept <= count
+    require(whole, "kept", f"a number of pairs, 1 to {count}", kept)
     matched = max(1, round(2 / 3 * kept))
     first = _each_once(tried.pairs, matched, tried.seed)
     require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
+    if channels is not None:
+        tried.learn_channels(channels)
     for trial in range(trials):
         tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(matched)))
     effects, _ = tried.model()
@@ -126,7 +133,13 @@ def search_then_train(
 
     Returns:
         The result of the final training, and the search.
+
+    Raises:
+        ValueError: as the searcher and `TransferTrainer`, before the search.
     """
+    # What only the final training reads, such as the test set, must not fail after the search.
+    unchecked = {"teacher": None, "normalize_errors": False}  # take time, and are those of the search
+    TransferTrainer(source, maker(target)(), data, test, **dict(settings) | unchecked)
     searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
     if folder is not None and Processes().first:
         searched.map.save(Path(folder) / "map.json")
@@ -157,7 +170,7 @@ def random_search(
     Raises:
         ValueError: as `trial_search`; `trials` below 1.
     """
-    require(trials >= 1, "trials", "a whole number >= 1", trials)
+    check_count("trials", trials)
     tried = _Trials(source, target, data, held_out, folder, settings)
     for trial in range(trials):
         tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, _TRIAL, trial)))
@@ -220,6 +233,7 @@ class _Trials:
         folder: str | Path | None,
         settings: Mapping[str, Any],
     ) -> None:
+        refuse_settings(settings, "outer", "map")
         self._source, self._make, self._folder = source, maker(target), folder
         self._settings = {"progress": False} | dict(settings)
         self.seed: int = self._settings.get("seed", 0)
@@ -227,6 +241,8 @@ class _Trials:
         self._fit, self._held = hold_back(self._data, held_out, derive_seed(self.seed, SPLIT, 0))
         plain = TransferTrainer(source, self._make(), self._fit, **self._settings)  # to read pairs and channels
         self._settings["teacher"] = plain.teacher  # a probe is fitted once
+        if plain.extra_images.unlabelled is not None:
+            self._settings["unlabelled"] = plain.extra_images.unlabelled.data  # a folder is read once
         self.pairs = list(plain.pairs)
         self.channels = TransferMap.uniform(self.pairs, plain.student.matching.source_channels).channels
         self._settings = without_layers(self._settings)
@@ -256,7 +272,9 @@ class _Trials:
             logits = self._settings.get("logits")
             outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
             loss = calibrated_cross_entropy(outputs[-1], labels)
-        except FloatingPointError:  # diverged: worse than guessing, which no other trial should be
+        except FloatingPointError:
+            loss = math.nan
+        if not math.isfinite(loss):  # diverged: worse than guessing, which no other trial should be
             loss = max([math.log(len(self._fit.classes)), *self.losses])
         self.seconds += trainer.seconds
         self.maps.append(drawn)
