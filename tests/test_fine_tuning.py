@@ -9,6 +9,7 @@ import torchvision
 from torch import nn
 
 from mtanytime.backbones import Normalized, resnet
+from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.fine_tuning import HEADS, choose_head, with_head
 from mtanytime.transfer.probe import fit_probe
 
@@ -47,10 +48,26 @@ def test_the_last_linear_layer_makes_way(name: str) -> None:
 def test_the_better_head_is_chosen(tmp_path: Path) -> None:
     """With a rate too small to learn anything, the probe's head wins by the probe's own accuracy; a folder resumes."""
     network, data = source(), tiny.images(60, classes=3, size=16)
-    options = {"steps": 1, "lr": 1e-9, "batch_size": 48, "folder": tmp_path}
+    options = {"steps": 1, "lr": 1e-9, "batch_size": 48, "folder": str(tmp_path)}
     choice = choose_head(network, data, seed=1, **options)
     assert choice.head == max(HEADS, key=choice.scores.__getitem__)
     assert choose_head(network, data, seed=1, **options) == choice
+
+
+def test_few_labels() -> None:
+    """With fewer labels per class than folds, the probe takes as many folds as there are; torch's draws stay."""
+    before = torch.get_rng_state()
+    network = with_head(source(), tiny.images(9, classes=3, size=16), "probe")
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_source_without_a_probe_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe's start comes second, but what it refuses must not fail after the first one's training."""
+    monkeypatch.setattr(Trainer, "train_on_batch", None)
+    network, data = torchvision.models.mobilenet_v3_small(num_classes=7), tiny.images(30, classes=3, size=32)
+    with pytest.raises(ValueError, match=r"^source: expected a network that names its feature_layers"):
+        choose_head(network, data, steps=1, batch_size=12, progress=False)
 
 
 def test_bad_input() -> None:

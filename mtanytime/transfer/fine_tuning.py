@@ -19,7 +19,7 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.randomness import derive_seed
 from mtanytime.training.identity import fingerprint
 from mtanytime.training.trainer import Trainer
-from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer.probe import fit_probe, folds_of
 
 Head = Literal["new", "probe"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -62,15 +62,18 @@ def with_head(source: nn.Module, data: LabelledImages, head: Head = "new") -> nn
     require(head in HEADS, "head", f"one of {HEADS}", head)
     network = deepcopy(source).requires_grad_()
     path, old = _head(network)
-    new = nn.Linear(old.in_features, len(data.classes)).to(old.weight)
-    if head == "probe":
+    size = old.in_features, len(data.classes)
+    if head == "new":
+        new = nn.Linear(*size).to(old.weight)
+    else:
         layers = getattr(source, "feature_layers", None)
         require(bool(layers), "source", "a network that names its feature_layers, whose last the probe reads", layers)
-        probe = fit_probe(source, data, layers=layers[-1:])
+        probe = fit_probe(source, data, layers=layers[-1:], folds=folds_of(data))
         read = probe.linear.in_features
         require(
             read == old.in_features, "source", f"a head that reads the {read} means of the last of feature_layers", path
         )
+        new = nn.utils.skip_init(nn.Linear, *size).to(old.weight)
         new.load_state_dict(probe.linear.state_dict())
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, new)
@@ -82,7 +85,7 @@ def choose_head(
     data: LabelledImages,
     *,
     held_out: float = 0.2,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     seed: int = 0,
     **options: Any,
 ) -> HeadChoice:
@@ -99,13 +102,15 @@ def choose_head(
         The choice; of equal ones, the new head.
 
     Raises:
-        ValueError: as `with_head` and `Trainer`; `held_out` outside (0, 1), or a class with too few labels.
+        ValueError: as `with_head` and `Trainer`; `held_out` outside (0, 1), or a class with too few labels; before any
+            training.
     """
     fit, held = data.split(held_out, derive_seed(seed, _SPLIT))
+    probed = with_head(source, fit, "probe")  # what it refuses must not fail after the other start's training
     scores, seconds = {}, 0.0
     for head in HEADS:
-        place = None if folder is None else folder / head
-        make = partial(with_head, source, fit, head)
+        place = None if folder is None else Path(folder) / head
+        make = partial(with_head, source, fit) if head == "new" else partial(deepcopy, probed)
         result = FineTuning(source, make, fit, held, folder=place, seed=seed, **{"progress": False} | options).train()
         scores[head] = result.last_accuracy
         seconds += result.seconds

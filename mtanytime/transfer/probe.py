@@ -119,7 +119,7 @@ def fit_probe(
     counts = np.bincount(labels, minlength=len(names or ()))
     if counts.min() < folds:
         few = Words(f"{counts.min()} of {(names or range(len(counts)))[counts.argmin()]!r}")
-        raise mismatch("data", f"at least {folds} images per class", few, "lower folds")
+        raise mismatch("data", f"at least {folds} images per class", few, "lower folds" * (folds > 2))
 
     candidates = list(dict.fromkeys([(tapped.layers[-1],), tapped.layers]))
     if OUTPUT in layers and isinstance(output, Tensor) and output.ndim == 2:
@@ -151,6 +151,13 @@ def fit_probe(
     bias = intercept - weight @ scaler.mean_
     as_tensor = (torch.from_numpy(part).to(next(source.parameters())) for part in (weight, bias))
     return LinearProbe(tapped, chosen, *as_tensor, strength, pd.DataFrame(rows))
+
+
+def folds_of(data: LabelledImages | DataLoader, most: int = 5) -> int:
+    """How many folds the smallest class has images for: 2 to `most`; of a `DataLoader`, `most`."""
+    if not isinstance(data, LabelledImages):
+        return most
+    return min(max(int(torch.bincount(data.labels.cpu(), minlength=len(data.classes)).min()), 2), most)
 
 
 def _read(

@@ -13,7 +13,7 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
-from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe
+from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe, folds_of
 
 Images = Float[Tensor, "batch channel height width"]
 Passes = Mapping[str, tuple[Any, Mapping[str, Tensor]]]
@@ -67,10 +67,7 @@ def fit_teacher(sources: Mapping[str, Tapped], data: LabelledImages | DataLoader
 
     Raises ValueError, with the remedy, where no probe can be fitted to the labelled images.
     """
-    probes, folds = {}, 5
-    if isinstance(data, LabelledImages):
-        folds = min(max(int(torch.bincount(data.labels.cpu(), minlength=len(data.classes)).min()), 2), folds)
-    options = {"folds": folds, "seed": seed, "scoring": "log_loss", "max_images": MAX_IMAGES}
+    probes, options = {}, {"folds": folds_of(data), "seed": seed, "scoring": "log_loss", "max_images": MAX_IMAGES}
     for name, source in sources.items():
         try:
             probes[name] = fit_probe(source.model, data, layers=[*source.layers, OUTPUT], **options)
