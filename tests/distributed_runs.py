@@ -97,6 +97,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "transfer-norms": partial(transfer, True),
     "recompute-norms": partial(transfer, True, mode="recompute", stages=2, inner_steps=3),
     "unroll-norms": partial(transfer, True, mode="unroll", views=None),
+    "normalized": partial(transfer, False, normalize_weights=True, meta_clip=0.1, meta_every=2),
     "first-order": partial(transfer, False, first_order=True),
     # batches of 7 and 4, and fresh ones of 8, which two and three processes share in different parts
     "fresh": lambda: transfer(False, outer=FreshBatch(tiny.images(12, seed=8), 8)),

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtanytime.checks import require
+from mtanytime.training.distributed import Processes
 
 Pair = tuple[str, str]
 Where = Literal["relu6", "relu", "constant", "off"]
@@ -60,7 +61,7 @@ class MetaNetworks(nn.Module):
             ours, for relu6 and relu).
         normalize: divide λ by its mean over the pairs and the images of the batch. The meta-networks then learn where
             to transfer, and β alone says how strongly: with a free λ, an outer loss that is close to zero only pulls λ
-            down. Ours, not the paper's.
+            down. Of several processes that share a batch, all must call the networks. Ours, not the paper's.
         generator: draws the random initial weights of g.
 
     Raises:
@@ -115,9 +116,19 @@ class MetaNetworks(nn.Module):
                 activation = F.relu6 if self.where_kind == "relu6" else F.relu
                 pairs[pair] = activation(self.where[i](feature))
         if self.normalize:
-            mean = torch.cat(list(pairs.values()), dim=1).mean().clamp(min=SMALLEST_MEAN)
+            mean = _mean_of_batch(torch.cat(list(pairs.values()), dim=1)).clamp(min=SMALLEST_MEAN)
             pairs = {pair: weight / mean for pair, weight in pairs.items()}
         return PairWeights(channels, pairs)
+
+
+def _mean_of_batch(weights: Float[Tensor, "part pairs"]) -> Float[Tensor, ""]:
+    """The mean over the images of a batch, of which this may be one process's part."""
+    processes = Processes()
+    if processes.count == 1:
+        return weights.mean()
+    (total,) = processes.sums_in_graph([weights.sum()])
+    (count,) = processes.sums([torch.tensor(float(weights.numel()))])
+    return total / count.item()
 
 
 def check_where(where: str, where_start: str) -> None:
