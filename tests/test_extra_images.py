@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 from torchvision.transforms import v2
 
 from mtanytime.data.batches import Batches
@@ -31,7 +31,8 @@ def transfer(folder: Path | None = None, **options: Any) -> TransferTrainer:
     """Three epochs of two batches of six images."""
     settings = PAPER | {"epochs": 3, "batch_size": 6, "lr": 0.05, "meta_lr": 0.01, "device": "cpu", "progress": False}
     target = options.pop("target", None) or tiny.made(4, seed=1)
-    return TransferTrainer(options.pop("source", SOURCE), target, LABELLED, folder=folder, **settings | options)
+    source, data = options.pop("source", SOURCE), options.pop("data", LABELLED)
+    return TransferTrainer(source, target, data, folder=folder, **settings | options)
 
 
 def first_batch(trainer: TransferTrainer) -> tuple[Tensor, Tensor]:
@@ -225,6 +226,20 @@ def test_a_teacher_shares_nothing_with_the_target() -> None:
     target = tiny.made(4, seed=1)
     with pytest.raises(ValueError, match="shares no layer or parameter with the source 'teacher'"):
         transfer(target=target, teacher=nn.Sequential(target))
+
+
+def test_views_by_the_batch_size_of_a_loader() -> None:
+    """A batch sampler has it, too; a loader without one must not silently do without views."""
+    data = TensorDataset(LABELLED.images / 255, LABELLED.labels)
+    sampler = BatchSampler(SequentialSampler(data), 4, drop_last=False)
+    options = {"views": "batch", "teacher": None}
+    assert transfer(data=DataLoader(data, batch_sampler=sampler), **options).extra_images.views == 4
+    batches = DataLoader([data[:6], data[6:12]], batch_size=None)
+    with pytest.raises(ValueError, match=r"^views: expected a number of images beside a DataLoader without a batch"):
+        transfer(data=batches, **options)
+    with pytest.raises(ValueError, match=r"^unlabelled_per_step: expected a number of images beside a DataLoader"):
+        transfer(data=batches, unlabelled=UNLABELLED, **options)
+    assert transfer(data=batches, **options | {"views": 2}).train().last_accuracy is None
 
 
 def test_a_loader_that_ends_early() -> None:

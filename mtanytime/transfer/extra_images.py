@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.batches import Batches, batches_of
+from mtanytime.data.batches import Batches
 from mtanytime.data.files import unlabelled_folder
 from mtanytime.data.images import LabelledImages
 from mtanytime.data.transforms import Augment, as_augment
@@ -32,7 +32,7 @@ class ExtraImages:
 
     Args:
         batches: the labelled training batches.
-        views: strong views of labelled images per step; "batch": as many as labelled images, or none beside unlabelled
+        views: strong views of labelled images per step; "batch": as many as the batch size, or none beside unlabelled
             ones; None: none. Images are drawn from the training set with replacement, or from the step's own batch if
             the training data is a `DataLoader`.
         view_augment: makes a view, `view_augment(images, generator)`.
@@ -43,7 +43,8 @@ class ExtraImages:
         seed: of all draws.
 
     Raises:
-        ValueError: unlabelled images of another shape, or none.
+        ValueError: unlabelled images of another shape, or none; a number that is left to the batch size of a
+            `DataLoader` that has none.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ExtraImages:
         seed: int,
     ) -> None:
         if views == "batch":
-            views = None if unlabelled is not None else _batch_size(batches)
+            views = None if unlabelled is not None else _batch_size(batches, "views")
         for name, count in (("views", views), ("unlabelled_per_step", per_step)):
             require(count is None or (isinstance(count, Integral) and count >= 1), name, "a whole number >= 1", count)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
@@ -71,10 +72,10 @@ class ExtraImages:
         self.unlabelled: Batches | None = None
         if unlabelled is not None:
             data = _as_set(unlabelled, image_shape)
-            count = per_step or _batch_size(batches)
-            self.unlabelled = batches_of(
-                data, count, seed=derive_seed(seed, _UNLABELLED), augment=batches.augment, remainder="drop"
-            )
+            own = isinstance(data, DataLoader)  # which keeps its batch size
+            size = None if own else per_step or _batch_size(batches, "unlabelled_per_step")
+            options = {"augment": batches.augment, "remainder": "drop"}
+            self.unlabelled = Batches(data, size, derive_seed(seed, _UNLABELLED), **options)
             self._iterator, self._next_step = iter(()), -1
             shape = tuple(self.unlabelled.batch(0, 0)[0].shape[1:])
             require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
@@ -115,8 +116,12 @@ class ExtraImages:
         return batch[0]
 
 
-def _batch_size(batches: Batches) -> int:
-    return batches.batch_size or batches.data.batch_size
+def _batch_size(batches: Batches, setting: str) -> int:
+    """The size of the labelled batches, which a setting takes by default."""
+    size = batches.batch_size or batches.data.batch_size or getattr(batches.data.batch_sampler, "batch_size", None)
+    expected = "a number of images beside a DataLoader without a batch size"
+    require(isinstance(size, Integral), setting, expected, Words("none"))
+    return size
 
 
 def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> LabelledImages | DataLoader:

@@ -60,7 +60,7 @@ class TransferSettings:
         meta_clip: the largest norm of the meta-gradient, to which larger ones are scaled down; None: no limit.
         normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`).
         views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
-            "batch": as many as labelled images, or none beside unlabelled ones; None: none.
+            "batch": as many as the batch size, or none beside unlabelled ones; None: none.
         view_augment: makes a view, see `data.StrongViews`.
         unlabelled_per_step: unlabelled images per step; default: the batch size.
         teacher_weight, temperature: of the distillation of the teacher's answers, see `Lookahead`.
