@@ -13,6 +13,7 @@ from mtanytime.training.settings import TrainerSettings
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.layers import check_pair_form, name_sources
 from mtanytime.transfer.settings import TransferSettings
+from mtanytime.transfer.transfer_map import as_map
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ from mtanytime.transfer.settings import TransferSettings
         ({"source": "resnet18"}, "^source: expected a network, or one or more networks by name, got 'resnet18'"),
         ({"source": {"a/b": tiny.made(3)}}, r"^source: expected names without '/', got \['a/b'\]"),
         ({"source": {"": tiny.made(3)}}, r"^source: expected names without '/', got \[''\]"),
+        ({"source": {1: tiny.made(3)}}, r"^source: expected names without '/', got \[1\]"),
+        ({"map": {("first", "first"): 1.0}}, r"^map: expected a TransferMap or the file of one, got dict"),
         ({"pairs": []}, r"^pairs: expected one or more \(source layer, target layer\), got \[\]"),
         ({"pairs": [("first", "first", "first")]}, r"^pairs: expected one or more \(source layer, target layer\), got"),
     ],
@@ -51,7 +54,7 @@ def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: 
     """Each bad setting is refused by name, with what was expected, also one of the wrong type."""
     for kind in (TransferTrainer, TransferSettings):  # without the tests' own check of types
         monkeypatch.setattr(kind, "__init__", unchecked(kind.__init__))
-    for check in (name_sources, check_pair_form):
+    for check in (name_sources, check_pair_form, as_map):
         monkeypatch.setattr(f"mtanytime.transfer.trainer.{check.__name__}", unchecked(check))
     refused(ValueError, match, tmp_path / "run", **options)
 

@@ -10,7 +10,7 @@ from torch import nn
 from transfer_runs import assert_close, copied, same, steps, stirred, transfer
 
 from mtanytime.backbones import Normalized
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import FreshBatch, TransferTrainer
 
 
 def test_a_source_that_is_switched_off_is_as_if_it_were_not_there() -> None:
@@ -104,6 +104,14 @@ def test_source_is_frozen_and_noted() -> None:
     partly.first[1].train()
     assert transfer(source={"a": partly}).notes == ["source 'a': was in train mode, switched to eval mode"]
     assert transfer(source=tiny.made(5).eval().requires_grad_(False)).notes == []
+
+
+def test_an_outer_objective_without_use_is_noted() -> None:
+    """With the defaults nothing is learned, so it would be passed over in silence."""
+    source, outer = tiny.made(5).eval().requires_grad_(False), FreshBatch(tiny.images())
+    fixed = {"what": False, "where": "off"}
+    assert transfer(source=source, outer=outer, **fixed).notes == ["outer: not used, as nothing is learned"]
+    assert transfer(source=source, outer=outer).notes == []
 
 
 def test_notes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,8 @@ def name_sources(source: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
     valid = networks and all(isinstance(network, nn.Module) for network in networks.values())
     require(bool(valid), "source", "a network, or one or more networks by name", source)
     if isinstance(source, Mapping):
-        require(all(name and "/" not in name for name in networks), "source", "names without '/'", list(networks))
+        named = all(isinstance(name, str) and name and "/" not in name for name in networks)
+        require(named, "source", "names without '/'", list(networks))
     return {name: bare(network, source_name(name)) for name, network in networks.items()}
 
 

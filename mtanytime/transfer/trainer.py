@@ -53,7 +53,7 @@ from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
 from mtanytime.transfer.teacher import Teacher, fit_teacher
 from mtanytime.transfer.trace import Trace
-from mtanytime.transfer.transfer_map import FixedWeights, TransferMap
+from mtanytime.transfer.transfer_map import FixedWeights, TransferMap, as_map
 
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
@@ -148,7 +148,7 @@ class TransferTrainer(Trainer):
     ) -> None:
         own, settings = split_settings(settings, TransferSettings)
         self.transfer_settings = TransferSettings(**own)
-        self.map = TransferMap.load(map) if isinstance(map, str | PathLike) else map
+        self.map = None if map is None else as_map(map)
         if self.map is not None:
             self.transfer_settings = replace(self.transfer_settings, what=False, where="off", where_start="random")
             pairs = [pair for pair, weight in self.map.pairs.items() if weight > 0] if pairs is None else pairs
@@ -211,6 +211,8 @@ class TransferTrainer(Trainer):
                 if isinstance(settings.outer, FreshBatch):
                     check_labels("outer", settings.outer.labels, self.outputs)
                 try_outer(settings.outer, self.model, images, labels, self.precision)
+        elif settings.outer is not None:
+            self.notes.append("outer: not used, as nothing is learned")
         self.extra_images = ExtraImages(
             self.batches,
             settings.views,
@@ -253,8 +255,7 @@ class TransferTrainer(Trainer):
             self.notes += self.arrived.notes
             self.tables["arrived"] = []
         self.tables |= {"trace": [], "channels": []}
-        every = self.transfer_settings.trace_every
-        self._rows_every |= {"trace": every, "channels": 5 * every}
+        self._rows_every |= {"trace": settings.trace_every, "channels": 5 * settings.trace_every}
         self.trace = Trace(self.pairs, source_channels)
 
     def _make_meta(self, source_channels: Mapping[str, int]) -> MetaNetworks | FixedWeights:
@@ -279,9 +280,8 @@ class TransferTrainer(Trainer):
 
     def _source_batches(self) -> Iterator[Maps]:
         """The sources' maps for up to `_MEASURED` training images, batch by batch, without augmentation."""
-        data, like = self.batches.data, next(self.model.parameters())
+        data, like, count = self.batches.data, next(self.model.parameters()), 0
         batches = batches_of(data, min(self.settings.batch_size, _MEASURED), seed=self.seed)
-        count = 0
         for images, _ in batches.epoch(0):
             yield self.source_features(images.to(self.device, like.dtype))
             count += len(images)

@@ -57,7 +57,10 @@ class TransferMap:
 
     @classmethod
     def from_tables(cls, trace: pd.DataFrame, channels: pd.DataFrame) -> "TransferMap":
-        """The mean over the images and steps of a run: of `TransferResult.trace` and `TransferResult.channels`."""
+        """The mean of the rows of `TransferResult.trace` and `channels`, which are means over images and steps.
+
+        The last row may stand for fewer steps, and counts as the others do.
+        """
         by_pair = trace.groupby(["source", "target"], sort=False)["weight"].mean()
         weights = channels.groupby(["source", "target", "channel"], sort=False)["weight"].mean()
         pairs = {(str(source), str(target)): float(weight) for (source, target), weight in by_pair.items()}
@@ -130,6 +133,14 @@ class TransferMap:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
             raise mismatch(str(file), "a transfer map", Words(f"a foreign or damaged file ({reason})")) from error
+
+
+def as_map(given: TransferMap | str | PathLike[str]) -> TransferMap:
+    """A map, read from its file if it is one. ValueError for anything else."""
+    if isinstance(given, str | PathLike):
+        return TransferMap.load(given)
+    require(isinstance(given, TransferMap), "map", "a TransferMap or the file of one", Words(type(given).__name__))
+    return given
 
 
 class FixedWeights(nn.Module):
