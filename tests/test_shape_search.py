@@ -66,3 +66,18 @@ def test_bad_budgets() -> None:
             search_shapes(macs, budgets)
     with pytest.raises(ValueError, match="shape: expected basic blocks without squeeze, got"):
         exit_layers(SliceShape(((4,),), block="inverted"), 1)
+
+
+def test_bad_bounds() -> None:
+    """What no shape can fulfil is said at once, and not as a budget of infinity; nor has a shape further exits."""
+    for bounds in ({"growth": (5, 6)}, {"multiple": 32, "largest": 16}):
+        with pytest.raises(ValueError, match=r"growth: expected bounds that slices of .* channels, .*, keep, got"):
+            search_shapes(macs, [2e6, 4e6], **{"multiple": 8, "largest": 16} | bounds)
+    for name in ("multiple", "keep"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1, got 0"):
+            search_shapes(macs, [2e6], **{name: 0})
+    with pytest.raises(ValueError, match="blocks: expected a number for each stage, at least one"):
+        search_shapes(macs, [2e6], blocks=())
+    for exit_number in (0, 3):
+        with pytest.raises(ValueError, match=f"k: expected an exit from 1 to 2, got {exit_number}"):
+            exit_layers(SliceShape(((4, 4), (8, 8))), exit_number)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from numbers import Integral
 
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.checks import require
@@ -16,8 +17,10 @@ Stages = tuple[int, ...]  # channels in each stage, of a prefix or a slice
 def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
     """The convolutions that the stand-alone network of exit k runs, one by one, for images of side × side pixels.
 
-    Only for basic blocks, without squeeze-and-excitation. Raises ValueError for another shape.
+    Only for basic blocks, without squeeze-and-excitation. Raises ValueError for another shape, and for an exit that it
+    does not have.
     """
+    require(1 <= k <= shape.exits, "k", f"an exit from 1 to {shape.exits}", k)
     require(shape.block == "basic" and not shape.squeeze, "shape", "basic blocks without squeeze", shape)
     ends = [tuple(sum(stage[:j]) for stage in shape.widths) for j in range(k + 1)]
     layers = [_stem(ends[k], shape.stem_stride, side)]
@@ -46,9 +49,9 @@ def search_shapes(
 ) -> list[Candidate]:
     """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
 
-    The networks have basic blocks and a first convolution of stride 2. A cost is the sum of those of the convolutions:
-    additions, activations and the head come on top, so leave room for them. Which of the shapes is the most accurate
-    is for a training to say, on images held back.
+    The networks have basic blocks and a first convolution of stride 2, for images of 32 × 32 pixels. A cost is the sum
+    of those of the convolutions: additions, activations and the head come on top, so leave room for them. Which of the
+    shapes is the most accurate is for a training to say, on images held back.
 
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
@@ -63,12 +66,18 @@ def search_shapes(
         The shapes, the one with the largest product of its exits' multiply-adds first.
 
     Raises:
-        ValueError: budgets that do not increase, or one below the cost of the thinnest slice.
+        ValueError: budgets that do not increase, or one below the cost of the thinnest slice; no stages, or bounds that
+            no widths keep to.
     """
     increasing = len(budgets) > 0 and all(a < b for a, b in pairwise((0, *budgets)))
     require(increasing, "budgets", "numbers above 0 that increase from exit to exit", list(budgets))
+    require(len(blocks) > 0, "blocks", "a number for each stage, at least one", blocks)
+    for name, size in (("multiple", multiple), ("keep", keep)):
+        require(isinstance(size, Integral) and size >= 1, name, "a whole number from 1", size)
     choices = [range(multiple, (largest << stage) + 1, multiple) for stage in range(len(blocks))]
     beam: list[tuple[tuple[Stages, ...], float, list[float], list[int]]] = [(((0,) * len(blocks),), 0.0, [], [])]
+    expected = f"bounds that slices of {multiple}, {2 * multiple}, … channels, up to {largest} in the first stage, keep"
+    require(any(_wider((0,) * len(blocks), choices, growth)), "growth", expected, growth)
     for k, budget in enumerate(budgets, 1):
         found, cheapest = [], math.inf
         for ends, slices_cost, costs, macs in beam:
