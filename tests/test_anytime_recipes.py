@@ -193,3 +193,18 @@ def test_the_papers_validation_images(small_task: Task) -> None:
     assert task.test is small_task.test
     pixels = [{image.numpy().tobytes() for image in part.images} for part in (task.train, validation)]
     assert not pixels[0] & pixels[1]
+
+
+def test_no_other_data_set_in_place_of_a_misspelt_one(small_task: Task) -> None:
+    """A name with a typing error must not train on CIFAR-10 for days."""
+    settings = RECIPES["anytime-cifar100-paper"].settings
+    with pytest.raises(ValueError, match="data_set: expected one of cifar10, cifar100, got 'cifar-100'"):
+        anytime_recipes._sets(changed(settings, {"data_set": "cifar-100"}), 0)
+
+
+def test_widths_of_all_stages_are_not_cut_to_the_first() -> None:
+    """A sliced ResNeXt doubles its widths; other ones for its later stages would be passed over."""
+    settings = RECIPES["anytime-cifar10-full"].settings
+    widths = {"slice_block": "resnext", "slice_branches": "4,4", "slice_widths": "16,16/20,20/24,24"}
+    with pytest.raises(ValueError, match="slice_widths: expected the first stage's alone with slice_block=resnext"):
+        anytime_recipes.build_network("sliced", changed(settings, widths), 10)

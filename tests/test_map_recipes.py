@@ -44,6 +44,21 @@ def test_plan(tmp_path: Path) -> None:
     assert [row["part"] for row in rows] == ["source", *recipes.METHODS]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": "2"}, "trials: expected a whole number >= 3, got 2"),
+        ({"trials": "0", "methods": "random_search"}, "trials: expected a whole number >= 1, got 0"),
+        ({"search_steps": "0"}, "search_steps: expected a whole number >= 1, got 0"),
+    ],
+)
+def test_a_search_is_checked_before_anything_is_trained(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    """It comes last: a bad setting of it must not fail after the trainings of all other methods."""
+    with pytest.raises(ValueError, match=message):
+        run("baselines-builtin", tmp_path / "runs", changes=SMALL | changes, progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_agreement_of_maps() -> None:
     """Pearson's correlation over the pairs of each two seeds, by numpy; seeds of other methods are not compared."""
     weights = {

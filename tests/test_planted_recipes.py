@@ -74,3 +74,10 @@ def test_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = run("planted", tmp_path, changes=SMALL, progress=False)
     assert again.table.equals(table)
     assert again.maps.equals(results.maps)
+
+
+def test_a_search_is_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    """It comes after the sources, which take a minute."""
+    with pytest.raises(ValueError, match="trials: expected a whole number >= 3, got 2"):
+        run("planted", tmp_path / "runs", changes=SMALL | {"trials": "2", "letters_per_class": "4"}, progress=False)
+    assert not (tmp_path / "runs").exists()

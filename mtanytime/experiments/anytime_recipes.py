@@ -78,7 +78,10 @@ def _sliced(settings: Settings, classes: int) -> AnytimeNetwork:
     require(block in SLICE_BLOCKS, "slice_block", f"one of {list(SLICE_BLOCKS)}", block)
     if block == "resnext":
         widths, branches = settings["slice_widths"], settings["slice_branches"]
-        widths = widths if isinstance(widths, tuple) else slice_widths(widths, 1)[0]
+        if isinstance(widths, str):
+            expected = "the first stage's alone with slice_block=resnext, where widths double from stage to stage"
+            require("/" not in widths, "slice_widths", expected, widths)
+            widths = slice_widths(widths, 1)[0]
         return SlicedResNeXt(
             classes, sum(widths), settings["bottleneck"], sum(branches), settings["blocks"], widths, branches
         )
@@ -157,8 +160,9 @@ def _sets(settings: Settings, seed: int) -> tuple[Task, ImageSet | None]:
     """The task and, where the settings have `validation_images` as in the paper, so many of the training images."""
     if "validation_images" not in settings:
         return _task(settings, seed), None
-    load = load_cifar100 if settings["data_set"] == "cifar100" else load_cifar10
-    cifar = load(settings["images"])
+    loaders, name = {"cifar10": load_cifar10, "cifar100": load_cifar100}, settings["data_set"]
+    require(name in loaders, "data_set", f"one of {', '.join(loaders)}", name)
+    cifar = loaders[name](settings["images"])
     train, validation = balanced_split(cifar.train, settings["validation_images"], seed)
     return Task(train, cifar.test if settings["scored_on"] == "test" else validation), validation
 

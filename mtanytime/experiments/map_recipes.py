@@ -19,7 +19,7 @@ from mtanytime.data.images import Task
 from mtanytime.data.views import StrongViews
 from mtanytime.experiments.probe_run import ProbeRun, timed_probe
 from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, check_scored_on, row_of, run_folder
-from mtanytime.experiments.search_run import SearchRun
+from mtanytime.experiments.search_run import SearchRun, check_search
 from mtanytime.experiments.transfer_recipes import digits_task, letters_task
 from mtanytime.measure.tables import require_columns
 from mtanytime.training.trainer import Trainer, TrainingResult
@@ -81,10 +81,11 @@ def _trainer(
     place = options.pop("folder")
     search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
     search["trials"] = settings["trials"]
-    searcher = random_search
+    searcher, pairs = random_search, None
     if method == "search_then_train":
-        searcher = trial_search
+        searcher, pairs = trial_search, len(source.feature_layers) * len(make().feature_layers)
         search["channels"] = {} if settings["learn_channels"] else None
+    check_search(settings, pairs)
     searching = partial(searcher, source, make, task.train, **search)
 
     def train(found: MapSearch) -> TransferTrainer:

@@ -24,7 +24,7 @@ from mtanytime.data.images import ImageSet, Task
 from mtanytime.data.synthetic import digits
 from mtanytime.data.views import StrongViews
 from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, run_folder
-from mtanytime.experiments.search_run import SearchRun
+from mtanytime.experiments.search_run import SearchRun, check_search
 from mtanytime.experiments.transfer_recipes import letters_task
 from mtanytime.randomness import generator_for
 from mtanytime.training.trainer import Trainer, TrainingResult
@@ -91,6 +91,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
                 trainer = TransferTrainer(networks, make, data, folder=place, source_layers=layers, **own)
                 yield f"{task} {method}", trainer
                 continue
+            check_search(settings, sum(map(len, layers.values())) * len(make().feature_layers))
             search = {"trials": settings["trials"], "steps": settings["search_steps"], "channels": {}}
             search |= {"source_layers": layers, "folder": run_folder(place, "search")}
             searching = partial(trial_search, networks, make, data, **own | search)

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from mtanytime.checks import require
+from mtanytime.experiments.recipe import Settings
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.fine_tuning import HeadChoice
 from mtanytime.transfer.search import MapSearch
+from mtanytime.transfer.trials import fewest_trials
 
 Found = TypeVar("Found", MapSearch, HeadChoice)
 
@@ -46,3 +49,13 @@ class SearchRun(Generic[Found]):
         """Seconds of training so far, of both."""
         parts = (part for part in (self.searched, self.trainer) if part is not None)
         return sum(part.seconds for part in parts)
+
+
+def check_search(settings: Settings, pairs: int | None) -> None:
+    """Validate `trials` and `search_steps` when a recipe is built, long before its search begins. ValueError otherwise.
+
+    `pairs` is the number of pairs for a `trial_search`; None for a `random_search`, which needs one trial.
+    """
+    least = 1 if pairs is None else fewest_trials(pairs)
+    require(settings["trials"] >= least, "trials", f"a whole number >= {least}", settings["trials"])
+    require(settings["search_steps"] >= 1, "search_steps", "a whole number >= 1", settings["search_steps"])

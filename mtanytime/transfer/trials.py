@@ -93,10 +93,10 @@ def trial_search(
     refuse_settings(channels or {}, "held_out", "splits", "seed", "outer", "map")
     tried = _Trials(source, target, data, held_out, folder, settings)
     count = len(tried.pairs)
-    kept = max(1, round(0.6 * count)) if kept is None else kept
+    kept = _kept(count) if kept is None else kept
     whole = isinstance(kept, Integral) and 1 <= kept <= count
     require(whole, "kept", f"a number of pairs, 1 to {count}", kept)
-    matched = max(1, round(2 / 3 * kept))
+    matched = _matched(kept)
     first = _each_once(tried.pairs, matched, tried.seed)
     require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
     if channels is not None:
@@ -298,6 +298,19 @@ class _Trials:
     def best(self, effects: np.ndarray, count: int) -> list[Pair]:
         """The pairs with the largest effects."""
         return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:count]]
+
+
+def fewest_trials(pairs: int) -> int:
+    """How many trials `trial_search` needs to try each of so many pairs, if `kept` is left to it."""
+    return math.ceil(pairs / _matched(_kept(pairs)))
+
+
+def _kept(pairs: int) -> int:
+    return max(1, round(0.6 * pairs))
+
+
+def _matched(kept: int) -> int:
+    return max(1, round(2 / 3 * kept))
 
 
 def _each_once(pairs: Sequence[Pair], count: int, seed: int) -> list[list[Pair]]:
