@@ -106,3 +106,9 @@ def test_bad_input(options: dict, message: str) -> None:
     """Refused before anything is fitted."""
     with pytest.raises(ValueError, match=message):
         fit_probe(SOURCE, TRAIN, **options)
+
+
+def test_one_class() -> None:
+    """There is nothing to tell apart; scikit-learn says so in pages."""
+    with pytest.raises(ValueError, match=r"^data: expected images of at least two classes, got those of one$"):
+        fit_probe(SOURCE, tiny.images(12, classes=1))

@@ -60,7 +60,8 @@ class ExtraImages:
         if views == "batch":
             views = None if unlabelled is not None else _batch_size(batches, "views")
         for name, count in (("views", views), ("unlabelled_per_step", per_step)):
-            require(count is None or (isinstance(count, Integral) and count >= 1), name, "a whole number >= 1", count)
+            whole = isinstance(count, Integral) and count is not True and count >= 1
+            require(count is None or whole, name, "a whole number >= 1", count)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
         if views is not None:
             alone = isinstance(batches.data, LabelledImages) or Processes().count == 1
@@ -134,4 +135,4 @@ def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> Labell
         square = f"square labelled images where unlabelled ones come from {Path(unlabelled)}"
         require(height == width, "data", square, Words(f"{height} × {width}"))
         return unlabelled_folder(unlabelled, height)
-    raise mismatch("unlabelled", "an ImageSet, a DataLoader or a folder", unlabelled)
+    raise mismatch("unlabelled", "an ImageSet, a DataLoader or a folder", Words(type(unlabelled).__name__))

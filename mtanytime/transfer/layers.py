@@ -56,7 +56,7 @@ def name_sources(source: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
 
 def check_pair_form(pairs: Sequence[Pair] | None) -> None:
     """Raise ValueError for an empty list of pairs, or pairs that are not two layers."""
-    valid = pairs is None or (len(pairs) > 0 and all(len(pair) == 2 for pair in pairs))
+    valid = pairs is None or (len(pairs) > 0 and all(not isinstance(pair, str) and len(pair) == 2 for pair in pairs))
     require(valid, "pairs", "one or more (source layer, target layer)", pairs)
 
 

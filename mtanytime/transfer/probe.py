@@ -99,7 +99,8 @@ def fit_probe(
             image set, or the first batches of a `DataLoader`; None: all of them.
 
     Raises:
-        ValueError: a class with fewer images than folds, no strengths, unknown layers, features that are not finite.
+        ValueError: one class alone, a class with fewer images than folds, no strengths, unknown layers, features that
+            are not finite.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_validate
@@ -117,6 +118,7 @@ def fit_probe(
     output, pooled, labels = _read(tapped, data, max_images, seed)
     names = class_names(data)
     counts = np.bincount(labels, minlength=len(names or ()))
+    require(len(counts) > 1, "data", "images of at least two classes", Words("those of one"))
     if counts.min() < folds:
         few = Words(f"{counts.min()} of {(names or range(len(counts)))[counts.argmin()]!r}")
         raise mismatch("data", f"at least {folds} images per class", few, "lower folds" * (folds > 2))

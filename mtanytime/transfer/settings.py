@@ -94,6 +94,7 @@ class TransferSettings:
     temperature: float = field(default=2.0, metadata=new(2.0))
 
     def __post_init__(self) -> None:
+        require(self.what in (False, True), "what", "True or False", self.what)
         check_where(self.where, self.where_start)
         units = (False, True, "network")
         require(self.normalize_errors in units, "normalize_errors", f"one of {units}", self.normalize_errors)
@@ -104,8 +105,8 @@ class TransferSettings:
             value = getattr(self, name)
             if name == "views" and value == "batch":
                 continue
-            valid = (isinstance(value, Integral) and value >= 1) or (value is None and name != "meta_every")
-            require(valid, name, "a whole number >= 1", value)
+            whole = isinstance(value, Integral) and value is not True and value >= 1
+            require(whole or (value is None and name != "meta_every"), name, "a whole number >= 1", value)
         require(self.meta_clip is None or 0 < self.meta_clip < math.inf, "meta_clip", "a number > 0", self.meta_clip)
         for name in ("teacher_weight", "temperature"):
             require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))

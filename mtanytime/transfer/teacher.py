@@ -36,6 +36,7 @@ class Teacher:
     def __init__(
         self, network: nn.Module, sources: Mapping[str, Tapped], device: torch.device, precision: Precision
     ) -> None:
+        require(isinstance(network, nn.Module), "teacher", 'a network, "probe" or None', network)
         self.network, self._device, self._precision = network, device, precision
         self.notes = freeze_source("teacher", network, device)
         self._source: str | None = None  # whose pass a probe reads
