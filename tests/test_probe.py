@@ -7,6 +7,7 @@ import tiny
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.data.images import ImageSet
@@ -112,3 +113,22 @@ def test_one_class() -> None:
     """There is nothing to tell apart; scikit-learn says so in pages."""
     with pytest.raises(ValueError, match=r"^data: expected images of at least two classes, got those of one$"):
         fit_probe(SOURCE, tiny.images(12, classes=1))
+
+
+def test_a_source_without_parameters() -> None:
+    """Fixed filters are features, too."""
+
+    class Means(nn.Module):
+        """Mean pooling of the pixels."""
+
+        feature_layers = ("pool",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AvgPool2d(4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            """Pooled pixels."""
+            return self.pool(images)
+
+    assert fit_probe(Means(), TRAIN)(TEST.images / 255).shape == (30, 3)

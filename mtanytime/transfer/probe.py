@@ -18,6 +18,7 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import batches_of, class_names
 from mtanytime.data.images import LabelledImages, shuffled_by_class
 from mtanytime.features import Tapped, tap
+from mtanytime.measure.costs import device_and_dtype
 from mtanytime.randomness import generator_for
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty
@@ -151,7 +152,7 @@ def fit_probe(
         coefficients, intercept = np.stack([-coefficients[0], coefficients[0]]) / 2, np.r_[-intercept, intercept] / 2
     weight = coefficients / scaler.scale_
     bias = intercept - weight @ scaler.mean_
-    as_tensor = (torch.from_numpy(part).to(next(source.parameters())) for part in (weight, bias))
+    as_tensor = (torch.from_numpy(part).to(*device_and_dtype(source)) for part in (weight, bias))
     return LinearProbe(tapped, chosen, *as_tensor, strength, pd.DataFrame(rows))
 
 
@@ -170,11 +171,11 @@ def _read(
         each = max(max_images // len(data.classes), 2)
         by_class = shuffled_by_class(data.labels.cpu(), len(data.classes), generator_for(seed))
         data = data.subset(torch.cat([index[:each] for index in by_class]).sort().values)
-    like = next(tapped.parameters())
+    device, dtype = device_and_dtype(tapped)
     outputs, maps, labels, read = [], [], [], 0
     with torch.no_grad():
         for images, batch_labels in batches_of(data, 256, seed=seed, shuffle=False).epoch(0):
-            output, features = tapped(images.to(like.device, like.dtype))
+            output, features = tapped(images.to(device, dtype))
             outputs.append(output.cpu() if isinstance(output, Tensor) else None)
             maps.append({layer: value.mean(dim=(2, 3), keepdim=True).cpu() for layer, value in features.items()})
             labels.append(batch_labels.cpu())
