@@ -113,7 +113,7 @@ class WithExtras(tiny.TinyNet):
 
 def test_an_output_with_extras() -> None:
     """The same steps as those of a network that returns its logits alone."""
-    extras = {"terms": {"at": 1.0, "teacher": 1.0}, "views": 3}
+    extras = {"terms": {"at": 1.0, "teacher": 1.0}, "views": "batch"}
     plain = baseline(**extras).train().log.drop(columns="seconds")
     network = WithExtras(4)
     network.load_state_dict(tiny.made(4, seed=1).state_dict())

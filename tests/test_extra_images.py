@@ -175,6 +175,7 @@ class TwoOutputs(nn.Module):
     [
         ({"views": 0}, "views: expected a whole number >= 1, got 0"),
         ({"unlabelled_per_step": 0}, "unlabelled_per_step: expected a whole number >= 1, got 0"),
+        ({"unlabelled_per_step": 4}, "unlabelled: expected images to take unlabelled_per_step from, got None"),
         ({"teacher_weight": 0.0}, "teacher_weight: expected a number > 0, got 0.0"),
         ({"unlabelled": tiny.images(9, size=12)}, r"unlabelled: expected images of shape .*, got \(3, 12, 12\)"),
         ({"unlabelled": LABELLED.subset([])}, "unlabelled: expected a set with images, got an empty one"),

@@ -6,7 +6,7 @@ Each method is a loss term in a file of its own; `BaselineTrainer` adds one or m
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -95,7 +95,7 @@ class BaselineTrainer(Trainer):
         target_layers: Layers | None = None,
         pairs: Sequence[Pair] | None = None,
         teacher: nn.Module | None = None,
-        views: int | None = None,
+        views: int | Literal["batch"] | None = None,
         view_augment: Augment = StrongViews(),  # noqa: B008
         unlabelled: Unlabelled | None = None,
         unlabelled_per_step: int | None = None,

@@ -36,15 +36,14 @@ class ExtraImages:
             ones; None: none. Images are drawn from the training set with replacement, or from the step's own batch if
             the training data is a `DataLoader`.
         view_augment: makes a view, `view_augment(images, generator)`.
-        unlabelled: images whose labels are not read: an image set, a DataLoader of (images,
-            labels), or a folder.
+        unlabelled: images whose labels are not read: an image set, a DataLoader of (images, labels), or a folder.
         per_step: unlabelled images per step; a DataLoader keeps its own batch size.
         image_shape: channels, height and width of the labelled images.
         seed: of all draws.
 
     Raises:
-        ValueError: unlabelled images of another shape, or none; a number that is left to the batch size of a
-            `DataLoader` that has none.
+        ValueError: unlabelled images of another shape, or none; `per_step` without them; a number that is left to the
+            batch size of a `DataLoader` that has none.
     """
 
     def __init__(
@@ -62,6 +61,8 @@ class ExtraImages:
         for name, count in (("views", views), ("unlabelled_per_step", per_step)):
             whole = isinstance(count, Integral) and count is not True and count >= 1
             require(count is None or whole, name, "a whole number >= 1", count)
+        used = per_step is None or unlabelled is not None
+        require(used, "unlabelled", "images to take unlabelled_per_step from", unlabelled)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
         if views is not None:
             alone = isinstance(batches.data, LabelledImages) or Processes().count == 1
