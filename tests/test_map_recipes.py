@@ -50,6 +50,7 @@ def test_plan(tmp_path: Path) -> None:
         ({"trials": "2"}, "trials: expected a whole number >= 3, got 2"),
         ({"trials": "0", "methods": "random_search"}, "trials: expected a whole number >= 1, got 0"),
         ({"search_steps": "0"}, "search_steps: expected a whole number >= 1, got 0"),
+        ({"beta_search_then_train": "-1"}, "beta: expected a number > 0, got -1.0"),
     ],
 )
 def test_a_search_is_checked_before_anything_is_trained(changes: dict[str, str], message: str, tmp_path: Path) -> None:

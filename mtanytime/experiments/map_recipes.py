@@ -79,6 +79,7 @@ def _trainer(
         learned |= {"meta_lr": settings["meta_lr_l2t"], "arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
     place = options.pop("folder")
+    TransferTrainer(source, make, task, **options)  # refuses bad settings before anything is trained
     search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
     search["trials"] = settings["trials"]
     searcher, pairs = random_search, None

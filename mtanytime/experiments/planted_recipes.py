@@ -91,6 +91,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
                 trainer = TransferTrainer(networks, make, data, folder=place, source_layers=layers, **own)
                 yield f"{task} {method}", trainer
                 continue
+            TransferTrainer(networks, make, data, source_layers=layers, **own)  # refuses bad settings before the search
             check_search(settings, sum(map(len, layers.values())) * len(make().feature_layers))
             search = {"trials": settings["trials"], "steps": settings["search_steps"], "channels": {}}
             search |= {"source_layers": layers, "folder": run_folder(place, "search")}
