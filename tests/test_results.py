@@ -331,6 +331,20 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     sliced, msdnet = (spread(area.loc[area["model"] == model, "area"]) for model in ("sliced", "msdnet"))
     figures.append(f"is {sliced} for sliced and {msdnet} for MSDNet")
 
+    full = tables("anytime_full_search")
+
+    def longer(shape: str, cost: str) -> str:
+        """The gaps of the longer trials."""
+        trials = full[(full["model"] == "msdnet") | full["changes"].str.startswith(shape)]
+        trials = trials.assign(macs=trials[cost])
+        points = measure.gap(trials, "sliced", "msdnet", last_stands=True)["gap_points"].dropna()
+        return signed(f"{points.min():.1f} to {points.max():.1f}")
+
+    inverted = "slice_block=inverted slice_blocks=2,2,2 slice_widths=24,8,12,12"
+    figures.append(f"{longer(inverted, 'macs_own_head')} points with the answering head alone")
+    figures.append(f"and {longer(inverted, 'macs')} with all heads")
+    figures.append(f"basic blocks minus MSDNet are {longer('slice_squeeze=4', 'macs_own_head')} with")
+
     search = tables("anytime_cifar10_search")
     tried = search.groupby("model")["changes"].nunique()
     figures.append({6: "six", 4: "four"}[tried["msdnet"]] + " settings for MSDNet")
@@ -340,7 +354,7 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     assert machine.startswith("2 cores of AMD EPYC, 1 thread")
     settings = ["10,000 training images", "8 epochs", "8 epochs say little about 300", "seeds 0, 1 and 2", "seed 0"]
     settings += ["from 7.84 to 37.7 million multiply-adds", f"`{command}`", "seed 100", "5,000 training images"]
-    settings += ["2 cores of AMD EPYC, 1 thread", versions]
+    settings += ["2 cores of AMD EPYC, 1 thread", versions, "10 epochs on 45,000 images, one seed"]  # In longer trials
     check(section(root, "Anytime networks on CIFAR-10"), figures, settings)
 
 
