@@ -22,6 +22,8 @@ from mtanytime.anytime.sliced_resnet import SlicedResNet
 from mtanytime.data.pixels import read_pixels
 from mtanytime.deploy.steps import chain_of
 from mtanytime.deploy.weights import SharedWeights
+from mtanytime.measure.costs import parameters
+from mtanytime.measure.runtimes import write_onnx
 from mtanytime.training.stored_run import StoredRun
 
 predict = pytest.importorskip("mtanytime.deploy.predict", reason="the extra export is not installed")
@@ -431,6 +433,17 @@ def test_equal_weights_are_stored_once(tmp_path: Path) -> None:
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
     assert weights.move(model) == 2 * large.nbytes
     assert (tmp_path / "weights.bin").read_bytes() == large.tobytes() + (-large).tobytes()
+
+
+def test_absent_connections_are_not_stored(tmp_path: Path) -> None:
+    """An exit runs ordinary convolutions, but their zeros are made when the graph is loaded."""
+    shape = SliceShape(((16, 16), (32, 32)))
+    exit = fold_batch_norms(SlicedResNet(5, shape).extract(2))
+    write_onnx(exit, tmp_path / "exit.onnx")
+    graph = pytest.importorskip("onnx").load(tmp_path / "exit.onnx").graph
+    stored = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+    assert stored < 1.01 * parameters(exit) < 0.9 * parameters(fold_batch_norms(exit, dense=True))
+    assert sum(node.op_type == "Conv" for node in graph.node) == 6  # the first, two per block, one beside the second
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -379,6 +379,13 @@ def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> N
     figures.append(
         f"the gap is {own['gap_points'].min():.1f} to {own['gap_points'].max():.1f} points, below its standard error"
     )
+    full = tables("anytime_full_search")
+    inverted = "slice_block=inverted slice_blocks=2,2,2 slice_widths=24,8,12,12"
+    for cost in ("macs", "macs_own_head"):
+        trials = full[(full["model"] == "msdnet") | full["changes"].str.startswith(inverted)]
+        longer = measure.gap(trials.assign(macs=trials[cost]), "sliced", "msdnet", last_stands=True)["gap_points"]
+        assert (longer > 0).tolist() == [True] * 2 + [False] * 5
+    figures.append("In longer trials, MSDNet leads at all but its two cheapest exits")
     settings = ["50 labels per class", "8 epochs, 10,000 images", f"{results['seed'].nunique()} seeds"]
     check(section(root, "What we found", "README.md"), figures, settings)
 

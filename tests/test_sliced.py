@@ -238,8 +238,9 @@ def test_triangular_convolution_is_a_masked_one(size: tuple[int, int]) -> None:
     channels_last = maps.contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(layer(channels_last), layer(maps))
     taken = [maps.flatten(2).requires_grad_(), *(weight.detach().requires_grad_() for weight in layer.weights)]
-    assert torch.autograd.gradcheck(_Triangular.apply, taken, fast_mode=True)
-    assert torch.autograd.gradgradcheck(_Triangular.apply, taken, fast_mode=True)
+    fast = maps.numel() > 500  # random directions in place of every number
+    assert torch.autograd.gradcheck(_Triangular.apply, taken, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(_Triangular.apply, taken, fast_mode=fast)
 
 
 def test_strided_triangular_convolution_is_a_masked_one() -> None:

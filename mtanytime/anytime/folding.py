@@ -47,9 +47,8 @@ def _ordinary(convolution: TriangularConv) -> nn.Conv2d:
     weight, bias = convolution.dense(), convolution.bias
     weight = weight[..., None, None] if weight.ndim == 2 else weight
     channels, kernel = (weight.shape[1], weight.shape[0]), weight.shape[2]
-    stride = getattr(convolution, "stride", 1)
     options = {"padding": kernel // 2, "bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
-    ordinary = nn.utils.skip_init(nn.Conv2d, *channels, kernel, stride, **options)
+    ordinary = nn.utils.skip_init(nn.Conv2d, *channels, kernel, convolution.stride, **options)
     ordinary.weight = nn.Parameter(weight)
     ordinary.bias = bias
     return ordinary

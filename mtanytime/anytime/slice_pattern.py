@@ -24,6 +24,7 @@ class TriangularConv(nn.Module):
     """
 
     kernel: tuple[int, ...] = ()  # the last sizes of the weights
+    stride = 1
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
@@ -70,9 +71,7 @@ class TriangularConv(nn.Module):
 
     def dense(self) -> Float[Tensor, "outputs inputs *kernel"]:
         """The weights of all slices as those of an ordinary convolution, with zeros for the absent connections."""
-        absent = ((len(weight), sum(self.inputs) - weight.shape[1], *self.kernel) for weight in self.weights)
-        rows = ([weight, weight.new_zeros(shape)] for weight, shape in zip(self.weights, absent, strict=True))
-        return torch.cat([torch.cat(row, dim=1) for row in rows])
+        return _filled(list(self.weights), sum(self.inputs))
 
     def first(self, k: int) -> "TriangularConv":
         """Copy the first k slices as a layer of their own."""
@@ -147,6 +146,13 @@ def _times(weight: Float[Tensor, "output channel"], maps: Float[Tensor, "batch c
     return torch.bmm(weight.expand(len(maps), -1, -1), maps)
 
 
+def _filled(weights: Sequence[Float[Tensor, "output channel *kernel"]], channels: int) -> Tensor:
+    """Weights of slices, one below the other, with zeros for the channels that they do not read."""
+    # Not F.pad: exporters would compute it, and store the zeros.
+    absent = [part.new_zeros(len(part), channels - part.shape[1], *part.shape[2:]) for part in weights]
+    return torch.cat([torch.cat(row, dim=1) for row in zip(weights, absent, strict=True)])
+
+
 def _few_pixels(maps: Float[Tensor, "batch channel pixel"], pixels: int) -> bool:
     """Whether a product per image is so small that a processor is several times quicker with one for the batch."""
     return maps.device.type == "cpu" and maps.shape[2] <= pixels
@@ -175,7 +181,7 @@ class _Triangular(torch.autograd.Function):
             )
             return maps_gradient, *weight_gradients
         # One dense product, with zeros for the absent blocks, is quicker than one narrow product per slice.
-        dense = torch.cat([F.pad(weight, (0, maps.shape[1] - weight.shape[1])) for weight in weights])
+        dense = _filled(weights, maps.shape[1])
         maps_gradient = None
         if _few_pixels(maps, 64):
             tensors = gradient[..., None], maps[..., None], dense[:, :, None, None]
