@@ -13,6 +13,7 @@ from mtanytime.experiments import baseline_recipes as baselines
 from mtanytime.experiments.runner import load_part, plan, run
 
 SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "width": "4", "precision": "float32", "images": "."}
+SMALL |= {"trials": "3", "search_steps": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +61,9 @@ def test_no_image_is_scored_on_and_learned_from() -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    """A dry run tells what each method costs; a fitted probe costs no steps."""
-    changes = SMALL | {"methods": "probe,scratch,recommended"}
+    """A dry run tells what each method costs, trials included; a fitted probe costs no steps."""
+    changes = SMALL | {"methods": "probe,scratch,recommended,search_then_train,fine_tuning"}
     rows = list(plan("cifar10-baselines", tmp_path, changes=changes))
-    assert [row["steps"] for row in rows] == [0, 2, 2]
+    assert [row["steps"] for row in rows] == [0, 2, 2, 3 + 2, 1 + 1 + 2]
     assert rows[0]["macs"] == 0
     assert rows[2]["macs"] > rows[1]["macs"] > 0

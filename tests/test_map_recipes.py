@@ -39,9 +39,15 @@ def test_every_method(tmp_path: Path) -> None:
 
 
 def test_plan(tmp_path: Path) -> None:
-    """A dry run lists every method."""
+    """A dry run lists every method, a search with the steps of its trials."""
     rows = list(plan("baselines-builtin", tmp_path, changes=SMALL))
     assert [row["part"] for row in rows] == ["source", *recipes.METHODS]
+    trials, steps, search_steps = (int(SMALL[name]) for name in ("trials", "steps", "search_steps"))
+    by_part = {row["part"]: row for row in rows}
+    assert by_part["l2t"]["steps"] == steps
+    for method in ("random_search", "search_then_train"):
+        assert by_part[method]["steps"] == trials * search_steps + steps
+        assert by_part[method]["seconds"] > 0 < by_part[method]["macs"]
 
 
 @pytest.mark.parametrize(

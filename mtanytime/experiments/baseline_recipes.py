@@ -25,12 +25,13 @@ from mtanytime.experiments.recipe import (
     row_of,
     run_folder,
 )
-from mtanytime.experiments.search_run import SearchRun
+from mtanytime.experiments.search_run import SearchRun, search_run
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.baselines import BaselineTrainer
 from mtanytime.transfer.fine_tuning import FineTuning, Head, choose_head, with_head
 from mtanytime.transfer.l2sp import L2SP
+from mtanytime.transfer.outer import FreshBatch
 
 VALIDATION_PER_CLASS = 1000  # training images to score on in place of the test set; in no unlabelled pool
 PAIRS = {  # the last source stage with the target layer of its size; each stage with the layer of its size
@@ -40,8 +41,7 @@ PAIRS = {  # the last source stage with the target layer of its size; each stage
 }
 # What each method adds to a target's training on the task. "_views" and "_unlabelled" join half a batch of strong views
 # or of unlabelled images to half a batch of labelled ones (or `extra_images` to a whole one); "recommended" also
-# distills the answers of the probe. "l2t" is L2T-ww, with a lookahead at every `meta_every`-th step; the others are
-# fixed.
+# distills the answers of the probe. `LEARNED` learn their map, with the views; the others' is fixed.
 MATCHING: dict[str, str] = {
     "matching_single": "single",
     "matching_one": "one",
@@ -50,8 +50,9 @@ MATCHING: dict[str, str] = {
     "matching_all_unlabelled": "all",
     "recommended": "all",
     "recommended_unlabelled": "all",
-    "l2t": "all",
 }
+# L2T-ww with our three settings (see `RESULTS.md`), a lookahead at every `meta_every`-th step; and searches by trials.
+LEARNED = ("l2t", "random_search", "search_then_train")
 TERMS: dict[str, tuple[str, ...]] = {
     "lwf": ("lwf",),
     "at": ("at",),
@@ -63,7 +64,7 @@ TERMS: dict[str, tuple[str, ...]] = {
 # These keep the source's own architecture. "fine_tuning" takes the better of the two starts of its head, chosen on
 # labels held back in a quarter of the steps.
 ON_SOURCE = ("probe", "fine_tuning", "fine_tuning_new", "fine_tuning_probe", "l2sp")
-METHODS = ("scratch", *TERMS, *MATCHING, *ON_SOURCE)
+METHODS = ("scratch", *TERMS, *MATCHING, *LEARNED, *ON_SOURCE)
 
 
 class PenalizedLoss:
@@ -119,7 +120,7 @@ def _trainer(
         return _on_source(method, settings, source, task, options)
     extra = settings["extra_images"]  # beside the batch; 0: half of the batch in their place
     labelled, extra = (settings["batch_size"], extra) if extra else (settings["batch_size"] // 2,) * 2
-    if "views" in method or method == "recommended":
+    if "views" in method or method == "recommended" or method in LEARNED:
         options |= {"views": extra, "batch_size": labelled}
     if "unlabelled" in method:
         options |= {"unlabelled": pool, "unlabelled_per_step": extra, "batch_size": labelled}
@@ -129,10 +130,14 @@ def _trainer(
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
     options |= {"normalize_errors": bool(settings["normalize_errors"]), "teacher_weight": settings["weight_teacher"]}
-    options |= {"pairs": PAIRS[MATCHING[method]], "beta": settings["beta"]}
+    options = {"views": None, "teacher": None, "beta": settings["beta"]} | options
     if method == "l2t":
-        options |= {"what": True, "where": "relu6", "meta_every": settings["meta_every"]}
-    return TransferTrainer(source, make, task, **{"views": None, "teacher": None} | options)
+        outer = FreshBatch(task.train, labelled, options["augment"])
+        options |= {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True, "outer": outer}
+        return TransferTrainer(source, make, task, meta_every=settings["meta_every"], meta_lr=1e-3, **options)
+    if method in LEARNED:
+        return search_run(method, settings, source, make, task, options)
+    return TransferTrainer(source, make, task, pairs=PAIRS[MATCHING[method]], **options)
 
 
 def _on_source(method: str, settings: Settings, source: nn.Module, task: Task, options: dict[str, Any]) -> Any:
@@ -154,7 +159,10 @@ def _on_source(method: str, settings: Settings, source: nn.Module, task: Task, o
         return trainer(method.removeprefix("fine_tuning_"), place)
     trial = options | {"steps": max(1, options["steps"] // 4)}
     search = partial(choose_head, source, task.train, folder=run_folder(place, "choice"), **trial)
-    return SearchRun(search, lambda choice: trainer(choice.head, run_folder(place, "train")))
+    steps = options["steps"] + 2 * trial["steps"]
+    return SearchRun(
+        search, lambda choice: trainer(choice.head, run_folder(place, "train")), trainer("new", None), steps
+    )
 
 
 # A recipe's trainers are built twice, first to validate them: the source and the task are the same objects.
@@ -195,6 +203,8 @@ BASELINES: Settings = {
     "batch_size": 64,
     "extra_images": 0,
     "meta_every": 1,
+    "trials": 16,
+    "search_steps": 500,
     "lr": 0.05,
     "lr_fine_tuning": 0.02,
     "weight_decay": 5e-4,

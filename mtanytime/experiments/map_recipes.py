@@ -5,7 +5,6 @@ views. Each has its own strength of matching, chosen on validation digits.
 """
 
 from collections.abc import Callable
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ from mtanytime.data.images import Task
 from mtanytime.data.views import StrongViews
 from mtanytime.experiments.probe_run import ProbeRun, timed_probe
 from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, check_scored_on, row_of, run_folder
-from mtanytime.experiments.search_run import SearchRun, check_search
+from mtanytime.experiments.search_run import search_run
 from mtanytime.experiments.transfer_recipes import digits_task, letters_task
 from mtanytime.measure.tables import require_columns
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.outer import FreshBatch
-from mtanytime.transfer.search import MapSearch
 from mtanytime.transfer.trainer import TransferTrainer
-from mtanytime.transfer.trials import random_search, trial_search
 
 PAIRS = {
     "matching_single": [("layer3", "features.13")],
@@ -78,21 +75,7 @@ def _trainer(
         learned = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True, "outer": outer}
         learned |= {"meta_lr": settings["meta_lr_l2t"], "arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
-    place = options.pop("folder")
-    TransferTrainer(source, make, task, **options)  # refuses bad settings before anything is trained
-    search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
-    search["trials"] = settings["trials"]
-    searcher, pairs = random_search, None
-    if method == "search_then_train":
-        searcher, pairs = trial_search, len(source.feature_layers) * len(make().feature_layers)
-        search["channels"] = {} if settings["learn_channels"] else None
-    check_search(settings, pairs)
-    searching = partial(searcher, source, make, task.train, **search)
-
-    def train(found: MapSearch) -> TransferTrainer:
-        return TransferTrainer(source, make, task, map=found.map, folder=run_folder(place, "train"), **options)
-
-    return SearchRun(searching, train)
+    return search_run(method, settings, source, make, task, options)
 
 
 def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:

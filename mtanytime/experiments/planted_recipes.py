@@ -8,9 +8,7 @@ Each task plants something useless beside the source that reads letters. The map
 """
 
 import math
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,12 @@ from mtanytime.data.images import ImageSet, Task
 from mtanytime.data.synthetic import digits
 from mtanytime.data.views import StrongViews
 from mtanytime.experiments.recipe import Parts, Recipe, Settings, check_names, run_folder
-from mtanytime.experiments.search_run import SearchRun, check_search
+from mtanytime.experiments.search_run import search_run
 from mtanytime.experiments.transfer_recipes import letters_task
 from mtanytime.randomness import generator_for
 from mtanytime.training.trainer import Trainer, TrainingResult
-from mtanytime.transfer.search import MapSearch
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
-from mtanytime.transfer.trials import trial_search
 
 TASKS, METHODS = ("source", "layer", "channels"), ("uniform", "search_then_train")
 _SHUFFLED, _NOISE = -20, -21  # purposes of derived seeds
@@ -91,19 +87,8 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
                 trainer = TransferTrainer(networks, make, data, folder=place, source_layers=layers, **own)
                 yield f"{task} {method}", trainer
                 continue
-            TransferTrainer(networks, make, data, source_layers=layers, **own)  # refuses bad settings before the search
-            check_search(settings, sum(map(len, layers.values())) * len(make().feature_layers))
-            search = {"trials": settings["trials"], "steps": settings["search_steps"], "channels": {}}
-            search |= {"source_layers": layers, "folder": run_folder(place, "search")}
-            searching = partial(trial_search, networks, make, data, **own | search)
-            training = partial(_final, networks, make, data, run_folder(place, "train"), own)
-            yield f"{task} {method}", SearchRun(searching, training)
-
-
-def _final(
-    networks: Any, make: Callable[[], nn.Module], data: Task, folder: Path | None, options: Any, found: MapSearch
-) -> TransferTrainer:
-    return TransferTrainer(networks, make, data, map=found.map, folder=folder, **options)
+            own |= {"source_layers": layers, "folder": place}
+            yield f"{task} {method}", search_run(method, settings | {"learn_channels": 1}, networks, make, data, own)
 
 
 def _source_of(

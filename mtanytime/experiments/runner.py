@@ -133,7 +133,7 @@ def load_part(folder: Path, **options: Any) -> StoredRun:
 def plan(
     name: str, folder: Path, seeds: Sequence[int] = (0,), changes: Mapping[str, Setting] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield what `run` would do with these arguments, without writing: one row per network.
+    """Yield what `run` would do with these arguments, without writing: one row per network, or search and training.
 
     Columns: part, seed, beta, steps, done, macs (multiply-adds of all steps) and seconds (of the remaining steps,
     without the final test). Two steps of each network are run and timed here, and their multiply-adds are counted by
@@ -146,17 +146,19 @@ def plan(
         for part, trainer in chosen.trainers(settings, seed, folder, False):
             if part == "source" and seed != seeds[0]:
                 continue  # all seeds share it
+            steps = trainer.planned_steps if isinstance(trainer, SearchRun) else trainer.steps
             if part not in costs:
-                costs[part] = _step_cost(trainer) if trainer.steps else (0, 0.0)  # a fitted probe has no steps
+                stepping = trainer.plain if isinstance(trainer, SearchRun) else trainer
+                costs[part] = _step_cost(stepping) if steps else (0, 0.0)  # a fitted probe has no steps
             macs, seconds = costs[part]
             yield {
                 "part": part,
                 "seed": seed,
                 "beta": getattr(trainer, "beta", 0.0),
-                "steps": trainer.steps,
+                "steps": steps,
                 "done": trainer.step,
-                "macs": macs * trainer.steps,
-                "seconds": seconds * (trainer.steps - trainer.step),
+                "macs": macs * steps,
+                "seconds": seconds * (steps - trainer.step),
             }
 
 

@@ -1,14 +1,19 @@
 """A search (for a map, or for the start of a head) and the training with what it found, as one run of a recipe."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+
 from mtanytime.checks import require
-from mtanytime.experiments.recipe import Settings
+from mtanytime.data.images import Task
+from mtanytime.experiments.recipe import Settings, run_folder
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.fine_tuning import HeadChoice
-from mtanytime.transfer.search import MapSearch
-from mtanytime.transfer.trials import fewest_trials
+from mtanytime.transfer.search import MapSearch, Source, without_layers
+from mtanytime.transfer.trainer import TransferTrainer
+from mtanytime.transfer.trials import fewest_trials, random_search, trial_search
 
 Found = TypeVar("Found", MapSearch, HeadChoice)
 
@@ -19,14 +24,23 @@ class SearchRun(Generic[Found]):
     Args:
         search: does the search, or reads a finished one from its folder.
         train: makes the final trainer for what was found.
+        plain: a trainer, of which a step costs what one of the run costs; None: not known.
+        planned_steps: of all trainings together, so far as they are known.
 
     Attributes:
         seconds: of the search and of the final training.
         searched: the search, once it is done.
     """
 
-    def __init__(self, search: Callable[[], Found], train: Callable[[Found], Trainer]) -> None:
+    def __init__(
+        self,
+        search: Callable[[], Found],
+        train: Callable[[Found], Trainer],
+        plain: Trainer | None = None,
+        planned_steps: int = 0,
+    ) -> None:
         self._search, self._train = search, train
+        self.plain, self.planned_steps = plain, planned_steps
         self.searched: Found | None = None
         self.trainer: Trainer | None = None
         self.step = self.epochs = 0  # until the search is done, its steps are not known
@@ -40,6 +54,11 @@ class SearchRun(Generic[Found]):
         return self.trainer.train()
 
     @property
+    def model(self) -> nn.Module:
+        """The network of the final training. Raises AttributeError before the search is done."""
+        return self.trainer.model
+
+    @property
     def steps(self) -> int:
         """Steps of the final training; 0 before the search is done."""
         return 0 if self.trainer is None else self.trainer.steps
@@ -49,6 +68,39 @@ class SearchRun(Generic[Found]):
         """Seconds of training so far, of both."""
         parts = (part for part in (self.searched, self.trainer) if part is not None)
         return sum(part.seconds for part in parts)
+
+
+def search_run(
+    method: str, settings: Settings, source: Source, make: Callable[[], nn.Module], task: Task, options: Any
+) -> SearchRun[MapSearch]:
+    """The run of a method with a search for a map, "random_search" or "search_then_train", which searches by trials.
+
+    Args:
+        method: the name.
+        settings: of the recipe: trials, search_steps, and learn_channels where the search may learn them.
+        source, make, task: see `TransferTrainer`; `make` builds the target.
+        options: of `TransferTrainer`, with a folder, or None, for the search and the final training.
+
+    Raises:
+        ValueError: as `check_search` and `TransferTrainer`.
+    """
+    place = options["folder"]
+    options = {name: value for name, value in options.items() if name != "folder"}
+    plain = TransferTrainer(source, make, task, **options)  # refuses bad settings before anything is trained
+    search = options | {"folder": run_folder(place, "search"), "steps": settings["search_steps"]}
+    search["trials"] = settings["trials"]
+    searcher = random_search
+    if method == "search_then_train":
+        searcher = trial_search
+        search["channels"] = {} if settings.get("learn_channels") else None
+    check_search(settings, None if searcher is random_search else len(plain.pairs))
+
+    def train(found: MapSearch) -> TransferTrainer:
+        final = without_layers(options) | {"map": found.map, "folder": run_folder(place, "train")}
+        return TransferTrainer(source, make, task, **final)
+
+    steps = settings["trials"] * settings["search_steps"] + plain.steps
+    return SearchRun(partial(searcher, source, make, task.train, **search), train, plain, steps)
 
 
 def check_search(settings: Settings, pairs: int | None) -> None:
