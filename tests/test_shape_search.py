@@ -2,13 +2,17 @@
 
 import re
 from itertools import product
+from math import prod
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_mode import examples
+from torch import nn
 
 from mtanytime.anytime import SlicedResNet, SliceShape
+from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.shape_search import exit_layers, search_shapes
 from mtanytime.measure.costs import exit_costs
 from mtanytime.measure.layer_times import Layer
@@ -21,37 +25,58 @@ def macs(layer: Layer) -> float:
 
 @settings(max_examples=examples(6))
 @given(st.data(), st.sampled_from([1, 2]), st.sampled_from([17, 32]))
-def test_layers_of_an_exit_cost_what_it_costs(data: st.DataObject, stem_stride: int, side: int) -> None:
-    """Listed convolutions have the multiply-adds of the stand-alone network but for its head, for odd images too."""
+def test_layers_of_an_exit_are_those_that_it_runs(data: st.DataObject, stem_stride: int, side: int) -> None:
+    """They are the convolutions of the exit as it is run alone, with the same maps, for odd images too."""
     count = data.draw(st.integers(1, 3))
     widths = data.draw(st.lists(st.tuples(*[st.integers(1, 5)] * count), min_size=1, max_size=3))
     blocks = tuple(data.draw(st.integers(1, 2)) for _ in widths)
     shape = SliceShape(tuple(widths), blocks, stem_stride=stem_stride)
-    costs = exit_costs(SlicedResNet(3, shape), (3, side, side))["macs_own_head"]
-    for k, own in enumerate(costs, 1):
-        head = 3 * sum(shape.widths[-1][:k])
-        assert sum(layer.macs for layer in exit_layers(shape, k, side)) == own - head
+    network = SlicedResNet(3, shape).eval()
+    for k in range(1, count + 1):
+        ran = convolutions(fold_batch_norms(network.extract(k), dense=True), torch.randn(1, 3, side, side))
+        assert sorted(ran) == sorted(exit_layers(shape, k, side))
+
+
+def convolutions(network: nn.Module, images: torch.Tensor) -> list[Layer]:
+    """Run a network, and list its convolutions with the size of the maps that they read."""
+    ran = []
+
+    def note(layer: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        sizes = layer.in_channels, layer.out_channels, inputs[0].shape[-1], layer.kernel_size[0]
+        ran.append(Layer(*sizes, stride=layer.stride[0]))
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(note)
+    network(images)
+    return ran
 
 
 def test_the_best_of_all_shapes() -> None:
-    """With room for all, the search finds the shape that trying every one finds, and its costs are the network's."""
+    """With room for all, the search finds the shape that trying every one finds, and its counts are the network's."""
     budgets, multiple = (2e5, 5e5), 4
-    best: tuple[float, SliceShape | None] = (0.0, None)
+    best: tuple[float, tuple] = (0.0, ())
     choices = list(product(*[range(4, (8 << stage) + 1, 4) for stage in range(2)]))
     for thin, added in product(choices, choices):
-        widths = tuple(zip(thin, added, strict=True))
-        ends = [thin, tuple(map(sum, widths))]
-        costs = [sum(map(macs, exit_layers(SliceShape(widths), k))) for k in (1, 2)]
+        shape = SliceShape(tuple(zip(thin, added, strict=True)), (1, 1))
+        ends = [thin, tuple(map(sum, shape.widths))]
+        costs = [sum(map(macs, exit_layers(shape, k))) for k in (1, 2)]
         fits = all(cost <= budget for cost, budget in zip(costs, budgets, strict=True))
-        if fits and all(1.5 * a <= b <= 3 * a for a, b in ends) and costs[0] * costs[1] > best[0]:
-            best = costs[0] * costs[1], SliceShape(widths)
+        if fits and all(1.5 * a <= b <= 3 * a for a, b in ends):
+            best = max(best, (prod(counted(shape)), shape.widths))
     found = search_shapes(macs, budgets, multiple, (1, 1), largest=8, keep=1000)
-    assert found[0].shape == SliceShape(best[1].widths, (1, 1))
+    assert prod(found[0].macs) == best[0]
     for candidate in found:
-        own = exit_costs(SlicedResNet(10, candidate.shape))["macs_own_head"].tolist()
-        heads = [10 * sum(candidate.shape.widths[-1][:k]) for k in (1, 2)]
-        assert list(candidate.macs) == [cost - head for cost, head in zip(own, heads, strict=True)]
-        assert candidate.costs == candidate.macs
+        assert list(candidate.macs) == counted(candidate.shape)
+        assert list(candidate.costs) == [sum(map(macs, exit_layers(candidate.shape, k))) for k in (1, 2)]
+        assert candidate.costs[0] == candidate.macs[0]  # one slice has no absent connections
+        assert candidate.costs[1] > candidate.macs[1]
+
+
+def counted(shape: SliceShape) -> list[int]:
+    """The multiply-adds of each exit's network, without its head."""
+    own = exit_costs(SlicedResNet(10, shape))["macs_own_head"].tolist()
+    return [cost - 10 * sum(shape.widths[-1][:k]) for k, cost in enumerate(own, 1)]
 
 
 def test_bad_budgets() -> None:

@@ -15,23 +15,26 @@ Stages = tuple[int, ...]  # channels in each stage, of a prefix or a slice
 
 
 def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
-    """The convolutions that the stand-alone network of exit k runs, one by one, for images of side × side pixels.
+    """The convolutions that an exit alone runs, one by one, for images of side × side pixels.
+
+    They are ordinary ones, as `fold_batch_norms(…, dense=True)` makes them: each computes all slices up to k, and
+    multiplies the zeros of absent connections as well.
 
     Only for basic blocks, without squeeze-and-excitation. Raises ValueError for another shape, and for an exit that it
     does not have.
     """
     require(1 <= k <= shape.exits, "k", f"an exit from 1 to {shape.exits}", k)
     require(shape.block == "basic" and not shape.squeeze, "shape", "basic blocks without squeeze", shape)
-    ends = [tuple(sum(stage[:j]) for stage in shape.widths) for j in range(k + 1)]
-    layers = [_stem(ends[k], shape.stem_stride, side)]
-    for before, after in pairwise(ends):
-        layers += _slice_layers(before, after, shape.blocks, shape.stem_stride, side)
-    return layers
+    end = tuple(sum(stage[:k]) for stage in shape.widths)
+    return [_stem(end, shape.stem_stride, side), *_blocks((0,) * len(end), end, shape.blocks, shape.stem_stride, side)]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape with what each of its exits costs, in the unit of the budgets, and its multiply-adds, heads left out."""
+    """A shape with what each of its exits costs, in the unit of the budgets, and its multiply-adds.
+
+    Heads are left out, and the multiply-adds are those of the block lower triangular convolutions: no zeros.
+    """
 
     shape: SliceShape
     costs: tuple[float, ...]
@@ -49,9 +52,9 @@ def search_shapes(
 ) -> list[Candidate]:
     """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
 
-    The networks have basic blocks and a first convolution of stride 2, for images of 32 × 32 pixels. A cost is the sum
-    of those of the convolutions: additions, activations and the head come on top, so leave room for them. Which of the
-    shapes is the most accurate is for a training to say, on images held back.
+    The networks have basic blocks and a first convolution of stride 2, for images of 32 × 32 pixels. The cost of an
+    exit is the sum of those of its `exit_layers`: additions, activations and the head come on top, so leave room for
+    them. Which of the shapes is the most accurate is for a training to say, on images held back.
 
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
@@ -75,25 +78,25 @@ def search_shapes(
     for name, size in (("multiple", multiple), ("keep", keep)):
         require(isinstance(size, Integral) and size >= 1, name, "a whole number from 1", size)
     choices = [range(multiple, (largest << stage) + 1, multiple) for stage in range(len(blocks))]
-    beam: list[tuple[tuple[Stages, ...], float, list[float], list[int]]] = [(((0,) * len(blocks),), 0.0, [], [])]
+    none = (0,) * len(blocks)
+    beam: list[tuple[tuple[Stages, ...], list[float], list[int]]] = [((none,), [], [])]  # prefixes, costs, macs
     expected = f"bounds that slices of {multiple}, {2 * multiple}, … channels, up to {largest} in the first stage, keep"
-    require(any(_wider((0,) * len(blocks), choices, growth)), "growth", expected, growth)
+    require(any(_wider(none, choices, growth)), "growth", expected, growth)
     for k, budget in enumerate(budgets, 1):
         found, cheapest = [], math.inf
-        for ends, slices_cost, costs, macs in beam:
+        for ends, costs, macs in beam:
             for after in _wider(ends[-1], choices, growth):
-                layers, stem = _slice_layers(ends[-1], after, blocks, 2, 32), _stem(after, 2, 32)
-                own = slices_cost + sum(map(cost, layers))
-                total = own + cost(stem)
+                stem = _stem(after, 2, 32)
+                total = cost(stem) + sum(map(cost, _blocks(none, after, blocks, 2, 32)))
                 cheapest = min(cheapest, total)
                 if total <= budget:
-                    before = macs[-1] - _stem(ends[-1], 2, 32).macs if macs else 0
-                    total_macs = before + sum(layer.macs for layer in (*layers, stem))
-                    found.append(((*ends, after), own, [*costs, total], [*macs, total_macs]))
+                    slices = pairwise((*ends, after))
+                    own = sum(layer.macs for part in slices for layer in _blocks(*part, blocks, 2, 32))
+                    found.append(((*ends, after), [*costs, total], [*macs, own + stem.macs]))
         expected = f"at least {cheapest:g} for exit {k}, the cost of the thinnest slice"
         require(len(found) > 0, "budgets", expected, budget)
-        beam = sorted(found, key=lambda shape: -math.prod(shape[3]))[:keep]
-    return [Candidate(_shape(ends, blocks), tuple(costs), tuple(macs)) for ends, _, costs, macs in beam]
+        beam = sorted(found, key=lambda shape: -math.prod(shape[2]))[:keep]
+    return [Candidate(_shape(ends, blocks), tuple(costs), tuple(macs)) for ends, costs, macs in beam]
 
 
 def _shape(ends: Sequence[Stages], blocks: Sequence[int]) -> SliceShape:
@@ -113,8 +116,8 @@ def _stem(end: Stages, stride: int, side: int) -> Layer:
     return Layer(3, end[0], side, stride=stride)
 
 
-def _slice_layers(before: Stages, after: Stages, blocks: Sequence[int], stem_stride: int, side: int) -> list[Layer]:
-    """The convolutions of one slice, between two prefixes, without the first of the network."""
+def _blocks(before: Stages, after: Stages, blocks: Sequence[int], stem_stride: int, side: int) -> list[Layer]:
+    """The blocks' convolutions that compute what lies between two prefixes, and read all up to the second."""
     layers, side = [], -(-side // stem_stride)
     for stage, count in enumerate(blocks):
         outputs = after[stage] - before[stage]
