@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from mtanytime.anytime import SlicedResNet, SliceShape
+from mtanytime.anytime import SliceCascade, SlicedResNet, SliceShape
 from mtanytime.data.images import Task
 from mtanytime.experiments import anytime_recipes
 from mtanytime.experiments.recipe import changed
@@ -81,8 +81,8 @@ def test_all_training_images(small_task: Task, tmp_path: Path) -> None:
     assert list(results) == list(stored)
     assert results.groupby("model").size().to_dict() == {"inclusive": 2, "msdnet": 2, "sliced": 2}
     sliced = results[results["model"] == "sliced"]
-    shape = SliceShape(((4, 4), (8, 8)))
-    assert sliced["macs"].tolist() == exit_costs(SlicedResNet(3, shape))["macs"].tolist()
+    shape = SliceShape(((4, 4), (8, 8)), 1, "inverted")
+    assert sliced["macs"].tolist() == exit_costs(SliceCascade(3, shape))["macs"].tolist()
     network = load_part(tmp_path / "sliced-seed0").network
     assert network.network.shape == shape
 
@@ -106,7 +106,13 @@ def test_slices_of_a_setting() -> None:
     settings = RECIPES["anytime-cifar10-full"].settings
     explicit = changed(settings, {"slice_widths": "4,4/6,2", "slice_block": "inverted", "slice_blocks": "1,2"})
     shape = SliceShape(((4, 4), (6, 2)), (1, 2), "inverted")
-    assert anytime_recipes.build_network("sliced", explicit, 3).shape == shape
+    network = anytime_recipes.build_network("sliced", explicit, 3)
+    assert isinstance(network, SliceCascade)
+    assert network.shape == shape
+    nested = anytime_recipes.build_network("sliced", explicit | {"slice_reads": "layers"}, 3)
+    assert isinstance(nested, SlicedResNet)
+    before = {name: value for name, value in explicit.items() if name != "slice_reads"}  # a run of an older version
+    assert isinstance(anytime_recipes.build_network("sliced", before, 3), SlicedResNet)
     rounded = changed(settings, {"slice_widths": "20,20", "slice_multiple": "16", "slice_blocks": "1,1"})
     assert anytime_recipes.build_network("sliced", rounded, 3).shape.widths == ((16, 32), (48, 32))
     grouped = changed(settings, {"slice_block": "resnext", "slice_widths": "8,4", "slice_branches": "2,1"})
@@ -118,7 +124,8 @@ def test_slices_of_a_setting() -> None:
     [
         ({"slice_widths": "8,x/4,4"}, "slice_widths: expected whole numbers separated by commas, .*, got '8,x/4,4'"),
         ({"slice_widths": "26,11", "slice_multiple": "16"}, "first: expected slices that keep channels when prefixes"),
-        ({"slice_widths": "4,4/8,8"}, r"blocks: expected one number, or 2, one per stage, got \(1, 1, 1\)"),
+        ({"slice_widths": "4,4/8,8"}, r"blocks: expected one number, or 2, one per stage, got \(2, 2, 2\)"),
+        ({"slice_reads": "heads"}, r"slice_reads: expected one of \['layers', 'stages'\], got 'heads'"),
         ({"slice_block": "dense"}, r"slice_block: expected one of \['basic', 'inverted', 'resnext'\], got 'dense'"),
     ],
 )

@@ -15,6 +15,7 @@ from mtanytime.anytime import (
     AnytimePredictor,
     InclusiveResNeXt,
     MSDNet,
+    SliceCascade,
     SlicedResNet,
     SlicedResNeXt,
     SliceShape,
@@ -34,6 +35,7 @@ KINDS = {
     "msdnet": lambda: MSDNet(5, blocks=3, base=1, step=1),
     "basic": lambda: SlicedResNet(5, SliceShape(((4, 2, 2), (6, 4, 4)))),
     "inverted": lambda: SlicedResNet(5, SliceShape(((4, 2, 2), (6, 4, 4)), 2, "inverted", 1, 2, 2)),
+    "cascade": lambda: SliceCascade(5, SliceShape(((4, 2, 2), (6, 4, 4)), 2, "inverted", 1, 2, 2)),
 }
 
 

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from mtanytime.anytime import AnytimePredictor, InclusiveResNeXt, MSDNet, SlicedResNet, SlicedResNeXt, SliceShape
+from mtanytime.anytime import (
+    AnytimePredictor,
+    InclusiveResNeXt,
+    MSDNet,
+    SliceCascade,
+    SlicedResNet,
+    SlicedResNeXt,
+    SliceShape,
+)
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.slice_layers import SliceConv
 from mtanytime.anytime.slice_pattern import TriangularConv
@@ -19,6 +27,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "MSDNet": lambda: MSDNet(3, blocks=2, base=2, step=1, channels=4, growth=4),
     "sliced": lambda: SlicedResNeXt(3, 8, 2, 4, 1, (4, 4), (2, 2)),
     "basic": lambda: SlicedResNet(3, SliceShape(((4, 4), (6, 6)))),
+    "cascade": lambda: SliceCascade(3, SliceShape(((4, 4), (6, 6)))),
     "inclusive": lambda: InclusiveResNeXt(3, 8, 2, 4, 1, 2),
 }
 KINDS: dict[str, Callable[[nn.Module, str], object]] = {

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.__main__ import main
-from mtanytime.anytime import SlicedResNet, SliceShape, doubling_widths
+from mtanytime.anytime import SliceCascade, SliceShape, doubling_widths
 from mtanytime.backbones import vgg9
 from mtanytime.devices import processor
 from mtanytime.experiments import benchmarks
@@ -299,7 +299,7 @@ def test_bench_of_exits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert answers == {(model, runtime, way): [1, 2] for model, way in ways for runtime in ("eager", "channels-last")}
     assert (table[["latency1_ms", "latency2_ms"]] > 0).all(axis=None)
     sliced = table[table["model"] == "sliced"].groupby("exit")["macs_own_head"].unique()
-    expected = exit_costs(SlicedResNet(10, SliceShape(doubling_widths((4, 4)))))["macs_own_head"]
+    expected = exit_costs(SliceCascade(10, SliceShape(doubling_widths((4, 4)), 2, "inverted")))["macs_own_head"]
     assert [list(costs) for costs in sliced] == [[cost] for cost in expected]
     capsys.readouterr()
     assert main(["bench", "exits", "--set", "models=separate"]) == 1

@@ -10,13 +10,13 @@ from long_mode import examples
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtanytime.anytime import SlicedResNet, SlicedResNeXt, SliceShape
+from mtanytime.anytime import SliceCascade, SlicedResNet, SlicedResNeXt, SliceShape
 from mtanytime.anytime.slice_layers import SliceConv, SliceNorm
 from mtanytime.anytime.slice_pattern import TriangularConv, TriangularConv3x3, _Triangular
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.measure.costs import exit_costs
 
-KINDS = pytest.mark.parametrize("kind", ["resnext", "basic", "inverted"])
+KINDS = pytest.mark.parametrize("kind", ["resnext", "basic", "inverted", "cascade basic", "cascade inverted"])
 TINY = {"width": 8, "bottleneck": 2, "branches": 4, "blocks": 1}
 
 
@@ -29,10 +29,11 @@ def shapes(draw: st.DrawFn, kind: str) -> dict[str, object]:
         blocks = tuple(draw(st.integers(1, 2)) for _ in stages)
         stem_stride, expansion, squeeze = (draw(st.integers(*ends)) for ends in ((1, 2), (1, 3), (0, 2)))
         sizes = {"stem_stride": stem_stride, "expansion": expansion, "squeeze": squeeze}
-        return {"widths": tuple(stages), "blocks": blocks, "block": kind, **sizes}
+        return {"kind": kind, "widths": tuple(stages), "blocks": blocks, "block": kind.split()[-1], **sizes}
     widths = draw(st.lists(st.integers(1, 5), min_size=count, max_size=count))
     branches = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
     return {
+        "kind": kind,
         "width": sum(widths),
         "bottleneck": draw(st.integers(1, 3)),
         "branches": sum(branches),
@@ -43,10 +44,18 @@ def shapes(draw: st.DrawFn, kind: str) -> dict[str, object]:
     }
 
 
+def build(kind: str, classes: int, shape: dict[str, object]) -> SlicedNetwork:
+    """A network of one of the kinds, with fresh weights."""
+    torch.manual_seed(0)
+    if kind == "resnext":
+        return SlicedResNeXt(classes, **shape)
+    network = SliceCascade if kind.startswith("cascade") else SlicedResNet
+    return network(classes, SliceShape(**shape))
+
+
 def made(shape: dict[str, object], training: bool) -> SlicedNetwork:
     """A network in float64 with batch norms that are not in their initial state."""
-    torch.manual_seed(0)
-    network = SlicedResNet(3, SliceShape(**shape)) if "widths" in shape else SlicedResNeXt(3, **shape)
+    network = build(shape["kind"], 3, {name: value for name, value in shape.items() if name != "kind"})
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight, module.bias, module.running_mean):
@@ -57,7 +66,7 @@ def made(shape: dict[str, object], training: bool) -> SlicedNetwork:
 
 def some_images(network: SlicedNetwork) -> Tensor:
     """A few images, large enough for last maps of two pixels or more."""
-    if isinstance(network, SlicedResNet):  # whose strides round up
+    if not isinstance(network, SlicedResNeXt):  # whose strides do not round up
         return torch.randn(3, 3, 2 * network.trunk.stride, 2 * network.trunk.stride + 1, dtype=torch.float64)
     size = (8 if isinstance(network.trunk.stem, nn.Sequential) else 2) << (len(network.trunk.stages) - 1)
     return torch.randn(3, 3, size, size, dtype=torch.float64)
@@ -126,6 +135,12 @@ def spoil_after(network: SlicedNetwork, k: int) -> None:
 
     for head in network.heads[k:]:
         spoil(head, 0)
+    if isinstance(network, SliceCascade):
+        for layer in network.trunk.slices[k:].modules():
+            spoil(layer, 0)
+            for weight in layer.weights if isinstance(layer, TriangularConv) else ():
+                weight.fill_(torch.nan)
+        return
     if isinstance(network, SlicedResNet):
         for layer in network.trunk.modules():
             if isinstance(layer, SliceNorm | SliceConv):
@@ -215,6 +230,53 @@ def test_costs_of_dense_blocks(stem_stride: int) -> None:
         assert costs.loc[k - 1, ["macs_own_head", "macs"]].tolist() == [own, own + earlier_heads]
 
 
+def test_costs_of_a_cascade() -> None:
+    """Four slices of 8, 16 and 32 channels, one inverted residual per stage: each exit costs a count on paper."""
+    shape = SliceShape(((8,) * 4, (16,) * 4, (32,) * 4), 1, "inverted", 1, 4)
+    costs = exit_costs(SliceCascade(10, shape))
+    own = 0
+    for k in range(1, 5):
+        own += 3 * 9 * 8 * 32**2 + (8 * k * 32 + 9 * 32 + 32 * 8) * 32**2  # the first stage
+        for width, side in ((8, 32), (16, 16)):  # the others begin with a stride: half the side, twice the channels
+            inner, half = 4 * width, (side // 2) ** 2
+            own += width * k * inner * side**2 + 9 * inner * half
+            own += (inner + 2 * width * (k - 1) + width) * 2 * width * half  # with the shortcut's 1×1
+        heads = [10 * 32 * j for j in range(1, k + 1)]
+        assert costs.loc[k - 1, ["macs_own_head", "macs"]].tolist() == [own + heads[-1], own + sum(heads)]
+
+
+@pytest.mark.parametrize("block", ["basic", "inverted"])
+def test_a_cascade_reads_finished_stages(block: str) -> None:
+    """The second slice's first block depends on the last block of the first slice; in a `SlicedResNet` it does not."""
+    shape = SliceShape(((4, 4),), 2, block)
+    for kind, depends in ((SliceCascade, True), (SlicedResNet, False)):
+        torch.manual_seed(0)
+        network, seen = kind(3, shape).eval(), []
+        parts = network.trunk.slices if depends else [network.trunk]
+        last_of_first = parts[0].stages[0][1]
+        parts[-1].stages[0][0].register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
+        images = torch.randn(2, 3, 8, 8)
+        network(images)
+        for parameter in last_of_first.parameters():
+            parameter.data.add_(1.0)
+        network(images)
+        assert torch.equal(*seen) != depends
+
+
+def test_one_slice_of_a_cascade_is_the_usual_network() -> None:
+    """Without earlier slices nothing is read beside, so both kinds of network compute the same."""
+    for block in ("basic", "inverted"):
+        shape = SliceShape(((4,), (6,)), 2, block, 1, 3, 2)
+        torch.manual_seed(0)
+        cascade, usual = SliceCascade(3, shape), SlicedResNet(3, shape)
+        tensors = [value for name, value in cascade.state_dict().items()]
+        places = list(usual.state_dict().values())
+        for place, value in zip(places, tensors, strict=True):
+            place.copy_(value.view_as(place))
+        images = torch.randn(2, 3, 9, 8)
+        torch.testing.assert_close(cascade(images)[0], usual(images)[0])
+
+
 def test_answers_come_one_by_one() -> None:
     """An early answer is useful only if it computes one slice and no more."""
     network, images = SlicedResNeXt(10, width=16, branches=4, blocks=1).eval(), torch.zeros(1, 3, 32, 32)
@@ -279,8 +341,8 @@ def test_depthwise_stride_in_bfloat16(side: int) -> None:
 @KINDS
 def test_extract_can_be_exported(kind: str) -> None:
     """Deployment needs torch.export to accept an extracted exit as it is."""
-    shape = TINY if kind == "resnext" else {"widths": ((4, 2, 2), (4, 4, 4)), "block": kind, "squeeze": 2}
-    network = made(shape, training=False).float()
+    shape = {"widths": ((4, 2, 2), (4, 4, 4)), "block": kind.split()[-1], "squeeze": 2}
+    network = made({"kind": kind} | (TINY if kind == "resnext" else shape), training=False).float()
     images, alone = torch.randn(2, 3, 8, 8), network.extract(2)
     exported = torch.export.export(alone, (images,)).module()
     torch.testing.assert_close(exported(images), alone(images))
@@ -289,10 +351,8 @@ def test_extract_can_be_exported(kind: str) -> None:
 @KINDS
 def test_bfloat16(kind: str) -> None:
     """Under autocast, products are computed in bfloat16, and gradients have the weights' own precision."""
-    torch.manual_seed(0)
-    network = SlicedResNeXt(5, **TINY)
-    if kind != "resnext":
-        network = SlicedResNet(5, SliceShape(((4, 4), (8, 8)), 1, kind, squeeze=2))
+    shape = {"widths": ((4, 4), (8, 8)), "block": kind.split()[-1], "squeeze": 2}
+    network = build(kind, 5, TINY if kind == "resnext" else shape)
     images = torch.randn(4, 3, 8, 8)
     exact = network(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,5 +1,6 @@
 """Paper 2: anytime prediction by slicing networks vertically (arXiv:1807.02609)."""
 
+from mtanytime.anytime.cascade import SliceCascade
 from mtanytime.anytime.early_exit import choose_thresholds, exits_taken
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.inclusive import InclusiveResNeXt
@@ -23,6 +24,7 @@ __all__ = [
     "JointLoss",
     "MSDNet",
     "ResNeXt",
+    "SliceCascade",
     "SliceShape",
     "SlicedResNeXt",
     "SlicedResNet",

@@ -95,9 +95,9 @@ class SliceTrunk(nn.Module):
 
 
 class ResNetExit(nn.Module):
-    """The stand-alone network of one exit: its slices and its head."""
+    """The stand-alone network of one exit: its slices, a `SliceTrunk` or a `CascadeTrunk`, and its head."""
 
-    def __init__(self, trunk: SliceTrunk, head: nn.Linear) -> None:
+    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
 

@@ -13,6 +13,7 @@ from mtanytime.anytime import (
     InclusiveResNeXt,
     JointLoss,
     MSDNet,
+    SliceCascade,
     SlicedResNet,
     SlicedResNeXt,
     SliceShape,
@@ -44,6 +45,7 @@ MODELS = ("sliced", "inclusive", "msdnet", "separate")
 VALIDATION_PER_CLASS = 500  # held-back training images that `scored_on=validation` scores on
 HELD_BACK_SEED = 100  # of "anytime-cifar10-full": every run holds back the same images
 SLICE_BLOCKS = ("basic", "inverted", "resnext")
+SLICE_READS = {"layers": SlicedResNet, "stages": SliceCascade}  # what a slice reads of the slices before it
 
 
 def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
@@ -73,7 +75,7 @@ def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
 
 
 def _sliced(settings: Settings, classes: int) -> AnytimeNetwork:
-    """The sliced network of these settings: a `SlicedResNeXt`, or a `SlicedResNet` where `slice_block` says so."""
+    """The sliced network of these settings: a `SlicedResNeXt`, or a network of the blocks that `slice_block` names."""
     block = settings.get("slice_block", "resnext")
     require(block in SLICE_BLOCKS, "slice_block", f"one of {list(SLICE_BLOCKS)}", block)
     if block == "resnext":
@@ -87,7 +89,9 @@ def _sliced(settings: Settings, classes: int) -> AnytimeNetwork:
         )
     widths = slice_widths(settings["slice_widths"], len(settings["slice_blocks"]), settings["slice_multiple"])
     options = {name: settings[f"slice_{name}"] for name in ("blocks", "block", "stem_stride", "expansion", "squeeze")}
-    return SlicedResNet(classes, SliceShape(widths, **options))
+    reads = settings.get("slice_reads", "layers")
+    require(reads in SLICE_READS, "slice_reads", f"one of {list(SLICE_READS)}", reads)
+    return SLICE_READS[reads](classes, SliceShape(widths, **options))
 
 
 def slice_widths(text: str, stages: int, multiple: int = 1) -> tuple[tuple[int, ...], ...]:
@@ -221,10 +225,11 @@ CIFAR10_FULL: Settings = {
     "epochs": 10,
     "lr": 0.1,
     "precision": "float32",  # bfloat16 is quicker on a GPU, and many times slower on a processor without it
-    "slice_block": "basic",
-    "slice_widths": "26,11,13,14",
+    "slice_reads": "stages",
+    "slice_block": "inverted",
+    "slice_widths": "20,8,12,16",
     "slice_multiple": 1,
-    "slice_blocks": (1, 1, 1),
+    "slice_blocks": (2, 2, 2),
     "slice_stem_stride": 2,
     "slice_expansion": 4,
     "slice_squeeze": 0,

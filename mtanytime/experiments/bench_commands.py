@@ -268,6 +268,7 @@ def _bench_shapes(options: argparse.Namespace) -> int:
         widths = "/".join(",".join(map(str, stage)) for stage in candidate.shape.widths)
         costs = " ".join(f"{ms:.3g}" for ms in candidate.costs)
         print(f"slice_widths={widths}  {costs} ms  {' '.join(f'{macs / 1e6:.1f}' for macs in candidate.macs)} M")
+    print("These are shapes for slice_reads=layers slice_block=basic slice_blocks=1,1,1")
     return 0
 
 

@@ -19,12 +19,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mtanytime.anytime import AnytimeTrainer
+from mtanytime.anytime import AnytimeTrainer, SlicedResNet, SliceShape, doubling_widths
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.checks import Words, require
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet
-from mtanytime.experiments.anytime_recipes import RECIPES, build_network
 from mtanytime.training.distributed import start
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import PAPER, TransferTrainer
@@ -95,10 +94,10 @@ def _trainers(batch: int, steps: int) -> dict[str, Callable[[], Trainer]]:
     pixels = torch.randint(0, 256, (batch * steps, 3, 32, 32), generator=generator).to(torch.uint8)
     data = ImageSet(pixels, torch.arange(batch * steps) % 10, tuple("0123456789"[: batch * steps]))
     options: dict[str, Any] = {"batch_size": batch, "epochs": 1, "lr": 0.01, "augment": crop_flip(), "progress": False}
-    sliced = RECIPES["anytime-cifar10-full"].settings
+    shape = SliceShape(doubling_widths((26, 11, 13, 14)))
     return {
         "Trainer": lambda: Trainer(lambda: vgg9(10), data, **options),
-        "AnytimeTrainer": lambda: AnytimeTrainer(lambda: build_network("sliced", sliced, 10), data, **options),
+        "AnytimeTrainer": lambda: AnytimeTrainer(lambda: SlicedResNet(10, shape), data, **options),
         "TransferTrainer": lambda: TransferTrainer(resnet(32, 10), lambda: vgg9(10), data, **PAPER | options),
     }
 

@@ -1,0 +1,213 @@
+"""A cascade of slices: thin networks of full depth, each of which reads what those before it made of every stage."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtanytime.anytime.blocks import Maps, SqueezeExcitation, skip_connection
+from mtanytime.anytime.made_weights import has_made_weights, plain_copy
+from mtanytime.anytime.resnext import initialise
+from mtanytime.anytime.slice_layers import HandingOn, SliceConv
+from mtanytime.anytime.slice_shape import SliceShape
+from mtanytime.anytime.sliced_resnet import ResNetExit
+from mtanytime.anytime.stepping import SlicedNetwork
+from mtanytime.backbones import check_image_shape
+
+
+class SliceCascade(SlicedNetwork):
+    """A residual network cut into K slices, each of which starts where the slices before it have ended.
+
+    In a `SlicedResNet`, slice j reads the inputs that the same layer has in slices < j. Here it reads the outputs of
+    their stages: in every stage it goes on from features that all blocks of the earlier slices have worked on. So an
+    exit's network becomes deeper with every slice, and not only wider, at the same cost per connection. Each slice is a
+    thin network of full depth, with lateral connections from the earlier ones, as in progressive networks
+    (arXiv:1606.04671), whose columns learn one task after another; here all slices learn together. What a later slice
+    needs of an earlier one is one map per stage. This is ours: arXiv:1807.02609 does not say how slices are connected.
+
+    In each stage, the first layer of every block reads the earlier slices' maps beside its own: their outputs of this
+    stage or, where a stage begins with a stride, of the one before. The last layer of a block with a stride reads the
+    earlier slices' outputs of the new stage. Nothing else is shared.
+
+    Args:
+        num_classes: outputs.
+        shape: kind of block, blocks per stage, strides, and the channels of each slice in each stage.
+    """
+
+    def __init__(self, num_classes: int, shape: SliceShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.trunk = CascadeTrunk([CascadeSlice(shape, j) for j in range(shape.exits)])
+        self.heads = nn.ModuleList(nn.Linear(size, num_classes) for size in accumulate(shape.widths[-1]))
+        initialise(self)
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
+        """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
+        self._check_images(images)
+        features = self.trunk(images)
+        return [head(features[:, : head.in_features]) for head in self.heads]
+
+    @torch.no_grad()
+    def extract(self, k: int) -> ResNetExit:
+        """Copy sub-network k, the first k slices and their head, as a network with its own weights."""
+        self._check_exit(k)
+        if has_made_weights(self):
+            return plain_copy(self).extract(k)
+        trunk = CascadeTrunk([deepcopy(part) for part in self.trunk.slices[:k]])
+        return ResNetExit(trunk, deepcopy(self.heads[k - 1])).train(self.training)
+
+    def _check_images(self, images: Tensor) -> None:
+        check_image_shape(images, 3, self.trunk.stride, type(self).__name__)
+
+    @torch.no_grad()
+    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+        # `inputs` holds, per stage of the first slice, the outputs of that stage of all slices
+        stages = self.trunk.slices[0].stages
+        outputs = self.trunk.slices[j](images, [torch.cat(inputs[stage], dim=1) for stage in stages] if j else None)
+        for stage, maps in zip(stages, outputs, strict=True):
+            inputs.setdefault(stage, []).append(maps)
+        return _pooled(outputs[-1])
+
+    def _features_of_slice(self, images: Tensor, run: HandingOn) -> Tensor:
+        stages = range(len(self.shape.widths))
+        earlier = [torch.cat([parts[i] for parts in run.earlier], dim=1) for i in stages] if run.j else None
+        outputs = self.trunk.slices[run.j](images, earlier)
+        run.handed_on.extend(outputs)
+        return _pooled(outputs[-1])
+
+
+class CascadeTrunk(nn.Module):
+    """Slices one after another: from images to one feature per channel of the last stage."""
+
+    def __init__(self, slices: Sequence["CascadeSlice"]) -> None:
+        super().__init__()
+        self.slices = nn.ModuleList(slices)
+        self.stride = slices[0].stride
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Return the last stage's features, averaged over the pixels, of all slices."""
+        earlier, features = None, []
+        for part in self.slices:
+            outputs = part(images, earlier)
+            features.append(_pooled(outputs[-1]))
+            pairs = zip(earlier, outputs, strict=True) if earlier else ()
+            earlier = [torch.cat(pair, dim=1) for pair in pairs] or outputs
+        return torch.cat(features, dim=1)
+
+
+class CascadeSlice(nn.Module):
+    """Slice j (from 0) of a cascade: 3×3–norm–ReLU, then stages of blocks.
+
+    The first block of each stage but the first has stride 2.
+    """
+
+    convolutions_with_norms = (("stem", "norm"),)
+
+    def __init__(self, shape: SliceShape, j: int) -> None:
+        super().__init__()
+        width = shape.widths[0][j]
+        self.stem, self.norm = SliceConv(3, (width,), shape.stem_stride), nn.BatchNorm2d(width)
+        self.stages = nn.ModuleList()
+        coarser = 0  # channels of the earlier slices in the stage before
+        for stage, (widths, blocks) in enumerate(zip(shape.widths, shape.blocks, strict=True)):
+            earlier, layers = sum(widths[:j]), []
+            for i in range(blocks):
+                starts = stage > 0 and i == 0
+                sizes = (width, widths[j], coarser if starts else earlier, earlier if starts else 0)
+                layers.append(_block(shape, *sizes, stride=2 if starts else 1))
+                width = widths[j]
+            self.stages.append(nn.ModuleList(layers))
+            coarser = earlier
+        self.stride = shape.stem_stride << (len(shape.widths) - 1)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"], earlier: Sequence[Maps] | None) -> list[Maps]:
+        """Return the outputs of the stages. `earlier` has those of all earlier slices; None for the first slice."""
+        maps, outputs = F.relu(self.norm(self.stem(images)), inplace=True), []
+        for stage, blocks in enumerate(self.stages):
+            for i, block in enumerate(blocks):
+                starts = stage > 0 and i == 0
+                beside = None if earlier is None else earlier[stage - starts]
+                maps = block(maps, beside, earlier[stage] if earlier is not None and starts else None)
+            outputs.append(maps)
+        return outputs
+
+
+class CascadeBasic(nn.Module):
+    """A `BasicBlock` of one slice that also reads maps of earlier slices.
+
+    Args:
+        inputs, outputs: channels of the slice.
+        beside: channels of the earlier slices' maps of the input's size.
+        below: channels of the earlier slices' maps of the output's size, if they are read.
+        stride, squeeze: see `BasicBlock`.
+    """
+
+    convolutions_with_norms = (("conv1", "bn1"), ("conv2", "bn2"))
+
+    def __init__(self, inputs: int, outputs: int, beside: int, below: int, stride: int, squeeze: int = 0) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _convolution(beside + inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = _convolution(below + outputs, outputs, 3), nn.BatchNorm2d(outputs)
+        self.gate = SqueezeExcitation((outputs,), squeeze) if squeeze else None
+        self.skip = skip_connection((inputs,), (outputs,), stride)
+
+    def forward(self, maps: Maps, beside: Maps | None = None, below: Maps | None = None) -> Maps:
+        """Return the block's output for the slice's maps and those of earlier slices."""
+        inner = F.relu(self.bn1(self.conv1(_join(beside, maps))), inplace=True)
+        inner = self.bn2(self.conv2(_join(below, inner)))
+        inner = inner if self.gate is None else self.gate(inner)
+        return F.relu(inner + self.skip(maps), inplace=True)
+
+
+class CascadeInverted(nn.Module):
+    """An `InvertedResidual` of one slice that also reads maps of earlier slices.
+
+    Args:
+        inputs, outputs, beside, below, stride: see `CascadeBasic`.
+        expansion, squeeze: see `SliceShape`; the 3×3 convolution has `expansion` times as many channels as `inputs`.
+    """
+
+    convolutions_with_norms = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+
+    def __init__(
+        self, inputs: int, outputs: int, beside: int, below: int, stride: int, expansion: int = 4, squeeze: int = 0
+    ) -> None:
+        super().__init__()
+        inner = expansion * inputs
+        self.conv1, self.bn1 = _convolution(beside + inputs, inner, 1), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = SliceConv(None, (inner,), stride), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = _convolution(below + inner, outputs, 1), nn.BatchNorm2d(outputs)
+        self.gate = SqueezeExcitation((inner,), squeeze) if squeeze else None
+        self.skip = skip_connection((inputs,), (outputs,), stride)
+
+    def forward(self, maps: Maps, beside: Maps | None = None, below: Maps | None = None) -> Maps:
+        """Return the block's output for the slice's maps and those of earlier slices."""
+        inner = F.relu(self.bn1(self.conv1(_join(beside, maps))), inplace=True)
+        inner = F.relu(self.bn2(self.conv2(inner)), inplace=True)
+        inner = inner if self.gate is None else self.gate(inner)
+        return self.bn3(self.conv3(_join(below, inner))) + self.skip(maps)
+
+
+def _block(
+    shape: SliceShape, inputs: int, outputs: int, beside: int, below: int, stride: int
+) -> CascadeBasic | CascadeInverted:
+    sizes = (inputs, outputs, beside, below, stride)
+    if shape.block == "basic":
+        return CascadeBasic(*sizes, shape.squeeze)
+    return CascadeInverted(*sizes, shape.expansion, shape.squeeze)
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+
+def _join(earlier: Maps | None, maps: Maps) -> Maps:
+    return maps if earlier is None else torch.cat([earlier, maps], dim=1)
+
+
+def _pooled(maps: Maps) -> Float[Tensor, "batch channel"]:
+    return F.relu(maps).mean(dim=(2, 3))
