@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import mtanytime as mt
 from mtanytime.__main__ import main
+from mtanytime.anytime.cascade import SliceCascade
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.sliced_resnet import SlicedResNet
@@ -59,6 +60,13 @@ def sliced_resnext() -> nn.Module:
         torch.manual_seed(1)
         sizes = {"slice_widths": (4, 8), "slice_branches": (1, 2)}
         return unsettled(mt.SlicedResNeXt(5, width=12, bottleneck=2, branches=3, blocks=1, **sizes))
+
+
+def slice_cascade() -> nn.Module:
+    """Three slices, each of which hands on a map per stage."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return unsettled(SliceCascade(5, SliceShape(((6, 4, 2), (8, 8, 4)), 2, "inverted", 1, 3, 2)))
 
 
 def some_images(count: int, seed: int = 0, size: int = 8) -> Tensor:
@@ -130,6 +138,15 @@ def test_sliced_resnext(tmp_path: Path) -> None:
     mt.export(network, tmp_path / "out", image_shape=(3, 8, 8), progress=False)
     assert network.training
     assert_like_torch(network, tmp_path / "out")
+
+
+def test_slice_cascade(tmp_path: Path) -> None:
+    """Each step hands on the outputs of its stages and its features, and computes one slice."""
+    network = slice_cascade()
+    mt.export(network, tmp_path / "out", image_shape=(3, 8, 8), progress=False)
+    assert_like_torch(network, tmp_path / "out")
+    steps = json.loads((tmp_path / "out" / "manifest.json").read_text())["steps"]
+    assert [len(part["outputs"]) for part in steps] == [4, 4, 4]  # logits, two stages, features
 
 
 @pytest.mark.parametrize(("precision", "most", "share"), [("float16", 0.01, 0.6), ("int8", 0.2, 0.4)])
