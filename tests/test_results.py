@@ -35,6 +35,28 @@ BUILT_IN = {
     "l2t": "L2T-ww",
     "search_then_train": "nine pairs, searched by trials",
 }
+HALF_WIDTH = {
+    "probe": "the source, linear probe",
+    "fine_tuning": "the source, fine-tuned",
+    "l2sp": "the source, fine-tuned with L2-SP",
+    "scratch": "from scratch",
+    "lwf": "LwF",
+    "at": "attention transfer",
+    "lwf_at": "LwF and attention transfer",
+    "semckd": "SemCKD",
+    "reviewkd": "ReviewKD",
+    "probe_distilled": "the probe's answers, distilled",
+    "matching_single": "one pair, by hand",
+    "matching_one": "one-to-one, by hand",
+    "matching_all": "all-to-all, λ = 1",
+    "matching_all_views": "all-to-all, with strong views",
+    "matching_all_unlabelled": "all-to-all, with unlabelled images",
+    "recommended": "all-to-all, with views and the probe's answers",
+    "recommended_unlabelled": "all-to-all, with unlabelled images and the probe's answers",
+    "random_search": "the best of sixteen random maps, with views",
+    "search_then_train": "nine pairs, searched by trials, with views",
+    "l2t": "L2T-ww, with views",
+}
 MODELS = {"sliced": "sliced ResNeXt", "msdnet": "MSDNet", "inclusive": "inclusive", "separate": "separate networks"}
 PAIR = ["source", "target"]
 
@@ -287,6 +309,29 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     settings += ["55.2 % (WRN-16-8) and 58.0 % (harmonic networks)", "50 labels per class"]  # of another repository
     settings += [provenance(root, "long_cifar10_n50")[-1]]
     check(section(root, "CIFAR-10 with 50 labels per class, trained to the end"), figures, settings)
+
+
+def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section on all alternatives agrees with its table, and so does what the recipe expects."""
+    results = tables("baselines_cifar10_n50")
+    shares = measure.summarize(results).set_index("method")["share"]
+    figures = []
+    for method in results["method"].unique():
+        rows = results[results["method"] == method]
+        assert rows["seed"].tolist() == list(range(len(rows)))
+        share = "–" if np.isnan(shares[method]) else f"{shares[method]:.2f}"
+        figures.append(f"| {HALF_WIDTH[method]} | `{method}` | {spread(rows['accuracy'])} | {share} |")
+    percent = 100 * results.pivot_table(index="seed", columns="method", values="accuracy")
+    mean, unlabelled = percent.mean(), percent["recommended_unlabelled"]
+    figures.append(f"`recommended` is {mean['recommended'] - mean['probe']:.1f} points above the probe")
+    figures.append(f"at {unlabelled.mean() - mean['recommended']:+.1f} points against it")
+    figures.append(f"a spread of {unlabelled.std():.1f} points")
+    parts = [f"{name} {mean[name]:.1f}" for name in ("scratch", "matching_all", "recommended")]
+    words = ", ".join([f"probe {mean['probe']:.1f} %", *parts])
+    assert words in RECIPES["cifar10-baselines"].expected
+    settings = ["4,000 steps of 64 images", "seeds 0, 1 and 2", "Seed 0, and seed 1 from scratch", "2 cores"]
+    settings += ["1 thread", "Python 3.11.7, torch 2.14.1", "--seed 0 1 2"]
+    check(section(root, "CIFAR-10 with 50 labels per class, half the width"), figures, settings)
 
 
 def test_practitioner(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
