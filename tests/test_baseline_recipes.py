@@ -67,3 +67,20 @@ def test_plan(tmp_path: Path) -> None:
     assert [row["steps"] for row in rows] == [0, 2, 2, 3 + 2, 1 + 1 + 2]
     assert rows[0]["macs"] == 0
     assert rows[2]["macs"] > rows[1]["macs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": "2"}, "trials: expected a whole number >= 3, got 2"),
+        ({"search_steps": "0"}, "search_steps: expected a whole number >= 1, got 0"),
+        ({"meta_every": "0", "methods": "l2t"}, "meta_every: expected a whole number >= 1, got 0"),
+        ({"per_class": "1"}, "expected at least 2 images for a split"),
+    ],
+)
+def test_a_search_is_checked_before_anything_is_trained(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    """A bad setting of it must not fail after the trainings of the methods before it."""
+    changes = SMALL | {"methods": "scratch,search_then_train"} | changes
+    with pytest.raises(ValueError, match=message):
+        run("cifar10-baselines", tmp_path / "runs", changes=changes, progress=False)
+    assert not (tmp_path / "runs").exists()

@@ -88,6 +88,18 @@ def test_convolutions_and_linear_layers() -> None:
     assert count(network, torch.rand(1, 3, 8, 8)) == (36 * 4 * 27 + 20, [])
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_gradients_of_grouped_convolutions(groups: int) -> None:
+    """Those of the maps and of the weights each multiply as often as the convolution: 8/groups inputs per output."""
+    layer, maps = nn.Conv2d(8, 8, 3, padding=1, groups=groups), torch.rand(2, 8, 5, 6, requires_grad=True)
+    once = 2 * 5 * 6 * 9 * 8 * (8 // groups)
+    with counting() as forward:
+        out = layer(maps)
+    with counting() as backward:
+        out.sum().backward()
+    assert (forward.macs, backward.macs) == (once, 2 * once)
+
+
 def test_what_is_not_counted_is_named() -> None:
     """Distances, Fourier transforms, and operators of other libraries."""
     assert count(Function(torch.cdist), torch.rand(40, 3), torch.rand(50, 3))[1] in ([], ["aten::_cdist_forward"])

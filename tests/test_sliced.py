@@ -263,13 +263,29 @@ def test_a_cascade_reads_finished_stages(block: str) -> None:
         assert torch.equal(*seen) != depends
 
 
+def test_a_cascade_becomes_deeper() -> None:
+    """The longest path to an exit grows by the blocks of one stage with every slice, as notebook 04 says."""
+    shape = SliceShape(((4,) * 3, (6,) * 3), 2, "inverted")
+
+    def longest(node: object, known: dict) -> int:
+        """Depthwise convolutions on the longest path to a node of autograd's graph."""
+        if node not in known:
+            before = [longest(other, known) for other, _ in node.next_functions if other is not None]
+            known[node] = max(before, default=0) + (getattr(node, "_saved_groups", 1) > 1)
+        return known[node]
+
+    images = torch.randn(2, 3, 8, 8)
+    paths = [longest(SliceCascade(3, shape).extract(k)(images).grad_fn, {}) for k in (1, 2, 3)]
+    assert paths == [2 * (2 + k - 1) for k in (1, 2, 3)]
+
+
 def test_one_slice_of_a_cascade_is_the_usual_network() -> None:
     """Without earlier slices nothing is read beside, so both kinds of network compute the same."""
     for block in ("basic", "inverted"):
         shape = SliceShape(((4,), (6,)), 2, block, 1, 3, 2)
         torch.manual_seed(0)
         cascade, usual = SliceCascade(3, shape), SlicedResNet(3, shape)
-        tensors = [value for name, value in cascade.state_dict().items()]
+        tensors = cascade.state_dict().values()
         places = list(usual.state_dict().values())
         for place, value in zip(places, tensors, strict=True):
             place.copy_(value.view_as(place))

@@ -20,18 +20,18 @@ from mtanytime.backbones import check_image_shape
 
 
 class SliceCascade(SlicedNetwork):
-    """A residual network cut into K slices, each of which starts where the slices before it have ended.
+    """A residual network cut into K slices; each builds, stage by stage, on what the slices before it have finished.
 
     In a `SlicedResNet`, slice j reads the inputs that the same layer has in slices < j. Here it reads the outputs of
-    their stages: in every stage it goes on from features that all blocks of the earlier slices have worked on. So an
-    exit's network becomes deeper with every slice, and not only wider, at the same cost per connection. Each slice is a
-    thin network of full depth, with lateral connections from the earlier ones, as in progressive networks
-    (arXiv:1606.04671), whose columns learn one task after another; here all slices learn together. What a later slice
-    needs of an earlier one is one map per stage. This is ours: arXiv:1807.02609 does not say how slices are connected.
+    their stages, on which all blocks of the stage have worked. So the longest path to an exit grows by the blocks of
+    one stage with every slice; in a `SlicedResNet` it has one length for all exits. Lateral connections come from
+    progressive networks (arXiv:1606.04671); those, as a `SlicedResNet`, read the layer before and not the end of the
+    stage. What a later slice needs of an earlier one is the output of each stage. This is ours: arXiv:1807.02609 does
+    not say how slices are connected.
 
     In each stage, the first layer of every block reads the earlier slices' maps beside its own: their outputs of this
-    stage or, where a stage begins with a stride, of the one before. The last layer of a block with a stride reads the
-    earlier slices' outputs of the new stage. Nothing else is shared.
+    stage or, in a block with a stride, of the stage before. The last layer of a block with a stride reads the earlier
+    slices' outputs of the new stage. No other layer but the heads reads earlier slices.
 
     Args:
         num_classes: outputs.
@@ -65,17 +65,18 @@ class SliceCascade(SlicedNetwork):
 
     @torch.no_grad()
     def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
-        # `inputs` holds, per stage of the first slice, the outputs of that stage of all slices
+        # `inputs` holds the outputs of all slices, by stage of the first one
         stages = self.trunk.slices[0].stages
-        outputs = self.trunk.slices[j](images, [torch.cat(inputs[stage], dim=1) for stage in stages] if j else None)
+        outputs = self.trunk.next_slice(
+            images, list(zip(*(inputs[stage] for stage in stages), strict=True)) if j else []
+        )
         for stage, maps in zip(stages, outputs, strict=True):
             inputs.setdefault(stage, []).append(maps)
         return _pooled(outputs[-1])
 
     def _features_of_slice(self, images: Tensor, run: HandingOn) -> Tensor:
-        stages = range(len(self.shape.widths))
-        earlier = [torch.cat([parts[i] for parts in run.earlier], dim=1) for i in stages] if run.j else None
-        outputs = self.trunk.slices[run.j](images, earlier)
+        stages = len(self.shape.widths)
+        outputs = self.trunk.next_slice(images, [parts[:stages] for parts in run.earlier])
         run.handed_on.extend(outputs)
         return _pooled(outputs[-1])
 
@@ -90,13 +91,15 @@ class CascadeTrunk(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Return the last stage's features, averaged over the pixels, of all slices."""
-        earlier, features = None, []
-        for part in self.slices:
-            outputs = part(images, earlier)
-            features.append(_pooled(outputs[-1]))
-            pairs = zip(earlier, outputs, strict=True) if earlier else ()
-            earlier = [torch.cat(pair, dim=1) for pair in pairs] or outputs
-        return torch.cat(features, dim=1)
+        outputs: list[list[Maps]] = []
+        for _ in self.slices:
+            outputs.append(self.next_slice(images, outputs))
+        return torch.cat([_pooled(maps[-1]) for maps in outputs], dim=1)
+
+    def next_slice(self, images: Float[Tensor, "batch 3 height width"], before: Sequence[Sequence[Maps]]) -> list[Maps]:
+        """Return the outputs of the next slice's stages, from those of each slice before it."""
+        earlier = [torch.cat(maps, dim=1) for maps in zip(*before, strict=True)]
+        return self.slices[len(before)](images, earlier or None)
 
 
 class CascadeSlice(nn.Module):
@@ -110,7 +113,7 @@ class CascadeSlice(nn.Module):
     def __init__(self, shape: SliceShape, j: int) -> None:
         super().__init__()
         width = shape.widths[0][j]
-        self.stem, self.norm = SliceConv(3, (width,), shape.stem_stride), nn.BatchNorm2d(width)
+        self.stem, self.norm = _convolution(3, width, 3, shape.stem_stride), nn.BatchNorm2d(width)
         self.stages = nn.ModuleList()
         coarser = 0  # channels of the earlier slices in the stage before
         for stage, (widths, blocks) in enumerate(zip(shape.widths, shape.blocks, strict=True)):

@@ -15,7 +15,7 @@ Stages = tuple[int, ...]  # channels in each stage, of a prefix or a slice
 
 
 def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
-    """The convolutions that an exit alone runs, one by one, for images of side × side pixels.
+    """The convolutions that an exit of a `SlicedResNet` alone runs, for images of side × side pixels.
 
     They are ordinary ones, as `fold_batch_norms(…, dense=True)` makes them: each computes all slices up to k, and
     multiplies the zeros of absent connections as well.
@@ -26,7 +26,10 @@ def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
     require(1 <= k <= shape.exits, "k", f"an exit from 1 to {shape.exits}", k)
     require(shape.block == "basic" and not shape.squeeze, "shape", "basic blocks without squeeze", shape)
     end = tuple(sum(stage[:k]) for stage in shape.widths)
-    return [_stem(end, shape.stem_stride, side), *_blocks((0,) * len(end), end, shape.blocks, shape.stem_stride, side)]
+    return [
+        _stem(end, shape.stem_stride, side),
+        *_block_layers((0,) * len(end), end, shape.blocks, shape.stem_stride, side),
+    ]
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ def search_shapes(
 ) -> list[Candidate]:
     """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
 
-    The networks have basic blocks and a first convolution of stride 2, for images of 32 × 32 pixels. The cost of an
-    exit is the sum of those of its `exit_layers`: additions, activations and the head come on top, so leave room for
-    them. Which of the shapes is the most accurate is for a training to say, on images held back.
+    The networks are `SlicedResNet`s with basic blocks and a first convolution of stride 2, for images of 32 × 32
+    pixels. The cost of an exit is the sum of those of its `exit_layers`: additions, activations and the head come on
+    top, so leave room for them. Which of the shapes is the most accurate is for a training to say, on images held back.
 
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
@@ -87,11 +90,11 @@ def search_shapes(
         for ends, costs, macs in beam:
             for after in _wider(ends[-1], choices, growth):
                 stem = _stem(after, 2, 32)
-                total = cost(stem) + sum(map(cost, _blocks(none, after, blocks, 2, 32)))
+                total = cost(stem) + sum(map(cost, _block_layers(none, after, blocks, 2, 32)))
                 cheapest = min(cheapest, total)
                 if total <= budget:
                     slices = pairwise((*ends, after))
-                    own = sum(layer.macs for part in slices for layer in _blocks(*part, blocks, 2, 32))
+                    own = sum(layer.macs for part in slices for layer in _block_layers(*part, blocks, 2, 32))
                     found.append(((*ends, after), [*costs, total], [*macs, own + stem.macs]))
         expected = f"at least {cheapest:g} for exit {k}, the cost of the thinnest slice"
         require(len(found) > 0, "budgets", expected, budget)
@@ -116,7 +119,7 @@ def _stem(end: Stages, stride: int, side: int) -> Layer:
     return Layer(3, end[0], side, stride=stride)
 
 
-def _blocks(before: Stages, after: Stages, blocks: Sequence[int], stem_stride: int, side: int) -> list[Layer]:
+def _block_layers(before: Stages, after: Stages, blocks: Sequence[int], stem_stride: int, side: int) -> list[Layer]:
     """The blocks' convolutions that compute what lies between two prefixes, and read all up to the second."""
     layers, side = [], -(-side // stem_stride)
     for stage, count in enumerate(blocks):

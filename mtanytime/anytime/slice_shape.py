@@ -13,7 +13,7 @@ BlockKind = Literal["basic", "inverted"]
 
 @dataclass(frozen=True)
 class SliceShape:
-    """The shape of a `SlicedResNet`.
+    """The shape of a `SlicedResNet` or a `SliceCascade`.
 
     Args:
         widths: for each stage, the channels of each slice, thin to wide. See `doubling_widths`.
@@ -23,7 +23,7 @@ class SliceShape:
         stem_stride: of the first convolution: 1, or 2 for maps of half the height and width in all stages.
         expansion: of inverted blocks: channels of the 3×3 convolution, as a multiple of the block's input.
         squeeze: 0, or r for squeeze-and-excitation (arXiv:1709.01507) by way of 1/r of the channels. Slice j is scaled
-            by what slices ≤ j hold.
+            by what slices ≤ j hold; in a `SliceCascade`, by what it holds itself.
 
     Raises:
         ValueError: no stage, stages with different numbers of slices, a size that is not a whole number from 1, an

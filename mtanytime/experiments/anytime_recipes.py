@@ -78,7 +78,9 @@ def _sliced(settings: Settings, classes: int) -> AnytimeNetwork:
     """The sliced network of these settings: a `SlicedResNeXt`, or a network of the blocks that `slice_block` names."""
     block = settings.get("slice_block", "resnext")
     require(block in SLICE_BLOCKS, "slice_block", f"one of {list(SLICE_BLOCKS)}", block)
-    if block == "resnext":
+    reads = settings.get("slice_reads", "layers")
+    require(reads in SLICE_READS, "slice_reads", f"one of {list(SLICE_READS)}", reads)
+    if block == "resnext":  # which reads layers
         widths, branches = settings["slice_widths"], settings["slice_branches"]
         if isinstance(widths, str):
             expected = "the first stage's alone with slice_block=resnext, where widths double from stage to stage"
@@ -89,8 +91,6 @@ def _sliced(settings: Settings, classes: int) -> AnytimeNetwork:
         )
     widths = slice_widths(settings["slice_widths"], len(settings["slice_blocks"]), settings["slice_multiple"])
     options = {name: settings[f"slice_{name}"] for name in ("blocks", "block", "stem_stride", "expansion", "squeeze")}
-    reads = settings.get("slice_reads", "layers")
-    require(reads in SLICE_READS, "slice_reads", f"one of {list(SLICE_READS)}", reads)
     return SLICE_READS[reads](classes, SliceShape(widths, **options))
 
 

@@ -41,7 +41,8 @@ PAIRS = {  # the last source stage with the target layer of its size; each stage
 }
 # What each method adds to a target's training on the task. "_views" and "_unlabelled" join half a batch of strong views
 # or of unlabelled images to half a batch of labelled ones (or `extra_images` to a whole one); "recommended" also
-# distills the answers of the probe. `LEARNED` learn their map, with the views; the others' is fixed.
+# distills the answers of the probe. Methods in `LEARNED` learn their
+# map and have the views; the maps of the others are fixed.
 MATCHING: dict[str, str] = {
     "matching_single": "single",
     "matching_one": "one",
@@ -224,7 +225,8 @@ BASELINES: Settings = {
 RECIPES = {
     "cifar10-baselines": Recipe(
         reproduces="transfer beside what one could do instead: CIFAR-10, 50 labels per class, VGG-9 of half the width",
-        duration="about 20 minutes per method and seed on one core with bfloat16; longer where the processor lacks it",
+        duration="about 20 minutes per method and seed on one core with bfloat16; longer where the processor lacks it; "
+        "three times as long with a search, several times with l2t (see --dry-run)",
         expected="test accuracy: probe 61.7 %, scratch 45.4, matching_all 60.1, recommended 63.8",
         settings=BASELINES,
         trainers=cifar10_baselines,

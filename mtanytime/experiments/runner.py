@@ -30,6 +30,7 @@ from mtanytime.experiments import (
 )
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
 from mtanytime.experiments.search_run import SearchRun
+from mtanytime.measure.operators import formulas
 from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import MapSearch, TransferTrainer
@@ -137,7 +138,8 @@ def plan(
 
     Columns: part, seed, beta, steps, done, macs (multiply-adds of all steps) and seconds (of the remaining steps,
     without the final test). Two steps of each network are run and timed here, and their multiply-adds are counted by
-    torch's flop counter; further seeds are assumed to cost the same as the first.
+    torch's flop counter; further seeds are assumed to cost the same as the first. A search counts as not begun, and
+    without the steps that learn channels.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
@@ -146,15 +148,16 @@ def plan(
         for part, trainer in chosen.trainers(settings, seed, folder, False):
             if part == "source" and seed != seeds[0]:
                 continue  # all seeds share it
-            steps = trainer.planned_steps if isinstance(trainer, SearchRun) else trainer.steps
+            searches = isinstance(trainer, SearchRun)
+            stepping, steps = (trainer.plain, trainer.planned_steps) if searches else (trainer, trainer.steps)
+            beta = getattr(stepping, "beta", 0.0)  # counting changes it
             if part not in costs:
-                stepping = trainer.plain if isinstance(trainer, SearchRun) else trainer
                 costs[part] = _step_cost(stepping) if steps else (0, 0.0)  # a fitted probe has no steps
             macs, seconds = costs[part]
             yield {
                 "part": part,
                 "seed": seed,
-                "beta": getattr(trainer, "beta", 0.0),
+                "beta": beta,
                 "steps": steps,
                 "done": trainer.step,
                 "macs": macs * steps,
@@ -173,7 +176,7 @@ def _step_cost(trainer: Trainer) -> tuple[int, float]:
         trainer.lookahead = replace(trainer.lookahead, beta=beta)
     images, labels = (part.to(trainer.device) for part in next(trainer.batches.epoch(0)))
     trainer.model.train()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     counter.mod_tracker = _NoTracker()
     with counter:
         trainer.train_on_batch(images, labels)  # also the warm-up

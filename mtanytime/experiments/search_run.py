@@ -11,10 +11,11 @@ from mtanytime.data.images import Task
 from mtanytime.experiments.recipe import Settings, run_folder
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.fine_tuning import HeadChoice
-from mtanytime.transfer.search import MapSearch, Source, without_layers
+from mtanytime.transfer.search import MapSearch, Source, hold_back, without_layers
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.trials import fewest_trials, random_search, trial_search
 
+SEARCHES = ("random_search", "search_then_train")
 Found = TypeVar("Found", MapSearch, HeadChoice)
 
 
@@ -24,8 +25,8 @@ class SearchRun(Generic[Found]):
     Args:
         search: does the search, or reads a finished one from its folder.
         train: makes the final trainer for what was found.
-        plain: a trainer, of which a step costs what one of the run costs; None: not known.
-        planned_steps: of all trainings together, so far as they are known.
+        plain: a trainer whose steps cost as much as those of the run; a dry run uses it.
+        planned_steps: steps of all trials and of the final training.
 
     Attributes:
         seconds: of the search and of the final training.
@@ -36,8 +37,8 @@ class SearchRun(Generic[Found]):
         self,
         search: Callable[[], Found],
         train: Callable[[Found], Trainer],
-        plain: Trainer | None = None,
-        planned_steps: int = 0,
+        plain: Trainer,
+        planned_steps: int,
     ) -> None:
         self._search, self._train = search, train
         self.plain, self.planned_steps = plain, planned_steps
@@ -82,8 +83,9 @@ def search_run(
         options: of `TransferTrainer`, with a folder, or None, for the search and the final training.
 
     Raises:
-        ValueError: as `check_search` and `TransferTrainer`.
+        ValueError: another method, classes with one label, or as `check_search` and `TransferTrainer`.
     """
+    require(method in SEARCHES, "method", f"one of {list(SEARCHES)}", method)
     place = options["folder"]
     options = {name: value for name, value in options.items() if name != "folder"}
     plain = TransferTrainer(source, make, task, **options)  # refuses bad settings before anything is trained
@@ -94,6 +96,7 @@ def search_run(
         searcher = trial_search
         search["channels"] = {} if settings.get("learn_channels") else None
     check_search(settings, None if searcher is random_search else len(plain.pairs))
+    hold_back(task.train, 0.5, options["seed"])  # refuses classes with one label
 
     def train(found: MapSearch) -> TransferTrainer:
         final = without_layers(options) | {"map": found.map, "folder": run_folder(place, "train")}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 Sizes = Any  # of a tensor; the counter hands shapes to its formulas, not tensors
 
@@ -92,19 +92,40 @@ def _deformable(input: Sizes, weight: Sizes, *args: Any, out_shape: Sizes = None
     return 2 * out_shape[0] * prod(out_shape[2:]) * prod(weight)
 
 
-def _formulas() -> dict[Any, Callable[..., int]]:
+def _convolution_backward(
+    gradient: Sizes,
+    maps: Sizes,
+    weight: Sizes,
+    bias: Sizes,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    wanted: list[bool],
+    out_shape: Sizes = None,
+    **kwargs: Any,
+) -> int:
+    """The gradients of maps and weight take as many as the convolution each; torch's formula passes over groups."""
+    return sum(wanted[:2]) * conv_flop_count(maps, weight, gradient, transposed)
+
+
+def formulas() -> dict[Any, Callable[..., int]]:
+    """Formulas for torch's counter by operator, for its `custom_mapping`."""
     aten = torch.ops.aten
-    formulas: dict[Any, Callable[..., int]] = {
+    found: dict[Any, Callable[..., int]] = {
         aten.mv: _vector_product,
         aten.dot: _vector_product,
         aten.vdot: _vector_product,
         aten.addmv: _added_vector_product,
         aten.addr: _outer_product,
         aten._trilinear: _trilinear,
+        aten.convolution_backward: _convolution_backward,
     }
     if hasattr(torch.ops, "torchvision") and hasattr(torch.ops.torchvision, "deform_conv2d"):
-        formulas[torch.ops.torchvision.deform_conv2d] = _deformable
-    return formulas
+        found[torch.ops.torchvision.deform_conv2d] = _deformable
+    return found
 
 
 class Count:
@@ -152,7 +173,7 @@ def counting(recurrent: bool = True) -> Iterator[Count]:
     Attention runs as the products it consists of, since fused kernels hide them; with `recurrent` so do recurrent
     layers, at the price of slower convolutions.
     """
-    counter, recorder = FlopCounterMode(display=False, custom_mapping=_formulas()), _Recorder()
+    counter, recorder = FlopCounterMode(display=False, custom_mapping=formulas()), _Recorder()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
