@@ -49,7 +49,7 @@ def test_lines_of_use(
     assert (tmp_path / "arrived.png").stat().st_size > 0
     assert (tmp_path / "runs" / "flowers" / "checkpoint.pt").exists()
     exec(compile(anytime, "README.md", "exec"), names)
-    assert len(names["result"].accuracy) == 3
+    assert len(names["result"].accuracy) == 4
     assert (tmp_path / "budget.html").stat().st_size > 0
     pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     exec(compile(exporting, "README.md", "exec"), names)
@@ -57,8 +57,8 @@ def test_lines_of_use(
     monkeypatch.syspath_prepend(tmp_path / "exported")
     exec(compile(elsewhere, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-4:-1]] == ["1", "2", "3"]
-    assert lines[-4].split()[1] in ("daisy", "rose", "tulip")
+    assert [line.split()[0] for line in lines[-5:-1]] == ["1", "2", "3", "4"]
+    assert lines[-5].split()[1] in ("daisy", "rose", "tulip")
 
 
 def test_training_loop_is_the_tested_one(root: Path) -> None:
