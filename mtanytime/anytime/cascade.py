@@ -65,14 +65,9 @@ class SliceCascade(SlicedNetwork):
 
     @torch.no_grad()
     def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
-        # `inputs` holds the outputs of all slices, by stage of the first one
-        stages = self.trunk.slices[0].stages
-        outputs = self.trunk.next_slice(
-            images, list(zip(*(inputs[stage] for stage in stages), strict=True)) if j else []
-        )
-        for stage, maps in zip(stages, outputs, strict=True):
-            inputs.setdefault(stage, []).append(maps)
-        return _pooled(outputs[-1])
+        slices = self.trunk.slices  # `inputs` holds the outputs of the stages, by slice
+        inputs[slices[j]] = self.trunk.next_slice(images, [inputs[part] for part in slices[:j]])
+        return _pooled(inputs[slices[j]][-1])
 
     def _features_of_slice(self, images: Tensor, run: HandingOn) -> Tensor:
         stages = len(self.shape.widths)
