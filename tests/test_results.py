@@ -382,7 +382,7 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
 
     def longer(shape: str, cost: str) -> str:
         """The gaps of the longer trials."""
-        trials = full[(full["model"] == "msdnet") | full["changes"].str.contains(shape)]
+        trials = full[full["changes"].str.contains(f"^precision|{shape}")]
         trials = trials.assign(macs=trials[cost])
         points = measure.gap(trials, "sliced", "msdnet", last_stands=True)["gap_points"].dropna()
         return signed(f"{points.min():.1f} to {points.max():.1f}")
@@ -449,7 +449,7 @@ def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> N
     full = tables("anytime_full_search")
     cascade = "slice_widths=16,8,16,16/48,16,32,32/128,32,64,64 precision"
     for cost, words in (("macs", "{} points above MSDNet"), ("macs_own_head", "{} with that head alone")):
-        trials = full[(full["model"] == "msdnet") | full["changes"].str.contains(cascade)]
+        trials = full[full["changes"].str.contains(f"^precision|{cascade}")]
         longer = measure.gap(trials.assign(macs=trials[cost]), "sliced", "msdnet", last_stands=True)["gap_points"]
         figures.append(words.format(signed(f"{longer.min():.1f} to {longer.max():.1f}")))
     settings = ["50 labels per class", "8 epochs, 10,000 images", f"{results['seed'].nunique()} seeds"]
