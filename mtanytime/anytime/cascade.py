@@ -2,24 +2,19 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtanytime.anytime.blocks import Maps, SqueezeExcitation, skip_connection
-from mtanytime.anytime.made_weights import has_made_weights, plain_copy
-from mtanytime.anytime.resnext import initialise
-from mtanytime.anytime.slice_layers import HandingOn, SliceConv
+from mtanytime.anytime.blocks import BasicBlock, InvertedResidual, Maps, SqueezeExcitation, skip_connection
+from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv
 from mtanytime.anytime.slice_shape import SliceShape
-from mtanytime.anytime.sliced_resnet import ResNetExit
-from mtanytime.anytime.stepping import SlicedNetwork
-from mtanytime.backbones import check_image_shape
+from mtanytime.anytime.sliced_resnet import ShapedNetwork
 
 
-class SliceCascade(SlicedNetwork):
+class SliceCascade(ShapedNetwork):
     """A residual network cut into K slices; each builds, stage by stage, on what the slices before it have finished.
 
     In a `SlicedResNet`, slice j reads the inputs that the same layer has in slices < j. Here it reads the outputs of
@@ -39,29 +34,7 @@ class SliceCascade(SlicedNetwork):
     """
 
     def __init__(self, num_classes: int, shape: SliceShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.trunk = CascadeTrunk([CascadeSlice(shape, j) for j in range(shape.exits)])
-        self.heads = nn.ModuleList(nn.Linear(size, num_classes) for size in accumulate(shape.widths[-1]))
-        initialise(self)
-
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
-        self._check_images(images)
-        features = self.trunk(images)
-        return [head(features[:, : head.in_features]) for head in self.heads]
-
-    @torch.no_grad()
-    def extract(self, k: int) -> ResNetExit:
-        """Copy sub-network k, the first k slices and their head, as a network with its own weights."""
-        self._check_exit(k)
-        if has_made_weights(self):
-            return plain_copy(self).extract(k)
-        trunk = CascadeTrunk([deepcopy(part) for part in self.trunk.slices[:k]])
-        return ResNetExit(trunk, deepcopy(self.heads[k - 1])).train(self.training)
-
-    def _check_images(self, images: Tensor) -> None:
-        check_image_shape(images, 3, self.trunk.stride, type(self).__name__)
+        super().__init__(num_classes, shape, CascadeTrunk([CascadeSlice(shape, j) for j in range(shape.exits)]))
 
     @torch.no_grad()
     def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
@@ -96,6 +69,10 @@ class CascadeTrunk(nn.Module):
         earlier = [torch.cat(maps, dim=1) for maps in zip(*before, strict=True)]
         return self.slices[len(before)](images, earlier or None)
 
+    def first(self, k: int) -> "CascadeTrunk":
+        """Copy the first k slices."""
+        return CascadeTrunk([deepcopy(part) for part in self.slices[:k]])
+
 
 class CascadeSlice(nn.Module):
     """Slice j (from 0) of a cascade: 3×3–norm–ReLU, then stages of blocks.
@@ -129,12 +106,30 @@ class CascadeSlice(nn.Module):
             for i, block in enumerate(blocks):
                 starts = stage > 0 and i == 0
                 beside = None if earlier is None else earlier[stage - starts]
-                maps = block(maps, beside, earlier[stage] if earlier is not None and starts else None)
+                below = earlier[stage] if earlier is not None and starts else None
+                maps = block(maps, block.reading(beside, below))
             outputs.append(maps)
         return outputs
 
 
-class CascadeBasic(nn.Module):
+class _Lateral:
+    """Part of a block whose first and last convolution also read maps of earlier slices."""
+
+    convolutions_with_norms: tuple[tuple[str, str], ...]
+
+    def reading(self, beside: Maps | None, below: Maps | None) -> Run:
+        """How the block applies its layers: the first convolution reads `beside`, the last one `below`, too."""
+        first, last = (getattr(self, self.convolutions_with_norms[i][0]) for i in (0, -1))
+        more = {first: beside, last: below}
+
+        def run(layer: nn.Module, maps: Tensor) -> Tensor:
+            earlier = more.get(layer)
+            return layer(maps if earlier is None else torch.cat([earlier, maps], dim=1))
+
+        return run
+
+
+class CascadeBasic(_Lateral, BasicBlock):
     """A `BasicBlock` of one slice that also reads maps of earlier slices.
 
     Args:
@@ -144,24 +139,15 @@ class CascadeBasic(nn.Module):
         stride, squeeze: see `BasicBlock`.
     """
 
-    convolutions_with_norms = (("conv1", "bn1"), ("conv2", "bn2"))
-
     def __init__(self, inputs: int, outputs: int, beside: int, below: int, stride: int, squeeze: int = 0) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not the parent's, which makes other layers
         self.conv1, self.bn1 = _convolution(beside + inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = _convolution(below + outputs, outputs, 3), nn.BatchNorm2d(outputs)
         self.gate = SqueezeExcitation((outputs,), squeeze) if squeeze else None
         self.skip = skip_connection((inputs,), (outputs,), stride)
 
-    def forward(self, maps: Maps, beside: Maps | None = None, below: Maps | None = None) -> Maps:
-        """Return the block's output for the slice's maps and those of earlier slices."""
-        inner = F.relu(self.bn1(self.conv1(_join(beside, maps))), inplace=True)
-        inner = self.bn2(self.conv2(_join(below, inner)))
-        inner = inner if self.gate is None else self.gate(inner)
-        return F.relu(inner + self.skip(maps), inplace=True)
 
-
-class CascadeInverted(nn.Module):
+class CascadeInverted(_Lateral, InvertedResidual):
     """An `InvertedResidual` of one slice that also reads maps of earlier slices.
 
     Args:
@@ -169,25 +155,16 @@ class CascadeInverted(nn.Module):
         expansion, squeeze: see `SliceShape`; the 3×3 convolution has `expansion` times as many channels as `inputs`.
     """
 
-    convolutions_with_norms = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-
     def __init__(
         self, inputs: int, outputs: int, beside: int, below: int, stride: int, expansion: int = 4, squeeze: int = 0
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not the parent's, which makes other layers
         inner = expansion * inputs
         self.conv1, self.bn1 = _convolution(beside + inputs, inner, 1), nn.BatchNorm2d(inner)
         self.conv2, self.bn2 = SliceConv(None, (inner,), stride), nn.BatchNorm2d(inner)
         self.conv3, self.bn3 = _convolution(below + inner, outputs, 1), nn.BatchNorm2d(outputs)
         self.gate = SqueezeExcitation((inner,), squeeze) if squeeze else None
         self.skip = skip_connection((inputs,), (outputs,), stride)
-
-    def forward(self, maps: Maps, beside: Maps | None = None, below: Maps | None = None) -> Maps:
-        """Return the block's output for the slice's maps and those of earlier slices."""
-        inner = F.relu(self.bn1(self.conv1(_join(beside, maps))), inplace=True)
-        inner = F.relu(self.bn2(self.conv2(inner)), inplace=True)
-        inner = inner if self.gate is None else self.gate(inner)
-        return self.bn3(self.conv3(_join(below, inner))) + self.skip(maps)
 
 
 def _block(
@@ -201,10 +178,6 @@ def _block(
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
-
-
-def _join(earlier: Maps | None, maps: Maps) -> Maps:
-    return maps if earlier is None else torch.cat([earlier, maps], dim=1)
 
 
 def _pooled(maps: Maps) -> Float[Tensor, "batch channel"]:

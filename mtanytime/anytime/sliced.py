@@ -6,7 +6,6 @@ from itertools import accumulate
 from numbers import Integral
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,12 +89,6 @@ class SlicedResNeXt(SlicedNetwork):
             nn.BatchNorm2d(total),
             TriangularConv(inner, widths),
         )
-
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
-        self._check_images(images)
-        features = self.trunk(images)
-        return [head(features[:, : head.in_features]) for head in self.heads]
 
     @torch.no_grad()
     def extract(self, k: int) -> ResNeXt:

@@ -17,7 +17,31 @@ from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.backbones import check_image_shape
 
 
-class SlicedResNet(SlicedNetwork):
+class ShapedNetwork(SlicedNetwork):
+    """A network whose slices have a `SliceShape`: a trunk of that shape, and a head for each exit.
+
+    `trunk.first(k)` copies the first k slices, and `trunk.stride` is that of all its layers together.
+    """
+
+    def __init__(self, num_classes: int, shape: SliceShape, trunk: nn.Module) -> None:
+        super().__init__()
+        self.shape, self.trunk = shape, trunk
+        self.heads = nn.ModuleList(nn.Linear(size, num_classes) for size in accumulate(shape.widths[-1]))
+        initialise(self)
+
+    @torch.no_grad()
+    def extract(self, k: int) -> "ResNetExit":
+        """Copy sub-network k, the first k slices and their head, as a network with its own weights."""
+        self._check_exit(k)
+        if has_made_weights(self):
+            return plain_copy(self).extract(k)
+        return ResNetExit(self.trunk.first(k), deepcopy(self.heads[k - 1])).train(self.training)
+
+    def _check_images(self, images: Tensor) -> None:
+        check_image_shape(images, 3, self.trunk.stride, type(self).__name__)
+
+
+class SlicedResNet(ShapedNetwork):
     """A residual network cut into K slices, each of which reads only itself and the slices before it.
 
     As `SlicedResNeXt`, with other blocks: dense 3×3 convolutions, block lower triangular, or inverted residuals.
@@ -30,28 +54,7 @@ class SlicedResNet(SlicedNetwork):
     """
 
     def __init__(self, num_classes: int, shape: SliceShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.trunk = SliceTrunk(shape)
-        self.heads = nn.ModuleList(nn.Linear(size, num_classes) for size in accumulate(shape.widths[-1]))
-        initialise(self)
-
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
-        self._check_images(images)
-        features = self.trunk(images)
-        return [head(features[:, : head.in_features]) for head in self.heads]
-
-    @torch.no_grad()
-    def extract(self, k: int) -> "ResNetExit":
-        """Copy sub-network k, the first k slices and their head, as a network with its own weights."""
-        self._check_exit(k)
-        if has_made_weights(self):
-            return plain_copy(self).extract(k)
-        return ResNetExit(first_slices(self.trunk, k), deepcopy(self.heads[k - 1])).train(self.training)
-
-    def _check_images(self, images: Tensor) -> None:
-        check_image_shape(images, 3, self.trunk.stride, type(self).__name__)
+        super().__init__(num_classes, shape, SliceTrunk(shape))
 
     @torch.no_grad()
     def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
@@ -92,6 +95,10 @@ class SliceTrunk(nn.Module):
             for block in stage:
                 maps = block(maps, run)
         return F.relu(maps).mean(dim=(2, 3))
+
+    def first(self, k: int) -> "SliceTrunk":
+        """Copy the first k slices."""
+        return first_slices(self, k)
 
 
 class ResNetExit(nn.Module):

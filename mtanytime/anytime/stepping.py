@@ -13,7 +13,18 @@ from mtanytime.checks import Words, mismatch
 
 
 class SlicedNetwork(AnytimeNetwork):
-    """An anytime network in which no slice depends on later ones, and head k reads the features of slices up to k."""
+    """An anytime network in which no slice depends on later ones, and head k reads the features of slices up to k.
+
+    `trunk` computes the features of all slices from images.
+    """
+
+    trunk: nn.Module
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
+        """Return the K logits, thin to wide, from one pass. Raises ValueError for images without three channels."""
+        self._check_images(images)
+        features = self.trunk(images)
+        return [head(features[:, : head.in_features]) for head in self.heads]
 
     def refine(
         self, images: Float[Tensor, "batch channel height width"]

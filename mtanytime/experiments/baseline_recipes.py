@@ -13,6 +13,7 @@ from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2
 from mtanytime.checks import require
 from mtanytime.data.batches import crop_flip
 from mtanytime.data.images import ImageSet, Task
+from mtanytime.experiments.map_recipes import L2T
 from mtanytime.experiments.probe_run import ProbeRun, timed_probe
 from mtanytime.experiments.recipe import (
     Parts,
@@ -134,7 +135,7 @@ def _trainer(
     options = {"views": None, "teacher": None, "beta": settings["beta"]} | options
     if method == "l2t":
         outer = FreshBatch(task.train, labelled, options["augment"])
-        options |= {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True, "outer": outer}
+        options |= L2T | {"outer": outer}
         return TransferTrainer(source, make, task, meta_every=settings["meta_every"], meta_lr=1e-3, **options)
     if method in LEARNED:
         return search_run(method, settings, source, make, task, options)

@@ -30,6 +30,8 @@ PAIRS = {
     "matching_one": [("layer1", "features.2"), ("layer2", "features.6"), ("layer3", "features.13")],
     "matching_all": None,
 }
+# Ours: all pairs start alike, and λ is divided by its mean over the pairs.
+L2T = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True}
 METHODS = ("scratch", "probe", *PAIRS, "random_search", "l2t", "search_then_train")
 
 
@@ -72,7 +74,7 @@ def _trainer(
         return TransferTrainer(source, make, task, pairs=PAIRS[method], **options)
     if method == "l2t":
         outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
-        learned = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True, "outer": outer}
+        learned = L2T | {"outer": outer}
         learned |= {"meta_lr": settings["meta_lr_l2t"], "arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
     return search_run(method, settings, source, make, task, options)
