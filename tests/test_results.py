@@ -59,6 +59,7 @@ HALF_WIDTH = {
     "search_then_train": "nine pairs, searched by trials, with views",
     "l2t": "L2T-ww, with views",
 }
+CASCADE = f"slice_widths={RECIPES['anytime-cifar10-full'].settings['slice_widths']} precision"  # of longer trials
 MODELS = {"sliced": "sliced ResNeXt", "msdnet": "MSDNet", "inclusive": "inclusive", "separate": "separate networks"}
 PAIR = ["source", "target"]
 
@@ -388,18 +389,15 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
         return signed(f"{points.min():.1f} to {points.max():.1f}")
 
     inverted = "slice_reads=layers slice_block=inverted slice_blocks=2,2,2 slice_widths=24,8,12,12"
-    cascade = "slice_widths=16,8,16,16/48,16,32,32/128,32,64,64 precision"
-    figures.append(f"{longer(cascade, 'macs_own_head')} points with the answering head alone")
-    figures.append(f"and {longer(cascade, 'macs')} with all heads")
+    figures.append(f"{longer(CASCADE, 'macs_own_head')} points with the answering head alone")
+    figures.append(f"and {longer(CASCADE, 'macs')} with all heads")
     figures.append(f"read layers are {longer(inverted, 'macs_own_head')} and {longer(inverted, 'macs')}")
     figures.append(f"basic blocks {longer('slice_squeeze=4', 'macs_own_head')} with")
-    accuracy = 100 * full.groupby(["model", "changes"])["accuracy"].agg(["min", "max"])
-    ends = [f"{row['min']:.1f} to {row['max']:.1f} %" for _, row in accuracy.iterrows()]
-    shown = [
-        i for i, (_, changes) in enumerate(accuracy.index) if cascade in changes or changes == "precision=bfloat16"
-    ]
-    msdnet, sliced = (ends[i] for i in shown)
-    assert f"sliced {sliced}, MSDNet {msdnet}" in RECIPES["anytime-cifar10-full"].expected
+    ends = {}
+    for network, shape in (("sliced", CASCADE), ("MSDNet", "^precision")):
+        accuracy = 100 * full.loc[full["changes"].str.contains(shape), "accuracy"]
+        ends[network] = f"{network} {accuracy.min():.1f} to {accuracy.max():.1f} %"
+    assert ", ".join(ends.values()) in RECIPES["anytime-cifar10-full"].expected
 
     search = tables("anytime_cifar10_search")
     tried = search.groupby("model")["changes"].nunique()
@@ -447,9 +445,8 @@ def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> N
         f"the gap is {own['gap_points'].min():.1f} to {own['gap_points'].max():.1f} points, below its standard error"
     )
     full = tables("anytime_full_search")
-    cascade = "slice_widths=16,8,16,16/48,16,32,32/128,32,64,64 precision"
     for cost, words in (("macs", "{} points above MSDNet"), ("macs_own_head", "{} with that head alone")):
-        trials = full[full["changes"].str.contains(f"^precision|{cascade}")]
+        trials = full[full["changes"].str.contains(f"^precision|{CASCADE}")]
         longer = measure.gap(trials.assign(macs=trials[cost]), "sliced", "msdnet", last_stands=True)["gap_points"]
         figures.append(words.format(signed(f"{longer.min():.1f} to {longer.max():.1f}")))
     settings = ["50 labels per class", "8 epochs, 10,000 images", f"{results['seed'].nunique()} seeds"]

@@ -42,8 +42,8 @@ PAIRS = {  # the last source stage with the target layer of its size; each stage
 }
 # What each method adds to a target's training on the task. "_views" and "_unlabelled" join half a batch of strong views
 # or of unlabelled images to half a batch of labelled ones (or `extra_images` to a whole one); "recommended" also
-# distills the answers of the probe. Methods in `LEARNED` learn their
-# map and have the views; the maps of the others are fixed.
+# distills the answers of the probe. Methods in `LEARNED` learn their map and have the views; the maps of the others are
+# fixed.
 MATCHING: dict[str, str] = {
     "matching_single": "single",
     "matching_one": "one",
