@@ -87,6 +87,16 @@ def test_all_training_images(small_task: Task, tmp_path: Path) -> None:
     assert network.network.shape == shape
 
 
+def test_exit_weights(small_task: Task) -> None:
+    """Sliced networks and MSDNet have weights of their own; the exits of "inclusive" always count 1."""
+    changes = SMALL | {"models": "sliced,msdnet,inclusive", "slice_weights": "1,2", "msdnet_weights": "3,1"}
+    settings = changed(RECIPES["anytime-cifar10"].settings, changes)
+    weights = {part: trainer.loss.weights for part, trainer in anytime_recipes.cifar10(settings, 0, None, False)}
+    assert weights["sliced"] == (1.0, 2.0)
+    assert weights["msdnet"] == (3.0, 1.0)
+    assert weights["inclusive"] is None
+
+
 def test_the_same_images_are_held_back_in_every_run(small_task: Task) -> None:
     """All other training images are trained on; to report, all are."""
     settings = RECIPES["anytime-cifar10-full"].settings
@@ -154,6 +164,7 @@ def test_plan_counts_every_network(small_task: Task, tmp_path: Path) -> None:
             "slice_widths: expected whole numbers .*, got '8,x'",
         ),
         ({"slice_weights": "1,2,3"}, "weights: expected 2 weights, one per exit, got "),
+        ({"models": "msdnet", "msdnet_weights": "1,2,3"}, "weights: expected 2 weights, one per exit, got "),
         (
             {"images": "nowhere.npz"},
             "images: expected an existing file or folder, got 'nowhere.npz'; set it to",

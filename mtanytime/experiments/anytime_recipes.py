@@ -45,6 +45,7 @@ MODELS = ("sliced", "inclusive", "msdnet", "separate")
 VALIDATION_PER_CLASS = 500  # held-back training images that `scored_on=validation` scores on
 HELD_BACK_SEED = 100  # of "anytime-cifar10-full": every run holds back the same images
 SLICE_BLOCKS = ("basic", "inverted", "resnext")
+EXIT_WEIGHTS = {"sliced": "slice_weights", "msdnet": "msdnet_weights"}  # settings; the other models' exits count 1
 SLICE_READS = {"layers": SlicedResNet, "stages": SliceCascade}  # what a slice reads of the slices before it
 
 
@@ -133,7 +134,7 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             if model == "separate":
                 yield part, Trainer(make, task, **options)
             else:
-                weights = settings["slice_weights"] if model == "sliced" else ()
+                weights = settings[EXIT_WEIGHTS[model]] if model in EXIT_WEIGHTS else ()
                 loss = JointLoss(weights or None, settings["distillation"])
                 yield part, AnytimeTrainer(make, task, loss=loss, **options)
 
@@ -216,6 +217,7 @@ CIFAR10: Settings = {
     "msdnet_base": 2,
     "msdnet_step": 1,
     "msdnet_initialization": "fan_out",
+    "msdnet_weights": (),
     "checkpoint_seconds": 30.0,
 }
 
