@@ -1,6 +1,6 @@
 """Multiply-adds and parameters against published figures and counts by hand; latency on a clock of the test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,8 @@ from tiny_runs import coloured, loader
 from torch import Tensor, nn
 
 from mtanytime import measure
+from mtanytime.anytime import SlicedResNeXt
+from mtanytime.anytime.resnext import ResNeXt
 from mtanytime.backbones import Normalized, resnet
 from mtanytime.measure import costs
 
@@ -216,6 +218,31 @@ def test_latencies_take_turns(clock: list[float]) -> None:
     assert table[["exit", "batch"]].to_numpy().tolist() == [[1, 1], [2, 1], [1, 4], [2, 4]]
     assert table["latency_ms"].tolist() == pytest.approx([3, 6, 20, 40])
     assert table["spread_ms"].tolist() == pytest.approx([1.5, 3, 10, 20])
+
+
+def test_step_up_takes_turns_with_the_exits(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers up to an exit: that many steps, on normalised images, in the rounds of the exits alone."""
+    network = SlicedResNeXt(4, width=6, bottleneck=2, branches=3, blocks=1)
+    seen: list[str] = []
+
+    def refine(images: Tensor) -> Iterator[Tensor]:
+        assert images.mean().item() == pytest.approx(1, abs=0.2)  # (0.5 - 0.25) / 0.25
+        for j in range(3):
+            seen.append(f"step {j + 1}")
+            clock[0] += 0.001
+            yield images
+
+    monkeypatch.setattr(network, "refine", refine)
+    monkeypatch.setattr(ResNeXt, "forward", lambda self, images: seen.append(f"exit {len(self.head.weight[0]) // 8}"))
+    wrapped = Normalized(network, (0.25,) * 3, (0.25,) * 3)
+    table = measure.latencies(wrapped, (3, 8, 8), (1,), repeats=2, warmup=0, progress=False, step_up=True)
+    steps = ["step 1", "step 1", "step 2", "step 1", "step 2", "step 3"]
+    assert seen == ["exit 1", "exit 2", "exit 3", *steps] * 2
+    assert table["answer"].tolist() == ["alone"] * 3 + ["step-up"] * 3
+    assert table["exit"].tolist() == [1, 2, 3] * 2
+    assert table["latency_ms"].tolist() == pytest.approx([0, 0, 0, 1, 2, 3])
+    with pytest.raises(ValueError, match="step_up: expected False for a network without refine, got True"):
+        measure.latencies(ladder(), SHAPE, step_up=True, progress=False)
 
 
 def test_latency_of_a_real_network() -> None:

@@ -1,5 +1,6 @@
 """Predictions within budgets, by deadlines and by early exit equal those of the network itself."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_costs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     first = AnytimePredictor(network, (3, 16, 16), file)
     assert not file.exists()
     assert first.choose(1e9, "ms") == 3
-    monkeypatch.setattr(inference, "latency", None)
+    monkeypatch.setattr(inference, "time_in_turn", None)
     again = AnytimePredictor(network, (3, 16, 16), str(file))
     pd.testing.assert_frame_equal(again.costs, first.costs)
     assert again.choose(1e9, "ms") == 3
@@ -156,10 +157,52 @@ def test_costs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patched:
         patched.setattr(inference, "processor", lambda: "an abacus")
         refused(r"times of processor an abacus, got \[")
+    kept = file.read_text()
+    file.write_text(kept.replace(",cpu,", ",cuda,"))
+    refused(r"times of device cpu, got \['cuda'\]")
+    file.write_text(kept.replace("float64", "bfloat16"))
+    refused(r"times of dtype float64, got \['bfloat16'\]")
     file.write_text("exit,macs\n1,5\n")
-    refused("columns exit, macs, latency_ms, batch, threads, processor")
+    refused("columns exit, macs, latency_ms, batch, threads, processor, device, dtype")
     file.write_text("")
     refused("a CSV table")
+
+
+def test_times_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow moment of the machine must not make one exit look slow; the caller's random numbers stay."""
+    network, seen = trained_like("basic"), []
+
+    def timed(calls: list, **settings: int) -> np.ndarray:
+        seen.extend(call() for call in calls)
+        return np.array([[1.0, 2.0, 9.0], [2.0, 4.0, 9.0], [3.0, 5.0, 7.0]])
+
+    monkeypatch.setattr(inference, "time_in_turn", timed)
+    state = torch.get_rng_state()
+    predictor = AnytimePredictor(network, (3, 16, 16), batch=2)
+    assert predictor.choose(4.5, "ms") == 2
+    assert predictor.costs["latency_ms"].tolist() == [2, 4, 5]
+    assert torch.get_rng_state().equal(state)
+    with torch.no_grad():
+        wanted = network.eval()(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double())
+    for logits, expected in zip(seen, wanted, strict=True):
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_costs_that_are_no_costs(tmp_path: Path) -> None:
+    """A damaged table would choose an exit at random, and a missing folder be noticed only after the timing."""
+    network, file = trained_like("basic"), tmp_path / "costs.csv"
+    AnytimePredictor(network, (3, 16, 16), file).choose(1e9, "ms")
+    table = pd.read_csv(file)
+    for value, got in (("quick", "'quick'"), (math.nan, "nan in the row of exit 2"), (-1.0, "-1.0 in the row")):
+        bad = table.astype({"latency_ms": object})
+        bad.loc[1, "latency_ms"] = value
+        with pytest.raises(ValueError, match=f"^costs, column latency_ms: expected .*numbers.*, got {got}"):
+            AnytimePredictor(network, (3, 16, 16), bad)
+        bad.to_csv(file, index=False)
+        with pytest.raises(ValueError, match=r"costs.csv, column latency_ms: expected .*numbers.*, got"):
+            AnytimePredictor(network, (3, 16, 16), file)
+    with pytest.raises(ValueError, match="costs: expected a file in a folder that exists, got"):
+        AnytimePredictor(network, (3, 16, 16), tmp_path / "none" / "costs.csv")
 
 
 def test_costs_are_of_the_images_that_come() -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtanytime.__main__ import main
-from mtanytime.anytime import SliceCascade, SliceShape, doubling_widths
+from mtanytime.anytime import SliceCascade, SlicedResNeXt, SliceShape, doubling_widths
 from mtanytime.backbones import vgg9
 from mtanytime.devices import processor
 from mtanytime.experiments import benchmarks
@@ -232,18 +232,43 @@ def test_bench_anytime(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     for name in ("sliced_joint_s", "widest_s", "inclusive_joint_s", "stepup_s", "first_s", "full_s"):
         assert figures[name] > 0
     for name in ("stepup_s", "first_s", "full_s"):
-        for setting in ("batch_1", "onnxruntime", "onnxruntime_batch_1"):
-            assert figures[setting][name] > 0
+        for way in ("unfolded", "channels_last", "onnxruntime"):
+            assert figures[way][name] > 0
+            assert figures[f"{way}_batch_1"][name] > 0
+        assert figures["batch_1"][name] > 0
+    assert figures["joined"]["stepup_s"] > 0
+    assert figures["joined_batch_1"]["stepup_s"] > 0
     sizes = {"width": 8, "bottleneck": 4, "branches": 2, "blocks": 1, "batch": 2, "dtype": "float32"}
     assert sizes.items() <= figures["config"].items()
     assert figures["config"]["threads"] == torch.get_num_threads()
     ranges = {name: (1.0, 2.0) for name in ("sliced_joint", "widest", "inclusive_joint", "stepup", "first", "full")}
     monkeypatch.setattr("mtanytime.experiments.bench_commands.bench_anytime", lambda *arguments: (figures, ranges))
     assert main(["bench", "anytime", *small]) == 0  # the same figures as lines
-    assert "× widest" in capsys.readouterr().out
+    lines = capsys.readouterr().out
+    assert "× widest" in lines
+    assert "channels last batch 1 stepup: " in lines
     monkeypatch.undo()
     assert main(["bench", "anytime", *small, "--authors", "nowhere"]) == 1
     assert "authors: expected a clone of hankook/IResNeXt" in capsys.readouterr().err
+
+
+def test_ways_of_inference_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared in seconds must compute the same: in every layout, with buffers or without, compiled or not."""
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
+    torch.manual_seed(0)
+    network, images = SlicedResNeXt(10, 8, 4, 2, 1), torch.rand(3, 3, 32, 32)
+    network(images)  # the batch norms' statistics become other than 0 and 1
+    ways, _ = benchmarks.inference_ways(network, images, compiled=True)
+    with torch.no_grad():
+        wanted = network.eval()(images)
+    assert set(ways) == {"folded", "unfolded", "channels_last", "joined", "compiled"}
+    assert len(compiled) == 1
+    for name, expected in {"stepup": wanted, "first": wanted[0], "full": wanted[-1]}.items():
+        answers = [work[name]() for work in ways.values() if name in work]
+        assert len(answers) >= 3
+        for answer in answers:
+            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_explore_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

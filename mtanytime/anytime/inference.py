@@ -1,12 +1,15 @@
 """Use an anytime network: answer within a budget, refine until a deadline, let easy images leave early."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +23,9 @@ from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import processor, synchronise
 from mtanytime.features import unwrapped
-from mtanytime.measure.costs import exit_costs, latency
+from mtanytime.measure.costs import device_and_dtype, exit_costs, random_images
+from mtanytime.measure.runtimes import time_in_turn
+from mtanytime.measure.tables import as_numbers, require_rows
 
 Unit = Literal["macs", "ms", "exit"]
 
@@ -44,13 +49,15 @@ class AnytimePredictor:
         network: an `AnytimeNetwork`, or one in a `Normalized`.
         image_shape: channels, height and width of the images.
         costs: a measured table, such as `measure.curve` returns; None: multiply-adds are counted here, with each exit's
-            own head alone, since only that one is run, and latencies are measured when they are first needed; a CSV
-            file: as None, and the table is kept there with the machine that it was measured on, for the next time.
+            own head alone, since only that one is run, and latencies are measured when they are first needed, all
+            exits in turn; a CSV file: as None, and the table is kept there with the machine that it was measured on,
+            for the next time.
         batch: images per batch when latencies are measured.
 
     Raises:
-        ValueError: a network without exits, a table without a needed column or exit, a file with the table of another
-            network, machine, batch size or number of threads.
+        ValueError: a network without exits, a table without a needed column or exit or with a cost that is not a number
+            above 0, a file in a folder that does not exist, or with the table of another network, machine, device,
+            floating-point type, batch size or number of threads.
     """
 
     def __init__(
@@ -72,10 +79,18 @@ class AnytimePredictor:
         if costs is None or self._file is not None:
             own = exit_costs(network, image_shape)["macs_own_head"]
             costs = pd.DataFrame({"exit": exits, "macs": own})
+        name = "costs" if self._file is None else str(self._file)
         if self._file is not None and self._file.exists():
             costs = _kept_costs(self._file, costs, self._here())
+        elif self._file is not None:
+            require(self._file.parent.is_dir(), "costs", "a file in a folder that exists", name)
         missing = {"exit", "macs"} - set(costs.columns)
-        require(not missing, "costs", "columns exit and macs", list(costs.columns))
+        require(not missing, name, "columns exit and macs", list(costs.columns))
+        for column in ("macs", "latency_ms"):
+            if column in costs:
+                costs = as_numbers(costs, name, column)
+                good = (costs[column] > 0) & (costs[column] < math.inf)
+                require_rows(good, costs, name, column, "finite numbers above 0", "exit")
         self.costs = costs.sort_values("exit", ignore_index=True)
         require(list(self.costs["exit"]) == exits, "costs", f"a row for each exit of {exits}", list(costs["exit"]))
 
@@ -91,8 +106,7 @@ class AnytimePredictor:
             return int(budget)
         column, name = ("macs", "multiply-adds per image") if unit == "macs" else ("latency_ms", "ms per batch")
         if column not in self.costs:
-            images = torch.rand(self._batch, *self._image_shape)
-            self.costs["latency_ms"] = [latency(part, images)["latency_ms"] for part in self._full_exits()]
+            self.costs["latency_ms"] = self._latencies()
             if self._file is not None:
                 self.costs.assign(**self._here()).to_csv(self._file, index=False)
         affordable = self.costs[self.costs[column] <= budget]
@@ -171,11 +185,16 @@ class AnytimePredictor:
 
     def _here(self) -> dict[str, str | int]:
         """What a table of latencies holds for."""
-        return {"batch": self._batch, "threads": torch.get_num_threads(), "processor": processor()}
+        device, dtype = device_and_dtype(self._exits[0])
+        here = {"batch": self._batch, "threads": torch.get_num_threads(), "processor": processor()}
+        return here | {"device": device.type, "dtype": str(dtype).removeprefix("torch.")}
 
-    def _full_exits(self) -> list[nn.Module]:
-        """Each exit, preceded by the normalisation of its images."""
-        return [nn.Sequential(self._normalise, part) for part in self._exits]
+    @torch.no_grad()
+    def _latencies(self) -> list[float]:
+        """Median milliseconds per batch of each exit, with the normalisation of its images."""
+        images = random_images(self._exits[0], self._batch, self._image_shape)
+        calls = [partial(nn.Sequential(self._normalise, part), images) for part in self._exits]
+        return np.median(time_in_turn(calls, repeats=30, warmup=5), axis=1).tolist()
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Move images to the network's device and dtype, and normalise them."""

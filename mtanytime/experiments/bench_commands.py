@@ -173,9 +173,10 @@ def _bench_anytime(options: argparse.Namespace) -> int:
         if baseline := baselines.get(name):
             ratio = f"  {seconds / figures[f'{baseline}_s']:.2f} × {baseline}"
         print(f"{name:16} {seconds:9.4f}  {_range(ranges[name], 4):16}{ratio}")
-    for setting in ("unfolded", "batch_1", "compiled", "onnxruntime", "onnxruntime_batch_1"):
-        for name, seconds in figures.get(setting, {}).items():
-            print(f"{setting} {name.removesuffix('_s')}: {seconds} s")
+    for way, values in figures.items():
+        if isinstance(values, dict) and way != "config":
+            for name, seconds in values.items():
+                print(f"{way.replace('_', ' ')} {name.removesuffix('_s')}: {seconds} s")
     _print_config(figures)
     return 0
 

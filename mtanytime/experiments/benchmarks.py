@@ -215,7 +215,7 @@ def bench_anytime(
         sizes: of the networks; by default those of the authors.
         batch: images per batch.
         rounds: counted rounds; the figures are medians over them.
-        compiled: also time the widest sub-network under torch.compile.
+        compiled: also time the widest sub-network under torch.compile, which compiles it for each batch size.
         progress: show a progress bar.
         authors: a clone of the repository of the authors' inclusive ResNeXt, of which a training step is timed too.
         onnxruntime: also export the network, which takes minutes, and time its inference by ONNX Runtime.
@@ -225,9 +225,10 @@ def bench_anytime(
         "widest_s", its widest sub-network alone, `extract(K)`; "inclusive_joint_s", all exits of an `InclusiveResNeXt`;
         "authors_joint_s", all exits of the authors' network. Seconds of inference with folded batch norms: "full_s",
         one forward pass of the widest sub-network; "stepup_s", all outputs by `refine`; "first_s", the first of them.
-        The same for one image in "batch_1", and without folding in "unfolded". "compiled": "full_s" under
-        torch.compile, and "compile_s", the duration of the first call. "onnxruntime" and "onnxruntime_batch_1": the
-        three figures of inference by ONNX Runtime. "config".
+        Other ways of inference, in turn with that one: "unfolded", with batch norms; "channels_last", in that memory
+        layout; "joined", "stepup_s" where each slice's maps are concatenated with those of earlier slices, in place of
+        `refine`'s preallocated buffers; "compiled", "full_s" under torch.compile, and "compile_s", the duration of the
+        first call; "onnxruntime". "batch_1", "unfolded_batch_1", …: the same for one image. "config".
     """
     sizes = sizes or AnytimeSizes()
     torch.manual_seed(0)
@@ -241,24 +242,25 @@ def bench_anytime(
     if authors is not None:
         steps["authors_joint"] = authors_joint_step(authors, tuple(asdict(sizes).values()), images, labels)
     seconds = _in_turn(steps, rounds, progress)
-    seconds |= _in_turn(_inference(sliced, images, folded=True), rounds, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = _exported(sliced, Path(folder), progress) if onnxruntime else None
+        inference: dict[str, Any] = {}
+        for suffix, part, factor in (("", images, 1), ("_batch_1", images[:1], 4)):
+            ways, compile_seconds = inference_ways(sliced, part, compiled)
+            if predictor is not None:
+                ways["onnxruntime"] = _exported_inference(predictor, part)
+            calls = {f"{way} {name}": call for way, work in ways.items() for name, call in work.items()}
+            timed = _in_turn(calls, factor * rounds, progress)
+            medians = _medians(timed)
+            for way, work in ways.items():
+                inference[way + suffix] = {f"{name}_s": round(medians[f"{way} {name}"], 5) for name in work}
+            if compiled:
+                inference["compiled" + suffix]["compile_s"] = round(compile_seconds, 1)
+            if not suffix:
+                seconds |= {name: timed[f"folded {name}"] for name in ways["folded"]}
     figures: dict[str, Any] = {f"{name}_s": round(median, 4) for name, median in _medians(seconds).items()}
-    for name, part, folded in (("unfolded", images, False), ("batch_1", images[:1], True)):
-        medians = _medians(_in_turn(_inference(sliced, part, folded), 4 * rounds if folded else rounds, progress))
-        figures[name] = {f"{key}_s": round(median, 5) for key, median in medians.items()}
-    if compiled:
-        network = torch.compile(fold_batch_norms(sliced.extract(sliced.exits)))
-        started = time.perf_counter()
-        _without_gradient(network, images)
-        compile_seconds = time.perf_counter() - started
-        medians = _medians(_in_turn({"full": partial(_without_gradient, network, images)}, rounds, progress))
-        figures["compiled"] = {"full_s": round(medians["full"], 4), "compile_s": round(compile_seconds, 1)}
-    if onnxruntime:
-        with tempfile.TemporaryDirectory() as folder:
-            predictor = _exported(sliced, Path(folder), progress)
-            for name, part in (("onnxruntime", images), ("onnxruntime_batch_1", images[:1])):
-                medians = _medians(_in_turn(_exported_inference(predictor, part), 4 * rounds, progress))
-                figures[name] = {f"{key}_s": round(median, 5) for key, median in medians.items()}
+    figures["batch_1"] = inference.pop("folded_batch_1")
+    figures |= {way: values for way, values in inference.items() if way != "folded"}
     figures["config"] = {
         **asdict(sizes),
         "batch": batch,
@@ -284,16 +286,47 @@ def _training_step(network: nn.Module, images: Images, labels: Labels) -> Callab
     return step
 
 
-def _inference(network: SlicedResNeXt, images: Images, folded: bool) -> Work:
+def inference_ways(network: SlicedResNeXt, images: Images, compiled: bool = False) -> tuple[dict[str, Work], float]:
+    """The ways of inference that `bench_anytime` names, and the seconds that torch.compile took, if it is among them.
+
+    Each way's calls return logits: "stepup" all outputs, "first" the first one, "full" the widest one.
+    """
+    network = network.eval()
+    widest = network.extract(network.exits)
+    folded, last = ([fold_batch_norms(network), fold_batch_norms(widest)] for _ in range(2))
+    layout = torch.channels_last
+    ways = {
+        "folded": _inference(*folded, images),
+        "unfolded": _inference(network, widest, images),
+        "channels_last": _inference(*(part.to(memory_format=layout) for part in last), images.to(memory_format=layout)),
+        "joined": {"stepup": partial(_joined_steps, folded[0], images)},
+    }
+    if not compiled:
+        return ways, 0.0
+    ways["compiled"] = {"full": partial(_without_gradient, torch.compile(fold_batch_norms(widest)), images)}
+    started = time.perf_counter()
+    ways["compiled"]["full"]()
+    return ways, time.perf_counter() - started
+
+
+def _inference(network: SlicedResNeXt, widest: nn.Module, images: Images) -> Work:
     """All outputs step by step, the first output, and one pass of the widest sub-network."""
-    anytime, widest = network.eval(), network.extract(network.exits).eval()
-    if folded:
-        anytime, widest = fold_batch_norms(anytime), fold_batch_norms(widest)
     return {
-        "stepup": lambda: deque(anytime.refine(images), maxlen=0),
-        "first": lambda: next(anytime.refine(images)),
+        "stepup": lambda: list(network.refine(images)),
+        "first": lambda: next(network.refine(images)),
         "full": partial(_without_gradient, widest, images),
     }
+
+
+@torch.no_grad()
+def _joined_steps(network: SlicedResNeXt, images: Images) -> list[Tensor]:
+    """All outputs step by step, without buffers."""
+    outputs, earlier = [], []
+    for _ in range(network.exits):
+        logits, handed_on = network.one_slice(images, earlier)
+        outputs.append(logits)
+        earlier.append(handed_on)
+    return outputs
 
 
 def _exported(network: SlicedResNeXt, folder: Path, progress: bool) -> Any:
@@ -313,8 +346,8 @@ def _exported_inference(predictor: Any, images: Images) -> Work:
 
 
 @torch.no_grad()
-def _without_gradient(network: Callable[[Images], Any], images: Images) -> None:
-    network(images)
+def _without_gradient(network: Callable[[Images], Any], images: Images) -> Any:
+    return network(images)
 
 
 def _in_turn(work: Work, rounds: int, progress: bool) -> dict[str, list[float]]:

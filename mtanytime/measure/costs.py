@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import numpy as np
@@ -159,26 +159,46 @@ def latencies(
     repeats: int = 20,
     warmup: int = 3,
     progress: bool = True,
+    step_up: bool = False,
 ) -> pd.DataFrame:
     """Time the stand-alone network of every exit on random images: column exit and those of `latency`.
 
     Each round times every exit once, so that a slow moment of the machine affects all exits alike.
 
+    Args:
+        network: as `exit_networks`.
+        image_shape: channels, height and width.
+        batch_sizes: images per batch.
+        repeats, warmup: see `latency`.
+        progress: show a progress bar per batch size.
+        step_up: in the same rounds, also time all answers up to each exit by the network's `refine`. A column answer
+            then says "alone" or "step-up".
+
     Raises:
-        ValueError: as `latency`; there is no batch size, or one below 1.
+        ValueError: as `latency`; there is no batch size, or one below 1; `step_up` for a network without `refine`.
     """
     require(len(batch_sizes) > 0 and min(batch_sizes) >= 1, "batch_sizes", "one or more sizes >= 1", batch_sizes)
+    inner = unwrapped(network)
+    possible = not step_up or hasattr(inner, "refine")
+    require(possible, "step_up", "False for a network without refine", step_up)
+    normalise = network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
     rows = []
     with trial_run(network, device_and_dtype(network)[0], training=False):
-        networks = exit_networks(network)
+        calls: list[Callable[[Tensor], Any]] = list(exit_networks(network))
+        names = [{"exit": k} for k in range(1, len(calls) + 1)]
+        if step_up:
+            calls += [lambda images, k=name["exit"]: list(islice(inner.refine(normalise(images)), k)) for name in names]
+            names = [{**name, "answer": answer} for answer in ("alone", "step-up") for name in names]
         for batch in batch_sizes:
-            times = _time(networks, random_images(network, batch, image_shape), repeats, warmup, progress)
-            rows += [{"exit": k, **row} for k, row in enumerate(times, 1)]
+            times = _time(calls, random_images(network, batch, image_shape), repeats, warmup, progress)
+            rows += [{**name, **row} for name, row in zip(names, times, strict=True)]
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def _time(modules: list[nn.Module], images: Tensor, repeats: int, warmup: int, progress: bool) -> list[dict[str, Any]]:
+def _time(
+    modules: Sequence[Callable[[Tensor], Any]], images: Tensor, repeats: int, warmup: int, progress: bool
+) -> list[dict[str, Any]]:
     """Time several modules on the same images in turns; one result of `latency` per module."""
     require(repeats >= 1, "repeats", "a number >= 1", repeats)
     require(warmup >= 0, "warmup", "a number >= 0", warmup)
