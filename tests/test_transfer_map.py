@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_mode import examples
 
+from mtanytime.backbones import resnet, vgg9
 from mtanytime.explore import draw
 from mtanytime.transfer import PAPER, TransferMap, TransferTrainer
 
@@ -89,6 +90,29 @@ def test_another_map_is_another_run(tmp_path: Path) -> None:
     for other in ({"map": UNEVEN.scaled(2.0)}, {"what": False, "where": "off"}):
         with pytest.raises(ValueError, match="another run"):
             transfer(folder=tmp_path / "run", **other)
+
+
+def test_a_strong_map_diverges_unless_it_is_normalized() -> None:
+    """λ = 6 for all pairs from the first step is too much where λ = 1 is not; the error names the remedy."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        source = resnet(8, 37, width=8).eval()
+    options = {"steps": 20, "batch_size": 20, "beta": 16.0, "teacher": None, "normalize_errors": False}
+    options |= {"device": "cpu", "progress": False}
+    data = tiny.images(40, classes=10, size=32)
+
+    def trainer(**more: object) -> TransferTrainer:
+        return TransferTrainer(source, lambda: vgg9(10, width=4), data, **options, **more)
+
+    plain = trainer()
+    strong = TransferMap.uniform(plain.pairs, plain.student.matching.source_channels).scaled(6)
+    with pytest.raises(
+        FloatingPointError, match=r"loss is .*6\.0.*; with normalize_weights=True, the map's λ have the"
+    ):
+        trainer(map=strong).train()
+    log = trainer(map=strong, normalize_weights=True).train().log
+    assert log["loss"].equals(plain.train().log["loss"])
+    assert log["loss"].iloc[-1] < log["loss"].iloc[0] / 2
 
 
 def test_scaled_and_mean() -> None:

@@ -41,7 +41,9 @@ FEW_LABELS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """How `TransferTrainer` transfers. All but `mode` identify the run. The defaults are what our tables show to win.
+    """How `TransferTrainer` transfers. All but `mode` identify the run.
+
+    The defaults follow what wins in our tables; their unit of errors and its β were not measured there (`RESULTS.md`).
 
     Args:
         what: learn channel weights.
@@ -58,7 +60,8 @@ class TransferSettings:
         meta_every: steps from one lookahead to the next; 1 in the paper. The steps between take the meta-networks'
             present weights and cost what plain matching does.
         meta_clip: the largest norm of the meta-gradient, to which larger ones are scaled down; None: no limit.
-        normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`).
+        normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`), that of a `map` as well. A map with λ
+            near 6 may diverge without it.
         views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
             "batch": as many as the batch size, or none beside unlabelled ones; None: none.
         view_augment: makes a view, see `data.StrongViews`.

@@ -148,7 +148,7 @@ class TransferTrainer(Trainer):
     ) -> None:
         own, settings = split_settings(settings, TransferSettings)
         self.transfer_settings = TransferSettings(**own)
-        self.map = None if map is None else as_map(map)
+        self.map = None if map is None else as_map(map, self.transfer_settings.normalize_weights)
         if self.map is not None:
             self.transfer_settings = replace(self.transfer_settings, what=False, where="off", where_start="random")
             pairs = [pair for pair, weight in self.map.pairs.items() if weight > 0] if pairs is None else pairs
@@ -308,7 +308,7 @@ class TransferTrainer(Trainer):
         logits = None if self._teacher is None else self._teacher.logits(images, passes)
         losses = self.lookahead.losses(images, labels, source_features, weights, logits, shares)
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
-        by_pair = [round(value, 3) for value in mean_lambda.tolist()]
+        by_pair = _in_words(mean_lambda, self.map is None or self.transfer_settings.normalize_weights)
         metrics = {
             "loss": losses.total.item(),
             "task_loss": losses.task.item(),
@@ -319,7 +319,7 @@ class TransferTrainer(Trainer):
         if losses.distillation is not None:
             metrics["distillation_loss"] = losses.distillation.item()
         metrics = self.processes.metrics(metrics, 1.0)  # each process has the parts of its images
-        self._finite(metrics["loss"], "loss", f", mean λ by pair {by_pair}")
+        self._finite(metrics["loss"], "loss", by_pair)
         self.lookahead.step(losses)
         if self.meta_optimizer is not None:
             metrics["outer_loss"] = self._meta_step(losses)
@@ -387,6 +387,12 @@ class TransferTrainer(Trainer):
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.trace.load_state(state)
+
+
+def _in_words(mean_lambda: Float[Tensor, " pairs"], normalized: bool) -> str:
+    """λ of a step for the error of a training that diverges."""
+    remedy = "" if normalized else "; with normalize_weights=True, the map's λ have the mean 1"
+    return f", mean λ by pair {[round(value, 3) for value in mean_lambda.tolist()]}{remedy}"
 
 
 def _joined(passes: Mapping[str, tuple[Any, Maps]]) -> Maps:

@@ -135,12 +135,11 @@ class TransferMap:
             raise mismatch(str(file), "a transfer map", Words(f"a foreign or damaged file ({reason})")) from error
 
 
-def as_map(given: TransferMap | str | PathLike[str]) -> TransferMap:
-    """A map, read from its file if it is one. ValueError for anything else."""
-    if isinstance(given, str | PathLike):
-        return TransferMap.load(given)
-    require(isinstance(given, TransferMap), "map", "a TransferMap or the file of one", Words(type(given).__name__))
-    return given
+def as_map(given: TransferMap | str | PathLike[str], normalize: bool = False) -> TransferMap:
+    """A map, read from its file if it is one, with λ of mean 1 if wanted. ValueError for anything else."""
+    found = TransferMap.load(given) if isinstance(given, str | PathLike) else given
+    require(isinstance(found, TransferMap), "map", "a TransferMap or the file of one", Words(type(found).__name__))
+    return found.scaled() if normalize else found
 
 
 class FixedWeights(nn.Module):
