@@ -50,9 +50,38 @@ def test_plan(tmp_path: Path) -> None:
         assert by_part[method]["seconds"] > 0 < by_part[method]["macs"]
 
 
+def test_plan_of_rare_lookaheads(tmp_path: Path) -> None:
+    """With a lookahead at every fourth of ten steps, three cost what all of L2T-ww's do, the others a plain matching's.
+
+    Otherwise, the dry run would say that `meta_every` saves nothing. The meta-networks' own layers hardly count.
+    """
+    changes = SMALL | {"steps": "10", "methods": "l2t,matching_all"}
+    every, rarely = (
+        {row["part"]: row["macs"] for row in plan("baselines-builtin", tmp_path, changes=changes | {"meta_every": k})}
+        for k in ("1", "4")
+    )
+    assert rarely["matching_all"] == every["matching_all"]
+    expected = (3 * every["l2t"] + 7 * every["matching_all"]) / 10
+    assert rarely["l2t"] == pytest.approx(expected, rel=0.01)
+    assert rarely["l2t"] < 0.75 * every["l2t"]
+
+
+def test_meta_every_is_the_trainers(tmp_path: Path) -> None:
+    """The setting reaches the run: a lookahead at the first and the third of four steps."""
+    run(
+        "baselines-builtin",
+        tmp_path,
+        changes=SMALL | {"steps": "4", "methods": "l2t", "meta_every": "2"},
+        progress=False,
+    )
+    log = pd.read_csv(tmp_path / "l2t-seed0" / "log.csv")
+    assert log["outer_loss"].notna().tolist() == [True, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"meta_every": "0"}, "meta_every: expected a whole number >= 1, got 0"),
         ({"trials": "2"}, "trials: expected a whole number >= 3, got 2"),
         ({"trials": "0", "methods": "random_search"}, "trials: expected a whole number >= 1, got 0"),
         ({"search_steps": "0"}, "search_steps: expected a whole number >= 1, got 0"),

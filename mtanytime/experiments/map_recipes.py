@@ -75,7 +75,8 @@ def _trainer(
     if method == "l2t":
         outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
         learned = L2T | {"outer": outer}
-        learned |= {"meta_lr": settings["meta_lr_l2t"], "arrived": task.test if settings["measure_arrived"] else None}
+        learned |= {"meta_lr": settings["meta_lr_l2t"], "meta_every": settings["meta_every"]}
+        learned |= {"arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
     return search_run(method, settings, source, make, task, options)
 
@@ -135,6 +136,7 @@ RECIPES = {
             "beta_l2t": 4.0,
             "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
+            "meta_every": 1,  # steps from one lookahead of l2t to the next
             "measure_arrived": 0,  # 1: l2t measures R² at every fifth row of its trace
             "checkpoint_seconds": 30.0,
         },

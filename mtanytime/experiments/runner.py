@@ -4,6 +4,7 @@ A recipe is a sequence of trainers, each with its own run folder below the recip
 point therefore continues from there, and one that has finished only reads its results.
 """
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,13 +138,13 @@ def plan(
     """Yield what `run` would do with these arguments, without writing: one row per network, or search and training.
 
     Columns: part, seed, beta, steps, done, macs (multiply-adds of all steps) and seconds (of the remaining steps,
-    without the final test). Two steps of each network are run and timed here, and their multiply-adds are counted by
-    torch's flop counter; further seeds are assumed to cost the same as the first. A search counts as not begun, and
-    without the steps that learn channels.
+    without the final test). A step or two of each network are run and timed here, and their multiply-adds are counted
+    by torch's flop counter: with `meta_every`, one with a lookahead and one without. Further seeds are assumed to cost
+    the same as the first. A search counts as not begun, and without the steps that learn channels.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})
-    costs: dict[str, tuple[int, float]] = {}
+    costs: dict[str, tuple[float, float]] = {}
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, False):
             if part == "source" and seed != seeds[0]:
@@ -160,13 +161,13 @@ def plan(
                 "beta": beta,
                 "steps": steps,
                 "done": trainer.step,
-                "macs": macs * steps,
+                "macs": round(macs * steps),
                 "seconds": seconds * (steps - trainer.step),
             }
 
 
-def _step_cost(trainer: Trainer) -> tuple[int, float]:
-    """Multiply-adds and seconds of one step on the first batch, a full one.
+def _step_cost(trainer: Trainer) -> tuple[float, float]:
+    """Multiply-adds and seconds of a step on the first batch, a full one; the mean over the steps of a run.
 
     The network's weights are restored, because it may be a later trainer's source; the trainer is no longer usable.
     """
@@ -176,15 +177,23 @@ def _step_cost(trainer: Trainer) -> tuple[int, float]:
         trainer.lookahead = replace(trainer.lookahead, beta=beta)
     images, labels = (part.to(trainer.device) for part in next(trainer.batches.epoch(0)))
     trainer.model.train()
-    counter = FlopCounterMode(display=False, custom_mapping=formulas())
-    counter.mod_tracker = _NoTracker()
-    with counter:
-        trainer.train_on_batch(images, labels)  # also the warm-up
-    started = time.perf_counter()
-    trainer.train_on_batch(images, labels)
-    seconds = time.perf_counter() - started
+    learns = isinstance(trainer, TransferTrainer) and trainer.meta_optimizer is not None
+    every = trainer.transfer_settings.meta_every if learns else 1
+    done, costs = trainer.step, []
+    for step in range(min(every, 2)):  # the step after the one that looks ahead is a plain one
+        trainer.step = step
+        counter = FlopCounterMode(display=False, custom_mapping=formulas())
+        counter.mod_tracker = _NoTracker()
+        with counter:
+            trainer.train_on_batch(images, labels)  # also the warm-up
+        started = time.perf_counter()
+        trainer.train_on_batch(images, labels)
+        costs.append((counter.get_total_flops() / 2, time.perf_counter() - started))
+    trainer.step = done
     trainer.model.load_state_dict(before)
-    return counter.get_total_flops() // 2, seconds
+    looking = math.ceil(trainer.steps / every) / trainer.steps
+    macs, seconds = (looking * first + (1 - looking) * last for first, last in zip(costs[0], costs[-1], strict=True))
+    return macs, seconds
 
 
 class _NoTracker(ModuleTracker):
