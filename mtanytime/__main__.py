@@ -131,6 +131,7 @@ def _add_explore(commands: Any) -> None:
     parser = commands.add_parser("explore", help=help)
     parser.set_defaults(command_function=_explore)
     help = "a folder of a run or of several, or a CSV file: a trace, curve, log, channel weights, R², results, maps; "
+    help += "or the JSON file of a map that was searched; "
     help += "several places of one kind make one page"
     parser.add_argument("places", type=Path, nargs="+", metavar="PLACE", help=help)
     help = "the file to write"

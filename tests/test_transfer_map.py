@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_mode import examples
 
+from mtanytime.__main__ import main
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.explore import draw
+from mtanytime.explore.places import explored
+from mtanytime.explore.transfer import TransferExplorer
 from mtanytime.transfer import PAPER, TransferMap, TransferTrainer
 
 PAIRS = [("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")]
@@ -131,6 +134,17 @@ def test_the_pictures_take_a_map() -> None:
     draw.channel_weights(UNEVEN.channel_table, "second", "first")
 
 
+def test_explorers_take_the_file_of_a_map(tmp_path: Path) -> None:
+    """A searched map is a JSON file beside its run: shown with its channels, by the widget and by the command."""
+    file, page = tmp_path / "map.json", tmp_path / "map.html"
+    UNEVEN.save(file)
+    from_tables = TransferExplorer(UNEVEN.trace, UNEVEN.channel_table).content
+    assert TransferExplorer(file).content == explored(file)[0] == from_tables
+    assert draw.heatmap(file).alt == draw.heatmap(UNEVEN.trace).alt
+    assert main(["explore", str(file), "--output", str(page)]) == 0
+    assert page.stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -200,6 +214,7 @@ def test_damaged_files(data: st.DataObject) -> None:
         other = altered(json.loads(valid), PLAIN).map(lambda content: json.dumps(content, default=str).encode())
         path.write_bytes(data.draw(st.one_of(damaged(valid), other)))
         found = checked(TransferMap.load, path)
+        checked(explored, path)
     if found is not None:
         assert all(type(name) is str for pair in found.pairs for name in pair)
         assert all(type(weight) is float and weight >= 0 for weight in found.pairs.values())

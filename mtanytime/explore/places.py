@@ -43,9 +43,9 @@ def explored(*places: str | PathLike[str]) -> Page:
 
     A trace and a curve get their explorers, also from the folder of a run: with the run's channel weights and learning
     curves. Other tables (log, results, maps, channel weights, R²) become pictures. `channels.csv` and `arrived.csv`
-    beside `trace.csv` are shown with it. Several places of one kind become one page: traces a menu of runs, curves and
-    results one picture of all. An experiment's folder stands for the runs in it that have a trace, or else a curve, or
-    else a log.
+    beside `trace.csv` are shown with it. The JSON file of a transfer map counts as a trace of one step. Several places
+    of one kind become one page: traces a menu of runs, curves and results one picture of all. An experiment's folder
+    stands for the runs in it that have a trace, or else a curve, or else a log.
 
     Raises:
         ValueError: a table is of no known kind, lacks a column or cannot be drawn; a folder holds nothing to explore;
@@ -111,7 +111,7 @@ def _file(path: Path) -> Part:
     if kind != "trace":
         return Part(path, kind, table)
     channels = path.with_name(tables.RUN_TABLES["channels table"])
-    beside = channels if path == trace and channels.exists() else None
+    beside = path if tables.is_map(path) else channels if path == trace and channels.exists() else None
     further = tables.arrived_beside(path), tables.features_beside(path), tables.results_beside(path)
     return Part(path, kind, table, RunTables(table, beside, *further))
 

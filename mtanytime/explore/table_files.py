@@ -1,10 +1,11 @@
-"""From a CSV file to a table: encodings, separators, decimal commas, and lines that were cut off.
+"""From a file to a table: encodings, separators, decimal commas, lines that were cut off; and the maps of transfers.
 
 Columns of names are read as text, exactly as it stands. What cannot be read without guessing is refused.
 """
 
 import csv
 import io
+import json
 import re
 import warnings
 from collections.abc import Collection
@@ -20,6 +21,7 @@ SEPARATORS = (",", ";", "\t", "|")
 NUMBER = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*")
 NO_NUMBER = ["", " ", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 BYTES_UP_TO = 2**31
+MAP_FORMAT = "mtanytime-map-1"  # what `transfer.TransferMap.save` writes
 ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # byte-order marks
 
 
@@ -72,6 +74,36 @@ def read_csv(path: str | PathLike[str], name: str, text_columns: Collection[str]
         )
     except (csv.Error, pd.errors.ParserError) as error:
         raise _unreadable(name, path, str(error).strip().splitlines()[0]) from None
+
+
+def read_map(path: str | PathLike[str], name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a transfer map in a JSON file as a trace with the one step 0, and a table of channel weights.
+
+    Args:
+        path: a file that `transfer.TransferMap.save` wrote.
+        name: what messages call the table.
+
+    Raises:
+        ValueError: another or a damaged file.
+        OSError: the file cannot be read.
+    """
+    try:
+        content = json.loads(_text(path, name))
+        require(content["format"] == MAP_FORMAT, "format", repr(MAP_FORMAT), content["format"])
+        trace, channels = [], []
+        for row in content["pairs"]:
+            pair = {"step": 0, "source": row["source"], "target": row["target"]}
+            require(isinstance(row["source"], str) and isinstance(row["target"], str), "pairs", "names of layers", row)
+            trace.append({**pair, "weight": float(row["weight"])})
+            channels += [{**pair, "channel": i, "weight": float(weight)} for i, weight in enumerate(row["channels"])]
+        require(len(channels) > 0, "pairs", "at least one with channels", Words("none"))
+        trace, channels = pd.DataFrame(trace), pd.DataFrame(channels)
+        require(not trace.duplicated(["source", "target"]).any(), "pairs", "each pair once", Words("one of them twice"))
+        return trace, channels
+    except OSError:
+        raise
+    except Exception as error:  # other kinds of JSON fail in many ways
+        raise mismatch(name, "a transfer map", Words(f"{path}, a foreign or damaged file ({error})")) from None
 
 
 def _text(path: str | PathLike[str], name: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.explore.kinds import SHOWN_BY, remedy_for
-from mtanytime.explore.table_files import read_csv
+from mtanytime.explore.table_files import read_csv, read_map
 from mtanytime.measure.curves import validated_curve
 from mtanytime.measure.tables import as_numbers, require_columns, require_rows, require_whole
 
@@ -38,10 +38,10 @@ SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def load_table(table: Table, name: str) -> pd.DataFrame:
-    """Return a table: a DataFrame as it is, or one read from a CSV file or from a run's folder.
+    """Return a table: a DataFrame as it is, or one read from a CSV file, a run's folder or the JSON file of a map.
 
     Raises:
-        ValueError: as `table_files.read_csv`; the folder has no such table.
+        ValueError: as `table_files.read_csv` and `read_map`; the folder has no such table.
         OSError: the file cannot be read.
     """
     if isinstance(table, pd.DataFrame):
@@ -51,7 +51,14 @@ def load_table(table: Table, name: str) -> pd.DataFrame:
         path = path / RUN_TABLES[name]
         came = Words(f"the folder {table}, which has none")
         require(path.exists(), name, f"a CSV file or a run's folder with {path.name}", came)
+    if is_map(path):
+        return read_map(path, name)[name == "channels table"]
     return read_csv(path, name, TEXT_COLUMNS)
+
+
+def is_map(path: Path) -> bool:
+    """Whether a file is to be read as a transfer map, which holds a trace of one step and its channel weights."""
+    return path.suffix == ".json"
 
 
 def read_table(table: Table, name: str, *columns: str) -> pd.DataFrame:
@@ -135,10 +142,15 @@ def with_slices(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def whole_run(trace: Table, channels: Table | None) -> tuple[Table, Table | None]:
-    """Return a trace and its channel weights; both of a run if its folder or its channels.csv is given as trace."""
+    """Return a trace and its channel weights; both of a run if its folder or its channels.csv is given as trace.
+
+    The file of a map holds both.
+    """
     if isinstance(trace, pd.DataFrame) or channels is not None:
         return trace, channels
     path = Path(trace)
+    if is_map(path):
+        return path, path
     beside = path / "channels.csv" if path.is_dir() else path
     if beside.name != "channels.csv" or not beside.exists() or not beside.with_name("trace.csv").exists():
         return trace, channels
