@@ -303,6 +303,9 @@ def test_bench_of_layers_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path
     shapes = ["bench", "shapes", "--rounds", "1", "--multiple", "4", "--largest", "4", "--times", str(times)]
     assert main([*shapes, "--milliseconds", "1000", "2000"]) == 0
     assert re.search(r"slice_widths=4,4/8,8/\d+,\d+ ", capsys.readouterr().out)
+    cascade = [*shapes, "--block", "inverted", "--reads", "stages", "--blocks", "2", "1", "1"]
+    assert main([*cascade, "--milliseconds", "1000", "2000"]) == 0
+    assert "slice_reads=stages slice_block=inverted slice_blocks=2,1,1" in capsys.readouterr().out
     kept = times.read_text()
     assert main([*shapes, "--milliseconds", "0.000001"]) == 1
     assert "error: budgets: expected at least " in capsys.readouterr().err

@@ -5,38 +5,64 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from numbers import Integral
+from typing import Literal, get_args
 
-from mtanytime.anytime.slice_shape import SliceShape
+from mtanytime.anytime.slice_shape import BlockKind, SliceShape
 from mtanytime.checks import require
 from mtanytime.measure.layer_times import Layer
 
 Cost = Callable[[Layer], float]  # of one layer: `LayerClock.ms`, or its multiply-adds
 Stages = tuple[int, ...]  # channels in each stage, of a prefix or a slice
+Reads = Literal["layers", "stages"]
 
 
-def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
-    """The convolutions that an exit of a `SlicedResNet` alone runs, for images of side × side pixels.
+@dataclass(frozen=True)
+class SliceKind:
+    """What is not a width in a sliced network: how its layers follow each other.
 
-    They are ordinary ones, as `fold_batch_norms(…, dense=True)` makes them: each computes all slices up to k, and
-    multiplies the zeros of absent connections as well.
+    Args:
+        block, blocks, stem_stride, expansion: see `SliceShape`; `blocks` has a number for each stage.
+        reads: what a slice reads of earlier ones: "layers", as in a `SlicedResNet`, or "stages", as in a
+            `SliceCascade`.
 
-    Only for basic blocks, without squeeze-and-excitation. Raises ValueError for another shape, and for an exit that it
-    does not have.
+    Raises:
+        ValueError: an unknown word, or no stages.
+    """
+
+    block: BlockKind = "basic"
+    reads: Reads = "layers"
+    blocks: tuple[int, ...] = (1, 1, 1)
+    stem_stride: int = 2
+    expansion: int = 4
+
+    def __post_init__(self) -> None:
+        for name, words in (("block", get_args(BlockKind)), ("reads", get_args(Reads))):
+            require(getattr(self, name) in words, name, f"one of {list(words)}", getattr(self, name))
+        require(len(self.blocks) > 0, "blocks", "a number for each stage, at least one", self.blocks)
+
+
+def exit_layers(shape: SliceShape, k: int, side: int = 32, reads: Reads = "layers") -> list[Layer]:
+    """The convolutions that an exit alone runs, for images of side × side pixels.
+
+    Of a `SlicedResNet` (`reads="layers"`) they are ordinary ones, as `fold_batch_norms(…, dense=True)` makes them: each
+    computes all slices up to k, and multiplies the zeros of absent connections as well. A `SliceCascade`
+    (`reads="stages"`) runs its slices one after another.
+
+    Raises ValueError for a shape with squeeze-and-excitation, and for an exit that it does not have.
     """
     require(1 <= k <= shape.exits, "k", f"an exit from 1 to {shape.exits}", k)
-    require(shape.block == "basic" and not shape.squeeze, "shape", "basic blocks without squeeze", shape)
-    end = tuple(sum(stage[:k]) for stage in shape.widths)
-    return [
-        _stem(end, shape.stem_stride, side),
-        *_block_layers((0,) * len(end), end, shape.blocks, shape.stem_stride, side),
-    ]
+    require(not shape.squeeze, "shape", "blocks without squeeze", shape)
+    kind = SliceKind(shape.block, reads, shape.blocks, shape.stem_stride, shape.expansion)
+    ends = [tuple(sum(stage[:j]) for stage in shape.widths) for j in range(k + 1)]
+    parts = pairwise(ends) if reads == "stages" else [(ends[0], ends[k])]
+    return [layer for before, after in parts for layer in _convolutions(kind, before, after, side)]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A shape with what each of its exits costs, in the unit of the budgets, and its multiply-adds.
 
-    Heads are left out, and the multiply-adds are those of the block lower triangular convolutions: no zeros.
+    Heads are left out, and the multiply-adds are those of the network's own connections: no zeros.
     """
 
     shape: SliceShape
@@ -48,22 +74,22 @@ def search_shapes(
     cost: Cost,
     budgets: Sequence[float],
     multiple: int = 16,
-    blocks: Sequence[int] = (1, 1, 1),
+    kind: SliceKind | None = None,
     largest: int = 64,
     growth: tuple[float, float] = (1.5, 3.0),
     keep: int = 200,
 ) -> list[Candidate]:
     """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
 
-    The networks are `SlicedResNet`s with basic blocks and a first convolution of stride 2, for images of 32 × 32
-    pixels. The cost of an exit is the sum of those of its `exit_layers`: additions, activations and the head come on
-    top, so leave room for them. Which of the shapes is the most accurate is for a training to say, on images held back.
+    The networks are for images of 32 × 32 pixels. The cost of an exit is the sum of those of its `exit_layers`:
+    additions, activations and the head come on top, so leave room for them. Which of the shapes is the most accurate is
+    for a training to say, on images held back.
 
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
         budgets: of each exit, thin to wide, in the same unit.
         multiple: of the channels of every slice.
-        blocks: blocks per stage.
+        kind: of blocks and network; None: a `SlicedResNet` with one basic block per stage.
         largest: channels of the largest slice in the first stage; twice and four times as many in the next ones.
         growth: least and most channels of a prefix in a stage, as a multiple of those in the stage before.
         keep: shapes that the search keeps after each exit.
@@ -77,11 +103,11 @@ def search_shapes(
     """
     increasing = len(budgets) > 0 and all(a < b for a, b in pairwise((0, *budgets)))
     require(increasing, "budgets", "numbers above 0 that increase from exit to exit", list(budgets))
-    require(len(blocks) > 0, "blocks", "a number for each stage, at least one", blocks)
+    kind = kind or SliceKind()
     for name, size in (("multiple", multiple), ("keep", keep)):
         require(isinstance(size, Integral) and size >= 1, name, "a whole number from 1", size)
-    choices = [range(multiple, (largest << stage) + 1, multiple) for stage in range(len(blocks))]
-    none = (0,) * len(blocks)
+    choices = [range(multiple, (largest << stage) + 1, multiple) for stage in range(len(kind.blocks))]
+    none = (0,) * len(kind.blocks)
     beam: list[tuple[tuple[Stages, ...], list[float], list[int]]] = [((none,), [], [])]  # prefixes, costs, macs
     expected = f"bounds that slices of {multiple}, {2 * multiple}, … channels, up to {largest} in the first stage, keep"
     require(any(_wider(none, choices, growth)), "growth", expected, growth)
@@ -89,22 +115,24 @@ def search_shapes(
         found, cheapest = [], math.inf
         for ends, costs, macs in beam:
             for after in _wider(ends[-1], choices, growth):
-                stem = _stem(after, 2, 32)
-                total = cost(stem) + sum(map(cost, _block_layers(none, after, blocks, 2, 32)))
+                own = _convolutions(kind, ends[-1], after, 32, triangular=kind.reads == "layers")
+                if kind.reads == "layers":
+                    total = sum(map(cost, _convolutions(kind, none, after, 32)))
+                else:
+                    total = sum(map(cost, own)) + (costs[-1] if costs else 0)
                 cheapest = min(cheapest, total)
                 if total <= budget:
-                    slices = pairwise((*ends, after))
-                    own = sum(layer.macs for part in slices for layer in _block_layers(*part, blocks, 2, 32))
-                    found.append(((*ends, after), [*costs, total], [*macs, own + stem.macs]))
+                    counted = sum(layer.macs for layer in own) + (macs[-1] if macs else 0)
+                    found.append(((*ends, after), [*costs, total], [*macs, counted]))
         expected = f"at least {cheapest:g} for exit {k}, the cost of the thinnest slice"
         require(len(found) > 0, "budgets", expected, budget)
         beam = sorted(found, key=lambda shape: -math.prod(shape[2]))[:keep]
-    return [Candidate(_shape(ends, blocks), tuple(costs), tuple(macs)) for ends, costs, macs in beam]
+    return [Candidate(_shape(ends, kind), tuple(costs), tuple(macs)) for ends, costs, macs in beam]
 
 
-def _shape(ends: Sequence[Stages], blocks: Sequence[int]) -> SliceShape:
+def _shape(ends: Sequence[Stages], kind: SliceKind) -> SliceShape:
     widths = (tuple(b - a for a, b in pairwise(stage)) for stage in zip(*ends, strict=True))
-    return SliceShape(tuple(widths), tuple(blocks))
+    return SliceShape(tuple(widths), kind.blocks, kind.block, kind.stem_stride, kind.expansion)
 
 
 def _wider(end: Stages, choices: Sequence[Sequence[int]], growth: tuple[float, float]) -> Iterator[Stages]:
@@ -115,20 +143,30 @@ def _wider(end: Stages, choices: Sequence[Sequence[int]], growth: tuple[float, f
             yield after
 
 
-def _stem(end: Stages, stride: int, side: int) -> Layer:
-    return Layer(3, end[0], side, stride=stride)
+def _convolutions(kind: SliceKind, before: Stages, after: Stages, side: int, triangular: bool = False) -> list[Layer]:
+    """The convolutions of the channels between two prefixes.
 
-
-def _block_layers(before: Stages, after: Stages, blocks: Sequence[int], stem_stride: int, side: int) -> list[Layer]:
-    """The blocks' convolutions that compute what lies between two prefixes, and read all up to the second."""
-    layers, side = [], -(-side // stem_stride)
-    for stage, count in enumerate(blocks):
-        outputs = after[stage] - before[stage]
+    They read the finished stages of what comes before (see `SliceCascade`; after nothing, they are an ordinary network)
+    or, if `triangular`, the same layers (see `SlicedResNet`).
+    """
+    own = [b - a for a, b in zip(before, after, strict=True)]
+    layers, side = [Layer(3, own[0], side, stride=kind.stem_stride)], -(-side // kind.stem_stride)
+    for stage, count in enumerate(kind.blocks):
         for i in range(count):
-            first = stage > 0 and i == 0
-            layers.append(Layer(after[stage - 1] if first else after[stage], outputs, side, stride=2 if first else 1))
-            if first:
-                side = -(-side // 2)
-                layers.append(Layer(after[stage - 1], outputs, side, size=1))
-            layers.append(Layer(after[stage], outputs, side))
+            starts = stage > 0 and i == 0
+            source, stride = stage - starts, 1 + starts
+            reduced, outputs = -(-side // stride), own[stage]
+            below = before[stage] if starts or triangular else 0
+            if kind.block == "basic":
+                layers.append(Layer(after[source], outputs, side, stride=stride))
+                layers.append(Layer(below + outputs, outputs, reduced))
+            else:
+                inner = kind.expansion * own[source]
+                read = kind.expansion * after[source] if triangular else below + inner
+                layers.append(Layer(after[source], inner, side, size=1))
+                layers.append(Layer(inner, inner, side, groups=inner, stride=stride))
+                layers.append(Layer(read, outputs, reduced, size=1))
+            if starts:
+                layers.append(Layer(after[source] if triangular else own[source], outputs, reduced, size=1))
+            side = reduced
     return layers

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from mtanytime.anytime.shape_search import search_shapes
+from mtanytime.anytime.shape_search import Reads, SliceKind, search_shapes
+from mtanytime.anytime.slice_shape import BlockKind
 from mtanytime.checks import require
 from mtanytime.deploy.weights import Precision
 from mtanytime.devices import processor
@@ -73,6 +74,11 @@ def add_bench(commands: Any, read_table: Callable[[Path, str, tuple[str, ...]], 
     shapes.add_argument(
         "--largest", type=_count, default=64, help="channels of a slice in the first stage (default 64)"
     )
+    help = "per stage (default 1 1 1)"
+    shapes.add_argument("--blocks", type=_count, nargs="+", default=[1, 1, 1], help=help)
+    shapes.add_argument("--block", choices=get_args(BlockKind), default="basic", help="(default basic)")
+    help = "what a slice reads of earlier ones, as slice_reads of anytime-cifar10-full (default layers)"
+    shapes.add_argument("--reads", choices=get_args(Reads), default="layers", help=help)
     shapes.add_argument("--times", type=Path, help="a CSV file that keeps this machine's measured times")
 
     exported = benchmarks.add_parser("export", help="exported networks by onnxruntime beside torch, and deadlines")
@@ -261,7 +267,8 @@ def _bench_shapes(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise ValueError(f"{kept}: {error}") from error
     try:
-        found = search_shapes(clock.ms, options.milliseconds, options.multiple, largest=options.largest)
+        kind = SliceKind(options.block, options.reads, tuple(options.blocks))
+        found = search_shapes(clock.ms, options.milliseconds, options.multiple, kind, options.largest)
     finally:
         if kept is not None:
             clock.table.assign(processor=here).to_csv(kept, index=False)
@@ -269,7 +276,8 @@ def _bench_shapes(options: argparse.Namespace) -> int:
         widths = "/".join(",".join(map(str, stage)) for stage in candidate.shape.widths)
         costs = " ".join(f"{ms:.3g}" for ms in candidate.costs)
         print(f"slice_widths={widths}  {costs} ms  {' '.join(f'{macs / 1e6:.1f}' for macs in candidate.macs)} M")
-    print("These are shapes for slice_reads=layers slice_block=basic slice_blocks=1,1,1")
+    blocks = ",".join(map(str, kind.blocks))
+    print(f"These are shapes for slice_reads={kind.reads} slice_block={kind.block} slice_blocks={blocks}")
     return 0
 
 
