@@ -304,8 +304,18 @@ def test_bench_of_layers_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path
     assert main([*shapes, "--milliseconds", "1000", "2000"]) == 0
     assert re.search(r"slice_widths=4,4/8,8/\d+,\d+ ", capsys.readouterr().out)
     cascade = [*shapes, "--block", "inverted", "--reads", "stages", "--blocks", "2", "1", "1"]
-    assert main([*cascade, "--milliseconds", "1000", "2000"]) == 0
+    assert main([*cascade, "--milliseconds", "1000", "2000", "--csv", str(tmp_path / "shapes.csv")]) == 0
     assert "slice_reads=stages slice_block=inverted slice_blocks=2,1,1" in capsys.readouterr().out
+    assert (
+        "shapes --milliseconds 1000 2000 --blocks 2 1 1 --batch 1 --block inverted --reads stages"
+        in ((tmp_path / "shapes.csv").read_text(encoding="utf-8").splitlines()[0])
+    )
+    found = pd.read_csv(tmp_path / "shapes.csv", comment="#")
+    best = found[found["rank"] == 1]
+    widths = tuple(tuple(map(int, stage.split(","))) for stage in best["slice_widths"].iloc[0].split("/"))
+    own = exit_costs(SliceCascade(10, SliceShape(widths, (2, 1, 1), "inverted")))["macs_own_head"]
+    heads = [10 * sum(widths[-1][:k]) for k in best["exit"]]
+    assert (best["macs"].to_numpy() + heads).tolist() == own.tolist()
     kept = times.read_text()
     assert main([*shapes, "--milliseconds", "0.000001"]) == 1
     assert "error: budgets: expected at least " in capsys.readouterr().err

@@ -80,6 +80,7 @@ def add_bench(commands: Any, read_table: Callable[[Path, str, tuple[str, ...]], 
     help = "what a slice reads of earlier ones, as slice_reads of anytime-cifar10-full (default layers)"
     shapes.add_argument("--reads", choices=get_args(Reads), default="layers", help=help)
     shapes.add_argument("--times", type=Path, help="a CSV file that keeps this machine's measured times")
+    shapes.add_argument("--csv", type=Path, help="a new file for the shapes")
 
     exported = benchmarks.add_parser("export", help="exported networks by onnxruntime beside torch, and deadlines")
     exported.set_defaults(command_function=_bench_export)
@@ -255,6 +256,8 @@ def _print_table(measure: Callable[[], pd.DataFrame], csv: Path | None, command:
 
 
 def _bench_shapes(options: argparse.Namespace) -> int:
+    if options.csv is not None:
+        check_new_csv(options.csv)
     here, kept = processor(), options.times
     table = None
     if kept is not None and kept.exists():
@@ -272,12 +275,25 @@ def _bench_shapes(options: argparse.Namespace) -> int:
     finally:
         if kept is not None:
             clock.table.assign(processor=here).to_csv(kept, index=False)
-    for candidate in found[:10]:
+    rows = []
+    for rank, candidate in enumerate(found[:10], 1):
         widths = "/".join(",".join(map(str, stage)) for stage in candidate.shape.widths)
         costs = " ".join(f"{ms:.3g}" for ms in candidate.costs)
         print(f"slice_widths={widths}  {costs} ms  {' '.join(f'{macs / 1e6:.1f}' for macs in candidate.macs)} M")
+        exits = zip(candidate.costs, candidate.macs, strict=True)
+        rows += [
+            {"rank": rank, "slice_widths": widths, "exit": k, "ms": ms, "macs": macs}
+            for k, (ms, macs) in enumerate(exits, 1)
+        ]
     blocks = ",".join(map(str, kind.blocks))
     print(f"These are shapes for slice_reads={kind.reads} slice_block={kind.block} slice_blocks={blocks}")
+    if options.csv is not None:
+        given = {"milliseconds": options.milliseconds, "blocks": options.blocks, "batch": options.batch}
+        words = {name: " ".join(f"{value:g}" for value in values) for name, values in given.items()}
+        words |= {name: getattr(options, name) for name in ("block", "reads", "multiple", "largest")}
+        words["runtime"] = options.runtime[0]
+        command = " ".join(f"--{name} {value}" for name, value in words.items())
+        write_results(Results(pd.DataFrame(rows), None), options.csv, f"python -m mtanytime bench shapes {command}")
     return 0
 
 
