@@ -1,7 +1,8 @@
 """More images to match on: strong views of the labelled images, and images without labels.
 
-Matching and distillation need no labels, so every step can use further images beside its labelled batch. With few
-labels, this is worth more than the choice of pairs: the source's answers on new images are what there is to learn.
+Matching and distillation need no labels, so every step can use further images beside its labelled batch. What
+that is worth is in `RESULTS.md`: with few labels on CIFAR-10, it adds a few points; on the built-in digits, views alone
+add none.
 """
 
 from numbers import Integral

@@ -43,7 +43,8 @@ FEW_LABELS: dict[str, Any] = {
 class TransferSettings:
     """How `TransferTrainer` transfers. All but `mode` identify the run.
 
-    The defaults follow what wins in our tables; their unit of errors and its β were not measured there (`RESULTS.md`).
+    The defaults follow what wins in our tables of CIFAR-10 with few labels; their unit of errors and its β were not
+    measured there (see `RESULTS.md`).
 
     Args:
         what: learn channel weights.

@@ -94,8 +94,8 @@ class TransferTrainer(Trainer):
     L2T-ww's Algorithm 1 (see `lookahead`): a lookahead follows, whose meta-gradient gives an Adam step on the
     meta-networks, which learn what and where to transfer.
 
-    The defaults are what wins in our tables, not the paper's: matching with fixed weights on the labelled images and on
-    strong views of them, where the answers of the source's linear probe are distilled, too.
+    The defaults are not the paper's, but follow what wins on CIFAR-10 with few labels: matching with fixed weights on
+    labelled images and strong views of them, where the answers of the source's linear probe are distilled, too.
     `TransferTrainer(..., **PAPER)` is the paper's L2T-ww. Deviations from the authors' code are named in
     `meta_networks`, `matching` and `lookahead`; also, the source runs once per batch.
 
