@@ -133,6 +133,10 @@ def test_slices_of_a_setting() -> None:
     ("changes", "message"),
     [
         ({"slice_widths": "8,x/4,4"}, "slice_widths: expected whole numbers separated by commas, .*, got '8,x/4,4'"),
+        (
+            {"slice_widths": "16,8/32,16", "slice_multiple": "16", "slice_blocks": "1,1"},
+            "slice_widths: expected prefixes in multiples of 16, the slice_multiple, in every stage, got '16,8/32,16'",
+        ),
         ({"slice_widths": "26,11", "slice_multiple": "16"}, "first: expected slices that keep channels when prefixes"),
         ({"slice_widths": "4,4/8,8"}, r"blocks: expected one number, or 2, one per stage, got \(2, 2, 2\)"),
         ({"slice_reads": "heads"}, r"slice_reads: expected one of \['layers', 'stages'\], got 'heads'"),

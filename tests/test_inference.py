@@ -181,6 +181,10 @@ def test_times_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = AnytimePredictor(network, (3, 16, 16), batch=2)
     assert predictor.choose(4.5, "ms") == 2
     assert predictor.costs["latency_ms"].tolist() == [2, 4, 5]
+    with pytest.raises(
+        ValueError, match=r"budget: expected at least 2 ms per batch, the cost of the cheapest exit, got 1"
+    ):
+        predictor.choose(1.5, "ms")
     assert torch.get_rng_state().equal(state)
     with torch.no_grad():
         wanted = network.eval()(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double())

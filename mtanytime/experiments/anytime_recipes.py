@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +102,22 @@ def slice_widths(text: str, stages: int, multiple: int = 1) -> tuple[tuple[int, 
     Args:
         text: "26,11,13,14", the slices' channels in the first stage, which double from stage to stage, or
             "16,16/32,32/64,64" for all stages.
-        stages, multiple: see `doubling_widths`; they are not used if all stages are given.
+        stages: see `doubling_widths`; not used if all stages are given.
+        multiple: see `doubling_widths`; if all stages are given, their prefixes must be multiples of it.
 
     Raises:
-        ValueError: another text, or as `doubling_widths`.
+        ValueError: another text, prefixes that are no multiples, or as `doubling_widths`.
     """
     try:
         widths = tuple(tuple(int(size) for size in stage.split(",")) for stage in text.split("/"))
     except ValueError as error:
         expected = "whole numbers separated by commas, with a slash between stages, such as 16,16/32,32/64,64"
         raise mismatch("slice_widths", expected, text) from error
-    return widths if len(widths) > 1 else doubling_widths(widths[0], stages, multiple)
+    if len(widths) == 1:
+        return doubling_widths(widths[0], stages, multiple)
+    fits = multiple < 2 or all(end % multiple == 0 for stage in widths for end in accumulate(stage))
+    require(fits, "slice_widths", f"prefixes in multiples of {multiple}, the slice_multiple, in every stage", text)
+    return widths
 
 
 def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:

@@ -1,8 +1,8 @@
 """More images to match on: strong views of the labelled images, and images without labels.
 
-Matching and distillation need no labels, so every step can use further images beside its labelled batch. What
-that is worth is in `RESULTS.md`: a few points with few labels on CIFAR-10; on the built-in digits, matching without views
-does as well.
+Matching and distillation need no labels, so every step can use further images beside its labelled batch. What that is
+worth is in `RESULTS.md`: a few points with few labels on CIFAR-10; on the built-in digits, matching without views does
+as well.
 """
 
 from numbers import Integral
