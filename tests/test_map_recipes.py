@@ -1,5 +1,6 @@
 """The learned map and its rivals on the built-in task: every method runs in one loop, and resumes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,21 @@ def test_plan_of_rare_lookaheads(tmp_path: Path) -> None:
     expected = (3 * every["l2t"] + 7 * every["matching_all"]) / 10
     assert rarely["l2t"] == pytest.approx(expected, rel=0.01)
     assert rarely["l2t"] < 0.75 * every["l2t"]
+
+
+def test_multiply_adds_in_the_notebook(root: Path, tmp_path: Path) -> None:
+    """What notebook 02 says that a lookahead at every k-th step costs is what a dry run counts."""
+    text = (root / "notebooks" / "02_learning_what_and_where.ipynb").read_text(encoding="utf-8")
+    found = re.search(
+        r"takes ([\d,]+) billion multiply-adds, .*=4` ([\d,]+) .*=8` ([\d,]+); .* takes ([\d,]+) \(", text
+    )
+    written = [int(number.replace(",", "")) for number in found.groups()]
+    counted = []
+    for every in ("1", "4", "8"):
+        changes = {"methods": "l2t,matching_all", "meta_every": every}
+        by_part = {row["part"]: row["macs"] for row in plan("baselines-builtin", tmp_path, changes=changes)}
+        counted.append(by_part["l2t"] / 1e9)
+    assert written == [round(macs) for macs in (*counted, by_part["matching_all"] / 1e9)]
 
 
 def test_meta_every_is_the_trainers(tmp_path: Path) -> None:
