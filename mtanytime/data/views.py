@@ -15,10 +15,10 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class StrongViews:
-    """Batch augmentation far beyond crops and flips: `views(images, generator)`.
+    """Batch augmentation that is much stronger than crops and flips: `views(images, generator)`.
 
     Each image is cropped at random and resized to its old size, flipped left-right with probability ½, and changed in
-    brightness, contrast and saturation; then each view is mixed with another one of the batch (mixup,
+    brightness, contrast and saturation; then each view is mixed with another view of the batch (mixup,
     arXiv:1710.09412, with a uniform share). Labels of mixed views are meaningless; matching and distillation need none.
 
     All random numbers are drawn on the CPU from one generator, so they are the same on every device.

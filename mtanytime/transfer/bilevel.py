@@ -1,7 +1,7 @@
 """The exact gradient of an outer loss through a few SGD steps.
 
-L2T-ww (arXiv:1905.05901, Algorithm 1) trains its meta-networks φ with a lookahead: from the current parameters θ the
-target takes a few SGD steps whose losses depend on φ, and the outer loss at the parameters reached is differentiated
+L2T-ww (arXiv:1905.05901, Algorithm 1) trains its meta-networks φ with a lookahead. From the current parameters θ, the
+target takes a few SGD steps whose losses depend on φ. The outer loss at the resulting parameters is then differentiated
 with respect to φ. One SGD step with gradient g, velocity v, momentum μ and weight decay wd is
 
     d = g(θ, φ) + wd·θ,   v' = μ·v + d,   θ' = θ - lr·v'          (Nesterov: θ' = θ - lr·(d + μ·v'))
@@ -59,8 +59,8 @@ class SGDState:
         `parameters` holds the module's parameters that require grad.
 
         Raises:
-            ValueError: for an optimizer with dampening or maximize, which the adjoint does not cover, or without one
-                of the parameters.
+            ValueError: for an optimizer with dampening or maximize, which the adjoint does not cover, or one that
+                lacks a parameter.
         """
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         rules, velocity = sgd_rules(optimizer, parameters), sgd_velocity(optimizer, parameters)
@@ -146,9 +146,9 @@ def meta_gradient(
             with the same dropout masks and buffers, so the memory for activations does not grow with the number of
             steps. "unroll" leaves everything to autograd in one graph (the plain reference for tests).
         first_order: drop the Hessian terms ∂g/∂θ and keep ∂g/∂φ (our approximation; the paper has no such variant).
-        processes: where several processes share a batch, whose parameters are the same; default: this one alone. Each
-            one's losses are its parts of the whole losses. The outer loss and the gradient that it gets are its parts,
-            too: their sums over the processes are those of the whole.
+        processes: the processes that share a batch and hold the same parameters; default: this one alone. The losses
+            of each are its parts of the batch's losses. So are the outer loss and the gradient that it gets: sum them
+            over the processes.
 
     Raises:
         ValueError: for an unknown mode, `first_order` with "unroll", or steps of which none uses `hyper`.
@@ -184,7 +184,7 @@ def _step_by_step(
     """Run the steps forward, each from detached leaves, then pull the adjoint back through them in reverse."""
     device = next(iter(state.parameters.values())).device
     rules = state.rules
-    twice = [  # what each step's gradient is differentiated by: the first step's parameters do not depend on hyper
+    twice = [  # is each step's gradient differentiated by hyper, by θ? the first step's θ does not depend on hyper
         (step.uses_hyper, i > 0 and not first_order) for i, step in enumerate(steps)
     ]
     visited = []

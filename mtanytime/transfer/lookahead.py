@@ -1,17 +1,17 @@
 """Algorithm 1 of L2T-ww (arXiv:1905.05901), without a trainer.
 
-Each batch is one step of a training loop, with θ the student's parameters and φ those of the meta-networks:
+One batch is one step of a training loop. θ are the student's parameters, φ those of the meta-networks:
 
     losses = lookahead.losses(images, labels, source_features, meta(source_features))
     lookahead.step(losses)      # θ: one SGD step on the task's loss + β · the matching loss
     lookahead.backward(losses)  # φ.grad: the meta-gradient at the new θ
 
-From the new θ the lookahead takes `inner_steps` SGD steps on β · the matching loss alone and one on the task's loss.
-The outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is. Where a batch
-holds further images without labels, the step on the task's loss alone sees the labelled ones only, batch norm included.
+From the new θ, the lookahead takes `inner_steps` SGD steps on β · the matching loss, then one on the task's loss. The
+outer loss at the resulting parameters is differentiated with respect to φ; θ itself does not change. If a batch also
+holds images without labels, the step on the task's loss runs on the labelled images only, batch norm included.
 
-A tapped layer that is skipped at random (stochastic depth) is not matched in the forward passes that skip it, nor in
-the lookahead of a batch whose real step skips it.
+A tapped layer that stochastic depth skips is not matched in that forward pass. If the real step of a batch skips it,
+the lookahead of that batch does not match it either.
 
 Deviation from the authors' code: the lookahead leaves the batch-norm statistics as they were.
 """
@@ -56,7 +56,7 @@ OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
 
 
 class Student(nn.Module):
-    """The tapped target network with the regressors trained beside it: θ of the paper."""
+    """The tapped target network together with its regressors, which are trained with it: θ of the paper."""
 
     def __init__(self, target: Tapped, matching: FeatureMatching) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Student(nn.Module):
         aligned: Mapping[str, Tensor] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, Float[Tensor, " batch"] | None]:
-        """The target's output and, given `FeatureMatching.align`'s maps and the weights λ·w, L_wfm of each image."""
+        """The target's output and, given `FeatureMatching.align`'s maps and the weights λ·w, each image's L_wfm."""
         if aligned is None:
             return self.target.model(images), None
         output, features = self.target(images, complete=False)
@@ -76,7 +76,7 @@ class Student(nn.Module):
 
 
 class Shares(NamedTuple):
-    """What this process has of a step's images where several processes share the step, as fractions."""
+    """The fractions of a step's images that this process holds, if several processes share the step."""
 
     labelled: float = 1.0
     all: float = 1.0
@@ -87,13 +87,13 @@ WHOLE = Shares()
 
 @dataclass(frozen=True)
 class TransferBatch:
-    """One batch with all that stays constant during its steps.
+    """One batch, with everything that stays constant during its steps.
 
-    The first images are those with labels; the others are matched only.
+    The labelled images come first; the others are only matched.
 
     `aligned` holds the source maps by target layer (see `FeatureMatching.align`), `weights` λ·w by target layer in the
-    graph of φ. `leaves` are detached copies of `weights`: the lookahead differentiates down to them, so that φ's own
-    graph is run through once per batch. Mean losses are multiplied by `shares`.
+    graph of φ. `leaves` are detached copies of `weights`. The lookahead differentiates with respect to them, so φ's
+    own graph is traversed once per batch. Mean losses are multiplied by `shares`.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -108,9 +108,9 @@ class TransferBatch:
 class Losses:
     """The losses of one batch at θ: `total` = `task` + `matching` + `distillation`, each with its weight.
 
-    In one of several processes they are its parts, whose sums over the processes are the losses of the batch.
+    With several processes, each holds its parts of the losses; their sums over the processes are the batch's losses.
 
-    `output` is the target's for the labelled images.
+    `output` is the target's output for the labelled images.
     """
 
     total: Float[Tensor, ""]
@@ -127,26 +127,26 @@ class Lookahead:
 
     Args:
         student: the target network and its regressors.
-        optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps, from
-            the momentum that is there. Where nothing is looked ahead, any optimizer.
+        optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps and
+            starts from its momentum. A loop that never looks ahead may use any optimizer.
         loss: the task's loss, `loss(target(images), labels)` -> scalar.
         beta: β > 0, the weight of the matching loss.
         inner_steps: T ≥ 1, the matching steps of the lookahead.
-        stages: 3, or 2 for T steps on task + β · matching in place of matching steps and task step (described in the
+        stages: 3 for T matching steps and a task step, or 2 for T steps on task + β · matching (described in the
             paper; the details are our reconstruction).
         outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
             lookahead, in train mode; default: the task's loss on the same batch.
         mode, first_order: how the meta-gradient is computed (see `bilevel.meta_gradient`).
         precision: "float32", or "bfloat16" for autocast.
-        fast_layers: run the inner steps within `second_order`, which saves a third of the time. Not for a target that
-            takes a gradient itself or recomputes activations (see `double_backward.allows_fast_layers`).
-        teacher_weight, temperature: of the distillation of a teacher's logits, where `losses` gets some.
+        fast_layers: run the inner steps within `second_order`, which saves a third of the time. False for a target that
+            computes gradients itself or recomputes activations (see `double_backward.allows_fast_layers`).
+        teacher_weight, temperature: of the distillation term, which `losses` adds if it gets `teacher_logits`.
         logits: picks the logits that are compared with the teacher's from the target's output; default: see
             `measure.logits.find_logits`.
 
-    Several processes (see `training.distributed`) each give their part of a batch and the `shares` that it has; all of
-    them then take the step, and get the meta-gradient, of the whole batch. Batch norm shares its moments within
-    `training.shared_batch_norm`.
+    With several processes (see `training.distributed`), each passes its part of a batch, and the `shares` of that part.
+    All of them then take the step of the full batch, and `backward` gives each its part of the meta-gradient. Batch
+    norm shares its moments within `training.shared_batch_norm`.
 
     Raises:
         ValueError: for bad settings.
@@ -186,10 +186,10 @@ class Lookahead:
     ) -> Losses:
         """The losses of a batch at the current θ.
 
-        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks. There may be
-        fewer labels than images: the task's loss then reads the first images, and the others are matched only.
-        `teacher_logits` are distilled into the target's output for all images (see `distillation`); the lookahead
-        leaves that term out.
+        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks. If there
+        are fewer labels than images, the first images are the labelled ones, and the others are only matched.
+        `teacher_logits` are distilled into the target's output for all images (see `distillation`). The lookahead
+        leaves this term out.
         """
         with self._autocast():
             output, features = self.student.target(images, complete=False)
@@ -209,8 +209,8 @@ class Lookahead:
     def step(self, losses: Losses) -> None:
         """Take one SGD step on the total loss.
 
-        Parameters that the loss does not reach get the gradient zero, not None: momentum and weight decay move them,
-        as in the lookahead.
+        Parameters that the loss does not reach get a zero gradient, not None, so that momentum and weight decay still
+        move them, as in the lookahead.
         """
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer.zero_grad(set_to_none=False)
@@ -224,10 +224,10 @@ class Lookahead:
     def backward(self, losses: Losses) -> Float[Tensor, ""]:
         """Add the meta-gradient at the current θ to φ's `.grad`; returns the outer loss, detached.
 
-        In one of several processes both are its parts: sum them over the processes before the step on φ.
+        With several processes, both are this process's parts: sum them over the processes before the step on φ.
 
         Raises:
-            ValueError: where the weights do not depend on parameters, so that there is nothing to learn.
+            ValueError: if the weights depend on no parameters, so that there is nothing to learn.
         """
         weights = losses.batch.weights.values()
         if not any(value.requires_grad for value in weights):
@@ -316,10 +316,10 @@ class Lookahead:
         )
 
     def _layers(self, first: bool) -> AbstractContextManager[None]:
-        """The kind of layers that an inner step runs with.
+        """The context in which an inner step runs its layers.
 
-        The weights λ·w enter after every layer, so a layer's maps and parameters need a second derivative only in
-        steps whose parameters depend on φ, and of these only in the exact gradient.
+        The weights λ·w enter after every layer. So a layer's maps and parameters need a second derivative only in steps
+        whose parameters depend on φ, and only for the exact gradient.
         """
         if self.mode == "unroll" or not self.fast_layers:
             return second_order(fast=False)
@@ -338,7 +338,7 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 
 
 def first_images(output: Any, images: int, count: int) -> Any:
-    """The part of a target's output for the first images: the first rows of each tensor in it with a row per image."""
+    """A target's output for the first `count` images: the first rows of every tensor that has one row per image."""
     if count == images:
         return output
     if isinstance(output, Tensor):

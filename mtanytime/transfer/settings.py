@@ -41,7 +41,7 @@ FEW_LABELS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """How `TransferTrainer` transfers. All but `mode` identify the run. The defaults are what our tables show to win.
+    """How `TransferTrainer` transfers. All but `mode` identify the run. The defaults are those that win in our tables.
 
     Args:
         what: learn channel weights.
@@ -50,20 +50,20 @@ class TransferSettings:
         where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
-        normalize_errors: count matching errors in units of the variance of the source's features, so that β means the
-            same for every network. "network": one unit for all layers of a source, which keeps their shares; True: one
-            for each pair, whose error of 1 is that of a constant; False: none, as in the paper (see
-            `matching.source_variances`).
+        normalize_errors: divide matching errors by the variance of the source's features, so that β means the same for
+            every network (see `matching.source_variances`). "network": one variance for all layers of a source, which
+            keeps their shares of the loss; True: one per pair, so that a constant prediction has the error 1; False:
+            no division, as in the paper.
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
-        meta_every: steps from one lookahead to the next; 1 in the paper. The steps between take the meta-networks'
-            present weights and cost what plain matching does.
+        meta_every: steps from one lookahead to the next; 1 in the paper. The steps between use the meta-networks'
+            current weights and cost as much as plain matching.
         meta_clip: the largest norm of the meta-gradient, to which larger ones are scaled down; None: no limit.
         normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`).
-        views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
-            "batch": as many as the batch size, or none beside unlabelled ones; None: none.
+        views: how many strong views of labelled images per step to match and distill on, besides the batch itself;
+            "batch": as many as the batch size, or none if there are unlabelled images; None: none.
         view_augment: makes a view, see `data.StrongViews`.
         unlabelled_per_step: unlabelled images per step; default: the batch size.
-        teacher_weight, temperature: of the distillation of the teacher's answers, see `Lookahead`.
+        teacher_weight, temperature: of the distillation term, see `Lookahead`.
         trace_every: steps between rows of the trace; default: a hundredth of the run. Channel weights are recorded at
             every fifth of them.
 

@@ -17,11 +17,11 @@ from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe, folds_of
 
 Images = Float[Tensor, "batch channel height width"]
 Passes = Mapping[str, tuple[Any, Mapping[str, Tensor]]]
-MAX_IMAGES = 5000  # that a probe is fitted to: with more labels than these it costs minutes
+MAX_IMAGES = 5000  # to fit a probe to; more would take minutes
 
 
 class Teacher:
-    """A frozen teacher. One that is a linear probe of a source reads that source's pass in place of another one.
+    """A frozen teacher. A linear probe of a source reuses that source's forward pass instead of running it again.
 
     Args:
         network: the trained network, moved to the device and put in eval mode.
@@ -66,7 +66,7 @@ class Teacher:
 def fit_teacher(sources: Mapping[str, Tapped], data: LabelledImages | DataLoader, seed: int) -> tuple[LinearProbe, str]:
     """The linear probe of the source with the lowest log loss in cross-validation, and a note about it.
 
-    Raises ValueError, with the remedy, where no probe can be fitted to the labelled images.
+    Raises ValueError, with the remedy, if no probe can be fitted to the labelled images.
     """
     probes, options = {}, {"folds": folds_of(data), "seed": seed, "scoring": "log_loss", "max_images": MAX_IMAGES}
     for name, source in sources.items():

@@ -90,14 +90,14 @@ class TransferResult(TrainingResult):
 class TransferTrainer(Trainer):
     """Train a target network on a task by matching its features with those of trained source networks.
 
-    Each batch is an SGD step on the task's loss plus β times the matching loss. With `what` or `where`, this is
-    L2T-ww's Algorithm 1 (see `lookahead`): a lookahead follows, whose meta-gradient gives an Adam step on the
-    meta-networks, which learn what and where to transfer.
+    Each batch gives one SGD step on the task's loss plus β times the matching loss. With `what` or `where`, this is
+    L2T-ww's Algorithm 1 (see `lookahead`): a lookahead follows each step, and its meta-gradient gives an Adam step on
+    the meta-networks, which learn what and where to transfer.
 
-    The defaults are what wins in our tables, not the paper's: matching with fixed weights on the labelled images and on
-    strong views of them, where the answers of the source's linear probe are distilled, too.
+    The defaults are not the paper's, but what wins in our tables: matching with fixed weights, on the labelled images
+    and on strong views of them, and distillation of the source's linear probe on the same images.
     `TransferTrainer(..., **PAPER)` is the paper's L2T-ww. Deviations from the authors' code are named in
-    `meta_networks`, `matching` and `lookahead`; also, the source runs once per batch.
+    `meta_networks`, `matching` and `lookahead`. One more: the source runs once per batch.
 
     Args:
         source: the trained network, or several by name; their layers are then called "name/layer". Moved to the
@@ -107,23 +107,23 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
-        map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is learned then (`what`
-            and `where` are off), and the map's pairs are matched, but for those with λ = 0.
-        unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
-            well: an image set or a `DataLoader`, whose labels are not read, or a folder.
-        teacher: a trained network with the target's classes, whose answers are distilled into the target on all images
-            of a step; never trained. "probe": a linear probe of the source, fitted to the labelled images when the
-            trainer is made (see `teacher.fit_teacher`); None: nobody.
-        arrived: images not trained on, labels unread, for `TransferResult.arrived`: what the target has learned of each
-            source layer, measured at every fifth row of the trace and at the last step (see `arrived.Arrived`).
+        map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
+            and `where` are off), and the pairs are those of the map, except those with λ = 0.
+        unlabelled: further images for matching and distillation, of the labelled images' size: an image set, a
+            `DataLoader` or a folder. Labels are not read.
+        teacher: a trained network with the target's classes. It is frozen, and its answers on all images of a step are
+            distilled into the target. "probe": a linear probe of the source, fitted to the labelled images when the
+            trainer is made (see `teacher.fit_teacher`). None: no distillation.
+        arrived: images not trained on, for `TransferResult.arrived`: what the target has learned of each source layer,
+            measured at every fifth row of the trace and at the last step (see `arrived.Arrived`). Labels are not read.
         settings: the fields of `TransferSettings`: what, where, beta, …; and the keyword arguments of `Trainer`, some
             with defaults for few labels.
 
     Raises:
-        ValueError: as `Trainer`; also unknown or unsuitable layers, pairs outside them, a source that no pair uses, a
-            matched target layer that gets no gradient, an outer objective that fails on a few images, unlabelled
-            images of another size, a teacher of other classes, labels that no probe can be fitted to, or too few images
-            for `arrived`.
+        ValueError: as `Trainer`. Layers: unknown or unsuitable ones, pairs outside them, a source that no pair uses, or
+            a matched target layer that gets no gradient. Images: unlabelled ones of another size, too few for
+            `arrived`, or labels that no probe can be fitted to. Also an outer objective that fails on a few images, or
+            a teacher of other classes.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
@@ -155,7 +155,7 @@ class TransferTrainer(Trainer):
         self.teacher, self._unlabelled, self._arrived_data = teacher, unlabelled, arrived
         self.networks = name_sources(source)
         check_pair_form(pairs)
-        if self.map is not None and len(self.networks) > 1:  # those that the map does not use are not needed
+        if self.map is not None and len(self.networks) > 1:  # drop sources that the map does not use
             used = {pair[0].partition("/")[0] for pair in pairs}
             self.networks = {name: network for name, network in self.networks.items() if name in used} or self.networks
         self._layers = source_layers, target_layers, pairs
@@ -227,7 +227,7 @@ class TransferTrainer(Trainer):
         if self._probe:
             self.teacher, note = fit_teacher(self.sources, self.batches.data, self.seed)
             self.notes.append(note)
-            self.modules["teacher"] = self.teacher.linear  # on another machine it would not be the same bit for bit
+            self.modules["teacher"] = self.teacher.linear  # refitted elsewhere, it could differ in its last bits
         if self.teacher is not None:
             self._teacher = Teacher(self.teacher, self.sources, self.device, self.precision)
             self.notes += [] if self._probe else self._teacher.notes
