@@ -21,9 +21,9 @@ def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
     parametrizations make are plain parameters in the copy.
 
     Args:
-        network: it is not changed.
-        dense: for an exit that is run as a whole: replace block lower triangular convolutions by ordinary ones, with
-            zeros for the absent connections. They multiply more, but a processor runs them in less time.
+        network: the network, which stays as it is.
+        dense: for an exit that is not run slice by slice: replace block lower triangular convolutions by ordinary ones,
+            with zeros for the absent connections. They multiply more, but take less time.
     """
     folded = plain_copy(network).eval()
     for module in list(folded.modules()):

@@ -43,9 +43,9 @@ class AnytimePredictor:
     Args:
         network: an `AnytimeNetwork`, or one in a `Normalized`.
         image_shape: channels, height and width of the images.
-        costs: a measured table, such as `measure.curve` returns; None: multiply-adds are counted here, with each exit's
-            own head alone, since only that one is run, and latencies are measured when they are first needed; a CSV
-            file: as None, and the table is kept there with the machine that it was measured on, for the next time.
+        costs: a measured table, such as `measure.curve` returns. None: multiply-adds are counted here, with each exit's
+            own head alone, since only that one runs; latencies are measured when they are first needed. A CSV file: as
+            None, and the table is kept in the file, with the machine that it was measured on, for the next time.
         batch: images per batch when latencies are measured.
 
     Raises:
@@ -170,7 +170,7 @@ class AnytimePredictor:
         return self._refiner.refine(self._normalised(images))
 
     def _here(self) -> dict[str, str | int]:
-        """What a table of latencies holds for."""
+        """The batch size, threads and processor that a table of latencies is valid for."""
         return {"batch": self._batch, "threads": torch.get_num_threads(), "processor": processor()}
 
     def _full_exits(self) -> list[nn.Module]:
@@ -187,7 +187,7 @@ class AnytimePredictor:
 
 
 def _kept_costs(file: Path, counted: pd.DataFrame, here: Mapping[str, str | int]) -> pd.DataFrame:
-    """The table in a file, which holds for this network and machine, or ValueError."""
+    """The table in a file. Raises ValueError unless it is of this network and machine."""
     try:
         table = pd.read_csv(file)
     except (ValueError, OSError) as error:  # pandas' parsing errors are ValueErrors

@@ -1,4 +1,4 @@
-"""Shapes of sliced networks for a machine: the widths that fill a budget at each exit best."""
+"""Search for the shape of a sliced network: the widths that make the most of a budget at each exit."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +15,13 @@ Stages = tuple[int, ...]  # channels in each stage, of a prefix or a slice
 
 
 def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
-    """The convolutions that an exit of a `SlicedResNet` alone runs, for images of side × side pixels.
+    """The convolutions that exit k of a `SlicedResNet` runs on its own, for images of side × side pixels.
 
     They are ordinary ones, as `fold_batch_norms(…, dense=True)` makes them: each computes all slices up to k, and
-    multiplies the zeros of absent connections as well.
+    also multiplies the zeros of absent connections.
 
-    Only for basic blocks, without squeeze-and-excitation. Raises ValueError for another shape, and for an exit that it
-    does not have.
+    Only for basic blocks without squeeze-and-excitation. Raises ValueError for another shape, and if there is no exit
+    k.
     """
     require(1 <= k <= shape.exits, "k", f"an exit from 1 to {shape.exits}", k)
     require(shape.block == "basic" and not shape.squeeze, "shape", "basic blocks without squeeze", shape)
@@ -53,11 +53,11 @@ def search_shapes(
     growth: tuple[float, float] = (1.5, 3.0),
     keep: int = 200,
 ) -> list[Candidate]:
-    """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
+    """Find the widths that fit the most multiply-adds into each exit's budget, by a beam search from exit to exit.
 
     The networks are `SlicedResNet`s with basic blocks and a first convolution of stride 2, for images of 32 × 32
-    pixels. The cost of an exit is the sum of those of its `exit_layers`: additions, activations and the head come on
-    top, so leave room for them. Which of the shapes is the most accurate is for a training to say, on images held back.
+    pixels. The cost of an exit is the sum of the costs of its `exit_layers`. Additions, activations and the head come
+    on top, so leave room for them. Only training, with images held out, tells which of the shapes is the most accurate.
 
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
@@ -73,7 +73,7 @@ def search_shapes(
 
     Raises:
         ValueError: budgets that do not increase, or one below the cost of the thinnest slice; no stages, or bounds that
-            no widths keep to.
+            no widths satisfy.
     """
     increasing = len(budgets) > 0 and all(a < b for a, b in pairwise((0, *budgets)))
     require(increasing, "budgets", "numbers above 0 that increase from exit to exit", list(budgets))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mtanytime.anytime.blocks import make_block
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
 from mtanytime.anytime.resnext import initialise
-from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv, SliceNorm, SliceSteps, first_slices, whole
+from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv, SliceNorm, SliceSteps, all_slices, first_slices
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.backbones import check_image_shape
@@ -44,9 +44,9 @@ class ShapedNetwork(SlicedNetwork):
 class SlicedResNet(ShapedNetwork):
     """A residual network cut into K slices, each of which reads only itself and the slices before it.
 
-    As `SlicedResNeXt`, with other blocks: dense 3×3 convolutions, block lower triangular, or inverted residuals.
-    Processors compute them in less time per multiply-add than narrow groups. Every norm follows a convolution, so all
-    can be folded.
+    As `SlicedResNeXt`, with other blocks: block lower triangular 3×3 convolutions without groups, or inverted
+    residuals. Processors compute them in less time per multiply-add than narrow groups. Every norm follows a
+    convolution, so all can be folded.
 
     Args:
         num_classes: outputs.
@@ -87,9 +87,9 @@ class SliceTrunk(nn.Module):
         self.stride = shape.stem_stride << (len(shape.widths) - 1)  # of the whole trunk
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], run: Run = whole
+        self, images: Float[Tensor, "batch 3 height width"], run: Run = all_slices
     ) -> Float[Tensor, "batch features"]:
-        """Return the last stage's features, averaged over the pixels, of all slices or of that of `run`."""
+        """Return the last stage's features, averaged over the pixels, of all slices or of the slice of `run`."""
         maps = F.relu(run(self.norm, run(self.stem, images)), inplace=True)
         for stage in self.stages:
             for block in stage:

@@ -28,10 +28,10 @@ class JointLoss:
 
     Args:
         weights: one weight per exit, thin to wide; None gives each exit the weight 1.
-        distillation: strength of self-distillation. It adds to the loss of each exit but the widest T² times the
-            Kullback–Leibler divergence of its softened prediction from that of the widest exit, which gets no
-            gradient from it (arXiv:1503.02531).
-        temperature: T, by which the logits are divided before the softmax in distillation.
+        distillation: strength of self-distillation from the widest exit, which gets no gradient from it
+            (arXiv:1503.02531). The loss of every other exit grows by this strength times T² times the
+            Kullback–Leibler divergence of its softened prediction from that of the widest exit.
+        temperature: T, which divides the logits before the softmax in distillation.
         loss: the loss of one exit, `loss(logits, labels)`, a scalar.
 
     Raises:
@@ -79,7 +79,7 @@ class AnytimeResult(TrainingResult):
 
 @with_keywords_of(Trainer)
 class AnytimeTrainer(Trainer):
-    """Train all exits of a network with a joint loss; otherwise as `Trainer`, with its arguments.
+    """Train all exits of a network with a joint loss; otherwise like `Trainer`, and with its arguments.
 
     The log has the training batch's accuracy per exit, `accuracy_1`, `accuracy_2`, …; `accuracy` is their mean.
     `val_accuracy` is the mean over the exits too, and the best validation epoch is chosen by it.
@@ -88,7 +88,7 @@ class AnytimeTrainer(Trainer):
         model: a network whose output is the list of its exits' logits, thin to wide, or a function that makes it.
         data: see `Trainer`.
         test: see `Trainer`.
-        loss: `loss(output, labels)` of the network's whole output, a scalar, such as `JointLoss()` or a
+        loss: `loss(output, labels)` of the network's output, a scalar, such as `JointLoss()` or a
             `taxonomy.CoarseToFineLoss`.
         settings: the other arguments of `Trainer`.
 
@@ -162,7 +162,7 @@ def evaluate_exits(
     precision: Precision = "float32",
     logits: Pick | None = None,
 ) -> list[float]:
-    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are as before afterwards.
+    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are restored.
 
     `logits` picks the list of the exits' logits from the model's output; default: see `measure.logits.find_exits`.
     """
