@@ -53,7 +53,7 @@ def exit_costs(network: nn.Module, image_shape: Shape = (3, 32, 32)) -> pd.DataF
 
     macs_own_head is `macs` of the stand-alone network of the exit, `extract(k)`; params counts that network's
     parameters. macs adds the heads of all earlier exits: the cost of an anytime answer after the earlier answers were
-    given too. Of the earlier exits only the heads are added; where exits share no activations, as in an inclusive
+    given as well. Of the earlier exits only the heads are added; where exits share no activations, as in an inclusive
     ResNeXt, the earlier answers cost their whole passes as well.
 
     Raises:
@@ -162,7 +162,7 @@ def latencies(
 ) -> pd.DataFrame:
     """Time the stand-alone network of every exit on random images: column exit and those of `latency`.
 
-    Each round times every exit once, so that a slow moment of the machine affects all exits alike.
+    Each round times every exit once, so that a slow moment of the machine affects all exits equally.
 
     Raises:
         ValueError: as `latency`; there is no batch size, or one below 1.

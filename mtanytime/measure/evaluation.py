@@ -51,7 +51,7 @@ def fraction_correct(
 ) -> Float[Tensor, "*exits"]:
     """Return the fraction of images that a model in eval mode classifies correctly.
 
-    `correct(output, labels)` counts the correct answers in the model's output for a batch, with a count per exit where
+    `correct(output, labels)` counts the correct answers in the model's output for a batch, with a count per exit if
     the output has several. Modes and torch's random state are restored.
     """
     device, dtype = device_and_dtype(model)

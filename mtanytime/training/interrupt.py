@@ -41,8 +41,8 @@ def step_interrupts(
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Yield a context for each step of a loop, at whose end an interrupt takes effect.
 
-    Several processes of one run must all stop after the same step. They give `agree`, which is asked at the end of
-    each step with whether this process was interrupted, and decides for all. Interrupts between steps then wait, too.
+    Several processes of one run must all stop after the same step. They pass `agree`, which gets at the end of each
+    step whether this process was interrupted, and decides for all. Interrupts between steps are then delayed, too.
     """
     previous = signal.getsignal(signal.SIGINT)
     if agree is None:

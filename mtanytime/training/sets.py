@@ -15,8 +15,8 @@ def prepare_sets(
 ) -> tuple[Images, Images | None, Images | None]:
     """The training, validation and test set of a run, on the device (a `DataLoader` stays as it is).
 
-    Raises ValueError for anything that is no set, an empty set, a class without training images, and sets of different
-    classes.
+    Raises ValueError for anything that is not a set, an empty set, a class without training images, and sets of
+    different classes.
     """
     if isinstance(data, Task):
         data, test = data.train, data.test if test is None else test
