@@ -102,7 +102,7 @@ class LayerClock:
 
     Raises:
         ValueError: a table without a needed column, with an invalid size or time, or measured on another number of
-        threads.
+            threads.
     """
 
     def __init__(
