@@ -1,12 +1,9 @@
 """Search for a map by trials: complete trainings with a few pairs each, judged by their loss on held-back labels.
 
 A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). A trial is
-a complete training. It matches some of the pairs, all with the same weight. A linear model of the held-out loss then
-estimates what each pair contributes. The model has one further effect, which pairs share whose target layer comes later
-in its network than their source layer in its own. The first trials match each pair at least once. Then Thompson
-sampling (Biometrika 25, 1933) proposes pairs: it draws effects from the model's posterior distribution and takes the
-best pairs for them, so that good pairs are tried together and doubtful ones again. The channel weights can be learned
-beforehand, by lookaheads. This is ours, not the paper's. `search_then_train` adds the training with the map.
+a complete training. It matches some of the pairs, all with the same weight. `pair_search` proposes the pairs, and
+learns from the held-out losses what each pair contributes. The channel weights can be learned beforehand, by
+lookaheads. This is ours, not the paper's. `search_then_train` adds the training with the map.
 
 `random_search` is the rival: it tries as many random maps and keeps the one with the lowest loss.
 """
@@ -29,6 +26,7 @@ from mtanytime.measure.evaluation import predictions
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.pair_search import TRIAL, PairSearch
 from mtanytime.transfer.search import (
     SPLIT,
     Data,
@@ -47,10 +45,6 @@ from mtanytime.transfer.search import (
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
-_TRIAL = -9  # purpose of derived seeds
-# The prior standard deviation of the effect that late target layers share, in units of that of a pair's own effect. On
-# 128 validation trials, the leave-one-out error falls from 0.136 without it to 0.128 with 1 and 0.121 with 3.
-_COMMON = 3.0
 # Defaults of the search for channel weights.
 _CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
 
@@ -96,17 +90,18 @@ def trial_search(
     kept = _kept(count) if kept is None else kept
     whole = isinstance(kept, Integral) and 1 <= kept <= count
     require(whole, "kept", f"a number of pairs, 1 to {count}", kept)
-    matched = _matched(kept)
-    first = _each_once(tried.pairs, matched, tried.seed)
-    require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
+    search = PairSearch(tried.pairs, _matched(kept), tried.seed)
+    least = len(search.first)
+    require(trials >= least, "trials", f"at least {least}, so that each of {count} pairs is tried", trials)
     if channels is not None:
         tried.learn_channels(channels)
-    for trial in range(trials):
-        tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(matched)))
-    effects, _ = tried.model()
-    by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
-    found = tried.map_of(tried.best(effects, kept))
-    return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+    for _ in range(trials):
+        pairs = search.propose()
+        tried.run(tried.map_of(pairs))
+        search.add(pairs, tried.losses[-1])
+    by_pair = dict(zip(tried.pairs, search.effects()[0].tolist(), strict=True))
+    best = tried.map_of(search.best(kept))
+    return MapSearch(best, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
 
 
 def search_then_train(
@@ -173,7 +168,7 @@ def random_search(
     check_count("trials", trials)
     tried = _Trials(source, target, data, held_out, folder, settings)
     for trial in range(trials):
-        tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, _TRIAL, trial)))
+        tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, TRIAL, trial)))
     best = int(np.argmin(tried.losses))
     return MapSearch(tried.maps[best], tuple(tried.maps), tried.seconds, tuple(tried.losses))
 
@@ -199,26 +194,6 @@ def calibrated_cross_entropy(logits: Float[Tensor, "images classes"], labels: In
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
     return float(minimize_scalar(loss, bounds=(-math.log(100), math.log(100)), method="bounded").fun)
-
-
-def later(pairs: Sequence[Pair]) -> Float[np.ndarray, " pairs"]:
-    """The depth of each pair's target layer in its network, minus that of its source layer; 0 if that is negative.
-
-    The depth of a layer is its place among its network's matched layers, in the order in which the pairs name them: 0
-    for the first, 1 for the last, ½ for the only one.
-    """
-    sources: dict[str, list[str]] = {}  # by network: several sources' layers are called 'name/layer'
-    for layer in dict.fromkeys(source for source, _ in pairs):
-        sources.setdefault(layer.partition("/")[0] if "/" in layer else "", []).append(layer)
-    of_source = {layer: depth for layers in sources.values() for layer, depth in _depths(layers).items()}
-    of_target = _depths(list(dict.fromkeys(target for _, target in pairs)))
-    return np.array([max(0.0, of_target[target] - of_source[source]) for source, target in pairs])
-
-
-def _depths(layers: Sequence[str]) -> dict[str, float]:
-    """The place of each layer among these, from 0 to 1; ½ for a single one."""
-    places = np.linspace(0, 1, len(layers)) if len(layers) > 1 else [0.5]
-    return dict(zip(layers, map(float, places), strict=True))
 
 
 class _Trials:
@@ -280,25 +255,6 @@ class _Trials:
         self.maps.append(drawn)
         self.losses.append(loss)
 
-    def model(self) -> tuple[np.ndarray, np.ndarray]:
-        """By how much each pair lowers the logarithm of the loss: the posterior's mean and covariance."""
-        from sklearn.linear_model import BayesianRidge
-
-        matched = np.array([[float(one.pairs[pair] > 0) for pair in self.pairs] for one in self.maps])
-        of_pairs = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs)])
-        fitted = BayesianRidge().fit(matched @ of_pairs, -np.log(np.maximum(self.losses, 1e-6)))
-        return of_pairs @ fitted.coef_, of_pairs @ fitted.sigma_ @ of_pairs.T
-
-    def proposal(self, count: int) -> list[Pair]:
-        """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
-        mean, covariance = self.model()
-        random = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
-        return self.best(random.multivariate_normal(mean, covariance, method="eigh"), count)
-
-    def best(self, effects: np.ndarray, count: int) -> list[Pair]:
-        """The pairs with the largest effects."""
-        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:count]]
-
 
 def fewest_trials(pairs: int) -> int:
     """The least number of trials with which `trial_search` tries each pair, with its default `kept`."""
@@ -311,10 +267,3 @@ def _kept(pairs: int) -> int:
 
 def _matched(kept: int) -> int:
     return max(1, round(2 / 3 * kept))
-
-
-def _each_once(pairs: Sequence[Pair], count: int, seed: int) -> list[list[Pair]]:
-    """Trials of `count` pairs, in random order, which contain every pair; random others fill the last trial."""
-    order = torch.randperm(len(pairs), generator=generator_for(seed, _TRIAL)).tolist()
-    filled = order + order[: math.ceil(len(pairs) / count) * count - len(pairs)]
-    return [[pairs[i] for i in filled[start : start + count]] for start in range(0, len(pairs), count)]
