@@ -28,6 +28,12 @@ class SliceCascade(ShapedNetwork):
     this stage or, in a block with a stride, of the stage before. The last layer of a block with a stride also reads
     the earlier slices' outputs of the new stage. Apart from the heads, no other layer reads earlier slices.
 
+    Example:
+        >>> from mtanytime.anytime import JointLoss, SliceCascade, SliceShape
+        >>> network = SliceCascade(10, SliceShape(widths=((16, 16), (32, 32), (64, 64))))  # two slices, three stages
+        >>> outputs = network(torch.rand(8, 3, 32, 32))  # the logits of both exits, from one pass
+        >>> JointLoss()(outputs, torch.arange(8)).backward()
+
     Args:
         num_classes: outputs.
         shape: kind of block, blocks per stage, strides, and the channels of each slice in each stage.

@@ -20,6 +20,16 @@ def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
     that is followed by the convolution, as at the start of a pre-activation block, stays. Weights that hooks or
     parametrizations make are plain parameters in the copy.
 
+    Example:
+        >>> from mtanytime.anytime import fold_batch_norms
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> fold_batch_norms(network)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+
     Args:
         network: the network, which stays as it is.
         dense: for an exit that is not run slice by slice: replace block lower triangular convolutions by ordinary ones,

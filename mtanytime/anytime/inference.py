@@ -40,6 +40,15 @@ class AnytimePredictor:
     The predictor holds a copy of the network, in eval mode and with batch norms folded into convolutions. `costs` is
     the table that budgets are looked up in: exit, macs and, for budgets in milliseconds, latency_ms.
 
+    Example:
+        >>> from mtanytime.anytime import AnytimePredictor, SliceCascade, SliceShape
+        >>> predictor = AnytimePredictor(SliceCascade(10, SliceShape(widths=((16, 16), (32, 32)))))
+        >>> images = torch.rand(1, 3, 32, 32)
+        >>> predictor.predict(images, budget=1, unit="exit").exit  # or multiply-adds, or ms
+        1
+        >>> predictor.answer_by(images, deadline=0).exit  # in ms from now; at least the first answer
+        1
+
     Args:
         network: an `AnytimeNetwork`, or one in a `Normalized`.
         image_shape: channels, height and width of the images.

@@ -59,6 +59,12 @@ def search_shapes(
     pixels. The cost of an exit is the sum of the costs of its `exit_layers`. Additions, activations and the head come
     on top, so leave room for them. Only training, with images held out, tells which of the shapes is the most accurate.
 
+    Example:
+        >>> from mtanytime.anytime.shape_search import search_shapes
+        >>> best = search_shapes(lambda layer: layer.macs, budgets=[5e6, 1e7], keep=20)[0]
+        >>> best.shape.exits, best.costs[1] <= 1e7
+        (2, True)
+
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
         budgets: of each exit, thin to wide, in the same unit.

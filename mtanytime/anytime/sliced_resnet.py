@@ -48,6 +48,17 @@ class SlicedResNet(ShapedNetwork):
     residuals. Processors compute them in less time per multiply-add than narrow groups. Every norm follows a
     convolution, so all can be folded.
 
+    Example:
+        >>> from mtanytime.anytime import SlicedResNet, SliceShape
+        >>> network = SlicedResNet(10, SliceShape(widths=((16, 16), (32, 32), (64, 64))))  # two slices, three stages
+        >>> images = torch.rand(8, 3, 32, 32)
+        >>> thin, wide = network(images)  # the logits of both exits, from one pass
+        >>> steps = network.refine(images)
+        >>> thin = next(steps)  # computes slice 1
+        >>> wide = next(steps)  # computes slice 2 alone
+        >>> network.extract(1)(images).shape  # exit 1 as a network of its own
+        torch.Size([8, 10])
+
     Args:
         num_classes: outputs.
         shape: kind of block, blocks per stage, strides, and the channels of each slice in each stage.

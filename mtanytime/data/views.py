@@ -23,6 +23,12 @@ class StrongViews:
 
     All random numbers are drawn on the CPU from one generator, so they are the same on every device.
 
+    Example:
+        >>> from mtanytime.data import StrongViews
+        >>> views = StrongViews(scale=(0.5, 1.0), mixup=False)
+        >>> views(torch.rand(8, 3, 32, 32), torch.Generator().manual_seed(0)).shape
+        torch.Size([8, 3, 32, 32])
+
     Args:
         scale: least and largest area of a crop, as fractions of the image.
         ratio: least and largest width of a crop divided by its height, both as fractions of the image's; closer to 1

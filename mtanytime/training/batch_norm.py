@@ -46,6 +46,11 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
     Everything else stays: modes, momenta, other buffers, and the statistics of batch norms that the network's own
     `train` method keeps in evaluation mode. Dropout and other random layers act as in training, so call it under a
     seed.
+
+    Example:
+        >>> from mtanytime.training.batch_norm import settle_batch_norms
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=0.01))
+        >>> settle_batch_norms(network, (torch.rand(32, 3, 8, 8) for _ in range(4)))
     """
     settings = [(module, module.training, getattr(module, "momentum", None)) for module in model.modules()]
     kept = {name: value.clone() for name, value in model.named_buffers()}

@@ -137,6 +137,21 @@ def meta_gradient(
     buffers and torch's random state are left as they were. A loss is faster to differentiate if it runs its network
     within `second_order`.
 
+    Example:
+        >>> from torch.func import functional_call
+        >>> from torch.nn.functional import cross_entropy
+        >>> from mtanytime.transfer import InnerStep, SGDState, meta_gradient
+        >>> network, images, labels = nn.Linear(4, 3), torch.rand(9, 4), torch.arange(9) % 3
+        >>> sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        >>> weights = torch.ones(6, requires_grad=True)  # of the training images: the hyper-parameters
+        >>> def inner(tensors):
+        ...     losses = cross_entropy(functional_call(network, tensors, images[:6]), labels[:6], reduction="none")
+        ...     return (weights * losses).mean()
+        >>> def outer(tensors):
+        ...     return cross_entropy(functional_call(network, tensors, images[6:]), labels[6:])
+        >>> meta_gradient([InnerStep(inner)] * 3, outer, SGDState.read(network, sgd), [weights]).gradients[0].shape
+        torch.Size([6])
+
     Args:
         steps: the SGD steps, first to last; their losses read `hyper` through their closures.
         outer: the loss at the parameters that the steps reach.

@@ -18,6 +18,11 @@ def distillation_loss(
         T² Σ_c p_c (log p_c - log q_c),   p = softmax(teacher_logits / T),   q = softmax(logits / T)
 
     The factor T² keeps the size of the gradient independent of T. Computed in float32 or wider.
+
+    Example:
+        >>> from mtanytime.transfer.distillation import distillation_loss
+        >>> logits, teacher_logits = torch.randn(8, 10, requires_grad=True), torch.randn(8, 10)
+        >>> distillation_loss(logits, teacher_logits, temperature=4.0).mean().backward()
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_q = F.log_softmax(logits.to(dtype) / temperature, dim=1)

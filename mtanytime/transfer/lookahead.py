@@ -125,6 +125,25 @@ class Losses:
 class Lookahead:
     """Algorithm 1 for one student: the losses of a batch, the step on θ, and the meta-gradient for φ.
 
+    Example:
+        >>> import mtanytime as mt
+        >>> from mtanytime.transfer import FeatureMatching, Lookahead, MetaNetworks, Student
+        >>> ends = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        >>> source = mt.tap(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *ends, nn.Linear(16, 5)).eval(), ["0"])
+        >>> target = mt.tap(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *ends, nn.Linear(8, 4)), ["0"])
+        >>> pairs = [("0", "0")]  # (source layer, target layer), paths in `named_modules()`
+        >>> student, meta = Student(target, FeatureMatching(pairs, {"0": 16}, {"0": 8})), MetaNetworks(pairs, {"0": 16})
+        >>> sgd, adam = torch.optim.SGD(student.parameters(), lr=0.1), torch.optim.Adam(meta.parameters(), lr=1e-4)
+        >>> lookahead = Lookahead(student, sgd, beta=0.5)
+        >>> for images, labels in [(torch.rand(4, 3, 8, 8), torch.arange(4))]:
+        ...     with torch.no_grad():
+        ...         _, source_features = source(images)
+        ...     losses = lookahead.losses(images, labels, source_features, meta(source_features))
+        ...     lookahead.step(losses)
+        ...     adam.zero_grad()
+        ...     outer_loss = lookahead.backward(losses)
+        ...     adam.step()
+
     Args:
         student: the target network and its regressors.
         optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps and

@@ -42,6 +42,16 @@ class FeatureMatching(nn.Module):
     `aligned_loss` are its parts, for a loop that evaluates the loss several times per batch: it then resizes the
     source maps once.
 
+    Example:
+        >>> from mtanytime.transfer import FeatureMatching, MetaNetworks
+        >>> pairs = [("layer1", "conv1"), ("layer2", "conv1")]  # (source layer, target layer)
+        >>> matching = FeatureMatching(pairs, {"layer1": 64, "layer2": 128}, {"conv1": 32})  # channels by layer
+        >>> meta = MetaNetworks(pairs, {"layer1": 64, "layer2": 128})
+        >>> source = {"layer1": torch.rand(8, 64, 16, 16), "layer2": torch.rand(8, 128, 8, 8)}
+        >>> target = {"conv1": torch.rand(8, 32, 16, 16)}  # `features.tap` takes such maps from any network
+        >>> matching(source, target, meta(source)).shape  # one loss per image, to add to the task's
+        torch.Size([8])
+
     Args:
         pairs: the (source layer, target layer) pairs to match.
         source_channels, target_channels: C_m and D_n by layer.

@@ -30,7 +30,7 @@ class PairSearch:
     Example:
         >>> from mtanytime.transfer import PairSearch
         >>> def train(pairs):  # yours: train a target that matches these pairs, return its loss on held-out images
-        ...     return 2.0 - ("layer2", "conv2") in pairs
+        ...     return 0.5 if ("layer2", "conv2") in pairs else 2.0
         >>> search = PairSearch([(m, n) for m in ("layer1", "layer2") for n in ("conv1", "conv2")], matched=2)
         >>> for _ in range(8):
         ...     pairs = search.propose()
@@ -73,6 +73,7 @@ class PairSearch:
         """By how much each pair lowers the logarithm of the loss: the posterior's mean and covariance."""
         from sklearn.linear_model import BayesianRidge
 
+        require(len(self.losses) > 0, "losses", "at least one trial", self.losses)
         of_pairs = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs)])
         fitted = BayesianRidge().fit(np.array(self._tried) @ of_pairs, -np.log(np.maximum(self.losses, 1e-6)))
         return of_pairs @ fitted.coef_, of_pairs @ fitted.sigma_ @ of_pairs.T

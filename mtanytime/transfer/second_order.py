@@ -53,6 +53,14 @@ def second_order(for_parameters: bool = True, *, fast: bool = True) -> Iterator[
     convolutions with a named padding, and calls that torch refuses remain torch's own. Functions that torch cannot
     differentiate twice get a second derivative, too (see `smooth`).
 
+    Example:
+        >>> from mtanytime.transfer.second_order import second_order
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> with second_order():  # the forward pass is enough
+        ...     loss = network(torch.rand(4, 3, 8, 8)).pow(3).mean()
+        >>> gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+        >>> sum(gradient.square().sum() for gradient in gradients).backward()  # a gradient penalty
+
     Args:
         for_parameters: if False, only a layer's incoming gradient gets a second derivative, not its maps and
             parameters. This is faster, and enough if the result does not depend on them through this layer.
