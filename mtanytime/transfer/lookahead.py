@@ -189,10 +189,8 @@ class Lookahead:
     processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
-        check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
+        check_settings(self)
         require(self.precision in get_args(Precision), "precision", f"one of {get_args(Precision)}", self.precision)
-        for name in ("teacher_weight", "temperature"):
-            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
 
     def losses(
         self,
@@ -378,15 +376,12 @@ def first_images(output: Any, images: int, count: int) -> Any:
     return output
 
 
-def check_settings(beta: float, inner_steps: float, stages: int, mode: str, first_order: bool) -> None:
-    """Raise ValueError for a bad setting of `Lookahead`."""
-    require(0 < beta < math.inf, "beta", "a number > 0", beta)
-    require(
-        isinstance(inner_steps, Integral) and inner_steps >= 1,
-        "inner_steps",
-        "a whole number >= 1",
-        inner_steps,
-        "without a matching step the meta-networks get no gradient",
-    )
-    require(stages in (2, 3), "stages", "2 or 3", stages)
-    check_mode(mode, first_order)
+def check_settings(settings: Any) -> None:
+    """Raise ValueError for a bad setting of `Lookahead`, given as attributes of an object."""
+    for name in ("beta", "teacher_weight", "temperature"):
+        require(0 < getattr(settings, name) < math.inf, name, "a number > 0", getattr(settings, name))
+    whole = isinstance(settings.inner_steps, Integral) and settings.inner_steps >= 1
+    remedy = "without a matching step the meta-networks get no gradient"
+    require(whole, "inner_steps", "a whole number >= 1", settings.inner_steps, remedy)
+    require(settings.stages in (2, 3), "stages", "2 or 3", settings.stages)
+    check_mode(settings.mode, settings.first_order)

@@ -98,7 +98,7 @@ class TransferSettings:
         check_where(self.where, self.where_start)
         units = (False, True, "network")
         require(self.normalize_errors in units, "normalize_errors", f"one of {units}", self.normalize_errors)
-        check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
+        check_settings(self)
         require(0 < self.meta_lr < math.inf, "meta_lr", "a number > 0", self.meta_lr)
         require(0 <= self.meta_weight_decay < math.inf, "meta_weight_decay", "a number >= 0", self.meta_weight_decay)
         for name in ("trace_every", "views", "unlabelled_per_step", "meta_every"):
@@ -108,6 +108,4 @@ class TransferSettings:
             whole = isinstance(value, Integral) and value is not True and value >= 1
             require(whole or (value is None and name != "meta_every"), name, "a whole number >= 1", value)
         require(self.meta_clip is None or 0 < self.meta_clip < math.inf, "meta_clip", "a number > 0", self.meta_clip)
-        for name in ("teacher_weight", "temperature"):
-            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
         object.__setattr__(self, "view_augment", as_augment(self.view_augment))
