@@ -71,7 +71,7 @@ class CascadeTrunk(nn.Module):
         return torch.cat([_pooled(maps[-1]) for maps in outputs], dim=1)
 
     def next_slice(self, images: Float[Tensor, "batch 3 height width"], before: Sequence[Sequence[Maps]]) -> list[Maps]:
-        """Return the outputs of the next slice's stages, from those of each slice before it."""
+        """Return the outputs of the next slice's stages, given the stages' outputs of each slice before it."""
         earlier = [torch.cat(maps, dim=1) for maps in zip(*before, strict=True)]
         return self.slices[len(before)](images, earlier or None)
 
@@ -83,7 +83,7 @@ class CascadeTrunk(nn.Module):
 class CascadeSlice(nn.Module):
     """Slice j (from 0) of a cascade: 3×3–norm–ReLU, then stages of blocks.
 
-    The first block of each stage but the first has stride 2.
+    From the second stage on, the first block of each stage has stride 2.
     """
 
     convolutions_with_norms = (("stem", "norm"),)
@@ -106,7 +106,7 @@ class CascadeSlice(nn.Module):
         self.stride = shape.stem_stride << (len(shape.widths) - 1)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"], earlier: Sequence[Maps] | None) -> list[Maps]:
-        """Return the outputs of the stages. `earlier` has those of all earlier slices; None for the first slice."""
+        """Return the stages' outputs. `earlier` holds those of all earlier slices, by stage; None for the first slice."""
         maps, outputs = F.relu(self.norm(self.stem(images)), inplace=True), []
         for stage, blocks in enumerate(self.stages):
             for i, block in enumerate(blocks):

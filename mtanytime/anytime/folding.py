@@ -15,10 +15,11 @@ from mtanytime.anytime.slice_pattern import TriangularConv
 def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
     """Copy a network in eval mode, with batch norms folded into the convolution before them wherever that is exact.
 
-    It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found where the
-    two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`. A norm
-    that is followed by the convolution, as at the start of a pre-activation block, stays. Weights that hooks or
-    parametrizations make are plain parameters in the copy.
+    It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found only
+    where the two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`;
+    other norms, such as torchvision's `conv1` and `bn1`, stay. A norm that is followed by the convolution, as at the
+    start of a pre-activation block, stays. Weights that hooks or parametrizations make are plain parameters in the
+    copy.
 
     Example:
         >>> from mtanytime.anytime import fold_batch_norms

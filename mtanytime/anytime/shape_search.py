@@ -36,7 +36,7 @@ def exit_layers(shape: SliceShape, k: int, side: int = 32) -> list[Layer]:
 class Candidate:
     """A shape with what each of its exits costs, in the unit of the budgets, and its multiply-adds.
 
-    Heads are left out, and the multiply-adds are those of the block lower triangular convolutions: no zeros.
+    Heads are left out, and the multiply-adds do not count the zeros of the block lower triangular convolutions.
     """
 
     shape: SliceShape

@@ -123,7 +123,7 @@ class HandingOn:
         return layer.output_slice(maps, self.j) if isinstance(layer, SLICED) else layer(maps)
 
     def joined(self, part: Tensor) -> Tensor:
-        """Hand on a part of slice j, and return it after those of the slices before it."""
+        """Hand on a part of slice j, and return it after the same part of the slices before it."""
         known = [i for i, other in enumerate(self.handed_on) if other is part]
         if not known:
             known = [len(self.handed_on)]

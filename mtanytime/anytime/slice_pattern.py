@@ -70,7 +70,7 @@ class TriangularConv(nn.Module):
         return product.unflatten(2, maps.shape[2:])
 
     def dense(self) -> Float[Tensor, "outputs inputs *kernel"]:
-        """The weights of all slices as those of an ordinary convolution, with zeros for the absent connections."""
+        """The weight of an equal ordinary convolution, with zeros for the absent connections."""
         return _filled(list(self.weights), sum(self.inputs))
 
     def first(self, k: int) -> "TriangularConv":

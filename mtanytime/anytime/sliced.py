@@ -153,7 +153,7 @@ class _Buffers:
         self.inputs, self.j = inputs, j
 
     def __call__(self, block: Block, convolution: int, part: Tensor) -> Tensor:
-        """ReLU of slice j's part of a convolution's input (0 or 1), with those of the slices before it."""
+        """ReLU of slice j's part of a convolution's input (0 or 1), after the parts of the slices before it."""
         channels = [sum(block.conv1.inputs), sum(block.conv3.inputs)]
         if self.j == 0:
             buffer = part.new_empty(len(part), channels[convolution], *part.shape[2:])

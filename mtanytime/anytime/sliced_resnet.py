@@ -20,7 +20,7 @@ from mtanytime.backbones import check_image_shape
 class ShapedNetwork(SlicedNetwork):
     """A network whose slices have a `SliceShape`: a trunk of that shape, and a head for each exit.
 
-    `trunk.first(k)` copies the first k slices, and `trunk.stride` is that of all its layers together.
+    `trunk.first(k)` copies the first k slices, and `trunk.stride` is the product of its layers' strides.
     """
 
     def __init__(self, num_classes: int, shape: SliceShape, trunk: nn.Module) -> None:
@@ -80,7 +80,7 @@ class SlicedResNet(ShapedNetwork):
 class SliceTrunk(nn.Module):
     """3×3–norm–ReLU, stages of blocks, ReLU–mean: from images to one feature per channel of the last stage.
 
-    The first block of each stage but the first has stride 2.
+    From the second stage on, the first block of each stage has stride 2.
     """
 
     convolutions_with_norms = (("stem", "norm"),)
@@ -95,7 +95,7 @@ class SliceTrunk(nn.Module):
             )
             for stage, (count, (inputs, outputs)) in enumerate(zip(shape.blocks, pairwise(widths), strict=True))
         )
-        self.stride = shape.stem_stride << (len(shape.widths) - 1)  # of the whole trunk
+        self.stride = shape.stem_stride << (len(shape.widths) - 1)  # of all its layers together
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], run: Run = all_slices

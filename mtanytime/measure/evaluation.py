@@ -105,7 +105,7 @@ def predictions(
 
 
 def class_count(data: LabelledImages | DataLoader) -> int | None:
-    """Return the number of a set's classes, None where it does not name them."""
+    """Return the number of a set's classes, None if it does not name them."""
     names = class_names(data)
     return None if names is None else len(names)
 

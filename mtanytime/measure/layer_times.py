@@ -136,7 +136,7 @@ class LayerClock:
         return self._ms[layer]
 
     def measure(self, layers: Sequence[Layer], progress: bool = False) -> None:
-        """Measure those of the layers that have no time yet, in turn."""
+        """Measure the layers that have no time yet, in turn."""
         new = sorted({layer for layer in layers if layer not in self._ms}, key=astuple)
         if new:
             rows = layer_times(new, (self.batch,), (self.runtime,), self.repeats, progress)

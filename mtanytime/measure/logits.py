@@ -17,7 +17,7 @@ _REMEDY = "say where they are: logits=lambda output: …"
 def find_logits(output: Any, classes: int | None = None, pick: Pick | None = None) -> Float[Tensor, "batch classes"]:
     """The logits in an output.
 
-    They are the first of these that there is:
+    They are the first of these that exists:
 
     * what `pick` returns, if it is given
     * the output itself, if it is a float tensor (batch, columns)

@@ -1,7 +1,7 @@
 """Count multiply-adds operator by operator, and name every operator whose work torch's flop counter leaves out.
 
 torch's counter knows matrix products, convolutions and attention. Here are formulas for further operators; an operator
-that multiplies and has no formula is reported, so that a count that is too low says so.
+that multiplies and has no formula is reported, so that no count is too low without notice.
 """
 
 from collections.abc import Callable, Iterator

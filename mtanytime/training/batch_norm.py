@@ -1,4 +1,4 @@
-"""Re-estimate batch-norm statistics where the running ones lag behind the weights.
+"""Re-estimate batch-norm statistics that lag behind the weights.
 
 A batch norm keeps running means of its inputs' mean and variance, updated by the fraction `momentum` per step and used
 in evaluation mode. With a small momentum (torchvision's MobileNetV3: 0.01) they average over hundreds of steps in which
@@ -41,7 +41,7 @@ def lagging_batch_norms(model: nn.Module) -> list[str]:
 
 
 def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch.device | None = None) -> None:
-    """Replace lagging running statistics by those of the current weights, averaged over batches of images.
+    """Replace lagging running statistics by new ones under the current weights, averaged over batches of images.
 
     Everything else stays: modes, momenta, other buffers, and the statistics of batch norms that the network's own
     `train` method keeps in evaluation mode. Dropout and other random layers act as in training, so call it under a

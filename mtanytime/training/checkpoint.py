@@ -124,7 +124,7 @@ def set_states(
 
 
 def load_state(module: nn.Module, state: Any) -> None:
-    """Load a module's state. Raises ValueError, TypeError or RuntimeError for that of another module."""
+    """Load a module's state. Raises ValueError, TypeError or RuntimeError for another module's."""
     require(isinstance(state, dict), "state", "tensors by name", Words(_kind(state)))
     own = module.state_dict()
     for name, value in state.items():  # torch itself casts numbers of another kind

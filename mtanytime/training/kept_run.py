@@ -76,7 +76,7 @@ class KeptRun:
                 if self.folder is not None:
                     stack.enter_context(self.folder.held())
             if self.processes.from_first(self.folder is not None and self.folder.changed_elsewhere):
-                self._load()  # another trainer trained in the folder meanwhile
+                self._load()  # another trainer has trained in the folder
             if self.folder is not None:
                 for table in self.tables:
                     self.folder.trim(table, self.step)

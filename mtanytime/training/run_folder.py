@@ -44,7 +44,7 @@ class RunFolder:
 
     A checkpoint is written completely or not at all (temporary file, fsync, rename) and read without executing code
     from it. Rows are appended at every step; on resume, rows after the checkpoint's step are dropped. Before `held`,
-    nothing is written and the folder is not locked. Where the file system has no locks, a warning says so once.
+    nothing is written and the folder is not locked. If the file system has no locks, a warning says so once.
 
     A folder belongs to the run if its record is the same or differs only in descriptions: of a network with the same
     modules that prints differently, or in the form of an earlier version. It may also be of a run with fewer epochs or
@@ -135,7 +135,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
         try:
-            self._check()  # another run may have started here meanwhile
+            self._check()  # another run may have started here since
             if not (self.path / "config.json").exists() or read_record(self.path) != self.config:
                 self._write("config.json", lambda file: file.write(json.dumps(self.config, indent=1).encode()))
                 if self.extends:
@@ -242,7 +242,7 @@ class RunFolder:
     def append(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows to a table; a new table gets the keys of the first row as its header.
 
-        ValueError for a file with other columns, where the rows would be misread.
+        Raises ValueError for a file with other columns, whose rows would be misread.
         """
         file = self._files.get(table) or self._opened(table, list(rows[0]))
         writer = csv.writer(file, lineterminator="\n")

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def new(before: Any) -> dict[str, Any]:
-    """Metadata of a field that old runs did not have: a run's record leaves it out where it has the value `before`."""
+    """Metadata of a field that old runs did not have: a run's record leaves it out if its value is `before`."""
     return {"before": before}
 
 

@@ -60,7 +60,7 @@ def load_run(
     weights: Weights = "best",
     device: str | torch.device = "cpu",
 ) -> StoredRun:
-    """Load a trained network from its run folder, which is only read.
+    """Load a trained network from its run folder; nothing is written there.
 
     Args:
         folder: the run folder of a `Trainer`, `TransferTrainer` (its target) or `AnytimeTrainer`, finished or not.

@@ -123,7 +123,7 @@ class Trainer(KeptRun):
     """
 
     result_type: ClassVar[type[TrainingResult]] = TrainingResult
-    defaults: ClassVar[Mapping[str, Any]] = {}  # of settings, where a subclass has others than `TrainerSettings`
+    defaults: ClassVar[Mapping[str, Any]] = {}  # settings whose defaults a subclass changes
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class Trainer(KeptRun):
                     yield report
                     self._restore()
                     started = time.perf_counter()
-                    if self.step != report.step:  # another iterator of this trainer made steps meanwhile
+                    if self.step != report.step:  # another iterator of this trainer has made steps
                         break
                 if self.step == before:
                     raise RuntimeError(f"epoch {epoch + 1}: expected {len(self.batches)} batches, got {position}")

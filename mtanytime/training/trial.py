@@ -51,7 +51,7 @@ def probe(data: LabelledImages | DataLoader, like: Tensor, size: int = 4, seed: 
     """Up to 4 images and labels of a set, on the device of `like`, the images in its type.
 
     The images of an image set all get its highest label: if the network has an output for that, it has one for all.
-    `seed` is that of a `DataLoader`.
+    `seed` is for a `DataLoader`.
     """
     size = min(size, 4)
     if isinstance(data, LabelledImages):
@@ -80,7 +80,7 @@ def try_network(
         batches: batches of the training set.
         others: further sets by name; None for a missing one.
         logits_of: the logits in the network's output, which labels are checked against.
-        precision: that of the forward pass.
+        precision: of the forward pass.
 
     Returns:
         The number of the network's outputs (classes).

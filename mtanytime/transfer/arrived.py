@@ -1,8 +1,8 @@
 """What arrived: how much of a source's feature the target's layer predicts, on images not trained on.
 
-λ says what the matching asks for; this says what the target has learned of it. For a pair (m, n), the maps S of the
-source's layer m are resized to those of the target, as in `matching`. A 1×1 convolution Ŝ = W T + b predicts them from
-the maps T of the target's layer n. It is fitted by least squares on some images and scored on others,
+λ shows what the matching asks for; this measure shows what the target has learned of it. For a pair (m, n), the maps S
+of the source's layer m are resized to those of the target, as in `matching`. A 1×1 convolution Ŝ = W T + b predicts
+them from the maps T of the target's layer n. It is fitted by least squares on some images and scored on others,
 
     R² = 1 - Σ_c Σ (S_c - Ŝ_c)² / Σ_c Σ (S_c - mean S_c)²
 

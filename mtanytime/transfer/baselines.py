@@ -1,6 +1,6 @@
 """Alternatives to matching features with learned weights, in the same training loop, log and tables.
 
-Each method is a loss term in a file of its own; `BaselineTrainer` adds one or more of them to the task's loss.
+Each method is a loss term in its own file; `BaselineTrainer` adds one or more of these terms to the task's loss.
 """
 
 import math
@@ -228,7 +228,7 @@ class BaselineTrainer(Trainer):
 
 
 def _equal_size(batches: Batches, name: str) -> int:
-    """The size of all batches; ValueError where they differ."""
+    """The size of all batches. Raises ValueError if sizes differ."""
     data, size = batches.data, smallest_batch(batches)
     largest = min(batches.batch_size, len(data)) if isinstance(data, LabelledImages) else data.batch_size
     option = 'remainder="drop"' if isinstance(data, LabelledImages) else "drop_last=True in the DataLoader"

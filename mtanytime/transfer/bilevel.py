@@ -276,7 +276,7 @@ def _unrolled(
 def _gradient(loss: Loss, state: SGDState, create_graph: bool) -> tuple[Tensors, Tensors, Tensors]:
     """The loss's gradient at detached copies of the parameters: these leaves, the gradients, and the buffers after it.
 
-    Gradients are zero, not None, where the loss does not reach: momentum and weight decay still move such a parameter.
+    A parameter that the loss does not reach has a zero gradient, not None: momentum and weight decay still move it.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in state.parameters.items()}
     tensors = {**leaves, **_clones(state.buffers)}

@@ -1,6 +1,6 @@
 """The layers and pairs to match: resolved from a user's arguments, and checked before training.
 
-Layers of one unnamed source are called by their path, those of several sources "name/path".
+A layer of a single source is called by its path; with several sources, by "name/path".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,5 +209,5 @@ def check_trainable(target: nn.Module, maps: Maps) -> None:
 
 
 def dtype_of(network: nn.Module, images: Tensor) -> torch.dtype:
-    """The dtype that a network computes in; that of the images for a network without parameters."""
+    """The dtype that a network computes in; a network without parameters computes in the images' dtype."""
     return next(network.parameters(), images).dtype

@@ -55,7 +55,7 @@ class FeatureMatching(nn.Module):
     Args:
         pairs: the (source layer, target layer) pairs to match.
         source_channels, target_channels: C_m and D_n by layer.
-        generator: draws the initial weights of the regressors, which are those of `nn.Conv2d` (uniform in ± 1/√D_n).
+        generator: draws the initial weights of the regressors, as `nn.Conv2d` does (uniform in ± 1/√D_n).
 
     Attributes:
         variances: the variance of the source maps by pair, which `stack` divides errors by (see `source_variances`);
@@ -208,7 +208,7 @@ def source_variances(
         squares[pair] = (second / count).mean().item()
         variances[pair] = (second / count - (first / count) ** 2).mean().item()
     units: dict[str, list[Pair]] = {}
-    for pair in variances:  # "network/layer" where there are several networks
+    for pair in variances:  # "network/layer" if there are several networks
         units.setdefault(pair[0].rpartition("/")[0] if by_network else repr(pair), []).append(pair)
     for group in units.values():
         mean, square = (sum(values[pair] for pair in group) / len(group) for values in (variances, squares))

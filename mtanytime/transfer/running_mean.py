@@ -17,7 +17,7 @@ class RunningMean:
         self.count, self.total, self.squares = count, total, squares
 
     def add(self, values: Float[Tensor, "batch values"], sums: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
-        """Include the rows of a batch; `sums` adds those of other processes (`Processes.sums`)."""
+        """Include the rows of a batch; `sums` adds the rows of other processes (`Processes.sums`)."""
         values = values.cpu().double()
         count = torch.tensor([float(len(values))], dtype=torch.float64)
         total, squares, count = sums([values.sum(dim=0), values.square().sum(dim=0), count])

@@ -1,6 +1,6 @@
 """SemCKD (Chen et al., AAAI 2021, arXiv:2012.03236): every target layer attends to similar source layers.
 
-Written from the paper; where it leaves sizes open, they are those of the authors' code (DefangChen/SemCKD).
+Written from the paper; sizes that it leaves open are taken from the authors' code (DefangChen/SemCKD).
 """
 
 from collections.abc import Mapping

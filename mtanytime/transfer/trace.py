@@ -24,7 +24,7 @@ class Trace:
         self._means = {"trace": RunningMean(), "channels": RunningMean()}
 
     def add(self, weights: PairWeights, sums: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
-        """Include the weights of a batch; `sums` adds those of other processes (`Processes.sums`)."""
+        """Include the weights of a batch; `sums` adds the weights of other processes (`Processes.sums`)."""
         for name, values in (("trace", weights.pairs), ("channels", weights.channels)):
             self._means[name].add(torch.cat([values[pair].detach() for pair in self._pairs], dim=1), sums)
 

@@ -63,7 +63,7 @@ def trial_search(
 ) -> MapSearch:
     """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
 
-    A trial that diverges counts with the highest loss so far, and with no less than that of guessing.
+    A trial that diverges counts with the highest loss so far, but at least with the loss of guessing.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
