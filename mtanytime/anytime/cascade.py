@@ -106,7 +106,7 @@ class CascadeSlice(nn.Module):
         self.stride = shape.stem_stride << (len(shape.widths) - 1)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"], earlier: Sequence[Maps] | None) -> list[Maps]:
-        """Return the stages' outputs. `earlier` holds those of all earlier slices, by stage; None for the first slice."""
+        """Return the stages' outputs. `earlier` holds those of all earlier slices, by stage; None if there are none."""
         maps, outputs = F.relu(self.norm(self.stem(images)), inplace=True), []
         for stage, blocks in enumerate(self.stages):
             for i, block in enumerate(blocks):
