@@ -20,7 +20,6 @@ from mtanytime.data.transforms import Augment
 from mtanytime.data.views import StrongViews
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
-from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import describe_data, fingerprint, name_of
@@ -30,7 +29,7 @@ from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer
 from mtanytime.training.trial import smallest_batch
 from mtanytime.transfer.attention import AttentionTransfer
-from mtanytime.transfer.distillation import LearningWithoutForgetting, distillation_loss
+from mtanytime.transfer.distillation import LearningWithoutForgetting
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
     Layers,
@@ -219,9 +218,7 @@ class BaselineTrainer(Trainer):
 
     def _term(self, name: str, images: Tensor, source: Pass, target: Pass) -> Float[Tensor, " batch"]:
         if name == "teacher":
-            teacher_logits = self._teacher.logits(images, {"": source})
-            logits = find_logits(target.output, teacher_logits.shape[1], self.settings.logits)
-            return distillation_loss(logits, teacher_logits)
+            return self._teacher.loss(target.output, images, {"": source}, self.settings.logits)
         if name == "lwf":
             return self.terms[name](target.maps, source.output)
         return self.terms[name](source.maps, target.maps)

@@ -34,7 +34,6 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.functional import functional_call, tensor_names, trial_run
-from mtanytime.measure.logits import Pick, find_logits
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.bilevel import (
     InnerStep,
@@ -46,7 +45,6 @@ from mtanytime.transfer.bilevel import (
     check_mode,
     meta_gradient,
 )
-from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import PairWeights
 from mtanytime.transfer.second_order import second_order
@@ -106,19 +104,22 @@ class TransferBatch:
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch at θ: `total` = `task` + `matching` + `distillation`, each with its weight.
+    """The losses of one batch at θ: `total` = `task` + `matching` with its weight β, and what `plus` adds.
 
     With several processes, each holds its parts of the losses; their sums over the processes are the batch's losses.
 
-    `output` is the target's output for the labelled images.
+    `output` is the target's output for all images.
     """
 
     total: Float[Tensor, ""]
     task: Float[Tensor, ""]
     matching: Float[Tensor, ""]
-    distillation: Float[Tensor, ""] | None
     output: Any
     batch: TransferBatch
+
+    def plus(self, loss: Float[Tensor, ""]) -> "Losses":
+        """Add a further loss to the total, such as a distillation of `output`. The lookahead leaves it out."""
+        return replace(self, total=self.total + loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +160,6 @@ class Lookahead:
         precision: "float32", or "bfloat16" for autocast.
         fast_layers: run the inner steps within `second_order`, which saves a third of the time. False for a target that
             computes gradients itself or recomputes activations (see `double_backward.allows_fast_layers`).
-        teacher_weight, temperature: of the distillation term, which `losses` adds if it gets `teacher_logits`.
-        logits: picks the logits that are compared with the teacher's from the target's output; default: see
-            `measure.logits.find_logits`.
 
     With several processes (see `training.distributed`), each passes its part of a batch, and the `shares` of that part.
     All of them then take the step of the full batch, and `backward` gives each its part of the meta-gradient. Batch
@@ -183,9 +181,6 @@ class Lookahead:
     first_order: bool = False
     precision: Precision = "float32"
     fast_layers: bool = True
-    teacher_weight: float = 1.0
-    temperature: float = 2.0
-    logits: Pick | None = None
     processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
@@ -198,15 +193,12 @@ class Lookahead:
         labels: Int[Tensor, " labelled"],
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: PairWeights,
-        teacher_logits: Float[Tensor, "batch classes"] | None = None,
         shares: Shares = WHOLE,
     ) -> Losses:
         """The losses of a batch at the current θ.
 
         `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks. If there
         are fewer labels than images, the first images are the labelled ones, and the others are only matched.
-        `teacher_logits` are distilled into the target's output for all images (see `distillation`). The lookahead
-        leaves this term out.
         """
         with self._autocast():
             output, features = self.student.target(images, complete=False)
@@ -215,13 +207,7 @@ class Lookahead:
             task = _scaled(self.loss(labelled, labels), shares.labelled)
             matching = self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
             matching = _scaled(self.beta * matching, shares.all)
-            total, distillation = task + matching, None
-            if teacher_logits is not None:
-                logits = find_logits(output, teacher_logits.shape[1], self.logits)
-                distillation = self.teacher_weight * distillation_loss(logits, teacher_logits, self.temperature).mean()
-                distillation = _scaled(distillation, shares.all)
-                total = total + distillation
-            return Losses(total, task, matching, distillation, labelled, batch)
+            return Losses(task + matching, task, matching, output, batch)
 
     def step(self, losses: Losses) -> None:
         """Take one SGD step on the total loss.
@@ -378,8 +364,7 @@ def first_images(output: Any, images: int, count: int) -> Any:
 
 def check_settings(settings: Any) -> None:
     """Raise ValueError for a bad setting of `Lookahead`, given as attributes of an object."""
-    for name in ("beta", "teacher_weight", "temperature"):
-        require(0 < getattr(settings, name) < math.inf, name, "a number > 0", getattr(settings, name))
+    require(0 < settings.beta < math.inf, "beta", "a number > 0", settings.beta)
     whole = isinstance(settings.inner_steps, Integral) and settings.inner_steps >= 1
     remedy = "without a matching step the meta-networks get no gradient"
     require(whole, "inner_steps", "a whole number >= 1", settings.inner_steps, remedy)

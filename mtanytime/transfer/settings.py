@@ -63,7 +63,7 @@ class TransferSettings:
             "batch": as many as the batch size, or none if there are unlabelled images; None: none.
         view_augment: makes a view, see `data.StrongViews`.
         unlabelled_per_step: unlabelled images per step; default: the batch size.
-        teacher_weight, temperature: of the distillation term, see `Lookahead`.
+        teacher_weight, temperature: of the distillation of the teacher's answers, see `distillation`.
         trace_every: steps between rows of the trace; default: a hundredth of the run. Channel weights are recorded at
             every fifth of them.
 
@@ -99,6 +99,8 @@ class TransferSettings:
         units = (False, True, "network")
         require(self.normalize_errors in units, "normalize_errors", f"one of {units}", self.normalize_errors)
         check_settings(self)
+        for name in ("teacher_weight", "temperature"):
+            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
         require(0 < self.meta_lr < math.inf, "meta_lr", "a number > 0", self.meta_lr)
         require(0 <= self.meta_weight_decay < math.inf, "meta_weight_decay", "a number >= 0", self.meta_weight_decay)
         for name in ("trace_every", "views", "unlabelled_per_step", "meta_every"):

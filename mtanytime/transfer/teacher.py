@@ -12,6 +12,8 @@ from mtanytime.checks import Words, require
 from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
+from mtanytime.measure.logits import Pick, find_logits
+from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
 from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe, folds_of
 
@@ -53,6 +55,13 @@ class Teacher:
         self.network.eval()
         with autocast(self._device, self._precision):
             return self.network(images.to(dtype_of(self.network, images)))
+
+    def loss(
+        self, output: Any, images: Images, passes: Passes, pick: Pick | None = None, temperature: float = 2.0
+    ) -> Float[Tensor, " batch"]:
+        """The distillation loss of each image, for a target's `output`; `pick` finds its logits (see `find_logits`)."""
+        logits = self.logits(images, passes)
+        return distillation_loss(find_logits(output, logits.shape[1], pick), logits, temperature)
 
     def check(self, images: Images, classes: int | None, passes: Passes) -> None:
         """Raise ValueError unless the teacher answers with as many logits as the target has classes."""

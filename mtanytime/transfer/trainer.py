@@ -244,9 +244,6 @@ class TransferTrainer(Trainer):
             first_order=settings.first_order,
             precision=self.precision,
             fast_layers=fast_layers,
-            teacher_weight=settings.teacher_weight,
-            temperature=settings.temperature,
-            logits=self.settings.logits,
             processes=self.processes,
         )
         self.arrived: Arrived | None = None
@@ -305,19 +302,22 @@ class TransferTrainer(Trainer):
         passes = self._source_passes(images)
         source_features = _joined(passes)
         weights = self.meta(source_features)  # without autocast: bfloat16 would round λ to two digits
-        logits = None if self._teacher is None else self._teacher.logits(images, passes)
-        losses = self.lookahead.losses(images, labels, source_features, weights, logits, shares)
+        losses = self.lookahead.losses(images, labels, source_features, weights, shares)
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
         by_pair = [round(value, 3) for value in mean_lambda.tolist()]
         metrics = {
             "loss": losses.total.item(),
             "task_loss": losses.task.item(),
             "matching_loss": losses.matching.item(),
-            "accuracy": shares.labelled * batch_accuracy(self._logits(losses.output), labels),
+            "accuracy": shares.labelled * batch_accuracy(self._logits(losses.output)[: len(labels)], labels),
             "mean_lambda": shares.all * mean_lambda.mean().item(),
         }
-        if losses.distillation is not None:
-            metrics["distillation_loss"] = losses.distillation.item()
+        if self._teacher is not None:
+            settings = self.transfer_settings
+            answers = self._teacher.loss(losses.output, images, passes, self.settings.logits, settings.temperature)
+            distillation = settings.teacher_weight * answers.mean() * shares.all
+            losses = losses.plus(distillation)
+            metrics |= {"loss": losses.total.item(), "distillation_loss": distillation.item()}
         metrics = self.processes.metrics(metrics, 1.0)  # each process has the parts of its images
         self._finite(metrics["loss"], "loss", f", mean λ by pair {by_pair}")
         self.lookahead.step(losses)
