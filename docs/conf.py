@@ -53,6 +53,7 @@ html_permalinks_icon = "#"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 copybutton_selector = "div.highlight pre"
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. ", True  # examples are copied without them
 
 
 def readable(app: Sphinx, kind: str, name: str, *rest: Any) -> tuple[str, str | None] | None:

@@ -209,6 +209,13 @@ def tap(model: nn.Module, layers: Sequence[str], *, grid: tuple[int, int] | None
     `Normalized`, they may also start from the network inside it: "layer1" for "network.layer1"; if both are layers,
     "layer1" is the inner network's. The returned features have the paths as given. See `Tapped`. Raises ValueError for
     an unknown layer (naming similar ones), a layer that is listed twice and an empty list.
+
+    Example:
+        >>> from mtanytime import resnet, tap
+        >>> tapped = tap(resnet(14, num_classes=10), ["layer1", "layer2"])
+        >>> logits, maps = tapped(torch.rand(8, 3, 32, 32))
+        >>> maps["layer2"].shape
+        torch.Size([8, 32, 16, 16])
     """
     return Tapped(model, layers, grid)
 

@@ -47,16 +47,29 @@ def test_labels_belong_to_the_first_images() -> None:
     images, labels = first_batch(trainer)
     joint = torch.cat([images, UNLABELLED.images[:4] / 255])
     features = trainer.source_features(joint)
-    teacher_logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
-    losses = trainer.lookahead.losses(joint, labels, features, trainer.meta(features), teacher_logits)
+    losses = trainer.lookahead.losses(joint, labels, features, trainer.meta(features))
     trainer_again = transfer()
     output, maps = trainer_again.student.target.train()(joint)
     torch.testing.assert_close(losses.task, F.cross_entropy(output[:6], labels))
     matching = trainer_again.student.matching(features, maps, trainer_again.meta(features))
     torch.testing.assert_close(losses.matching, 0.5 * matching.mean())
-    torch.testing.assert_close(losses.distillation, distillation_loss(output, teacher_logits).mean())
-    torch.testing.assert_close(losses.total, losses.task + losses.matching + losses.distillation)
-    assert len(losses.output) == 6
+    torch.testing.assert_close(losses.total, losses.task + losses.matching)
+    torch.testing.assert_close(losses.output, output)
+    more = losses.plus(losses.output.square().mean())
+    torch.testing.assert_close(more.total, losses.total + output.square().mean())
+
+
+def test_the_teachers_answers_join_the_loss() -> None:
+    """The total is the sum of task, matching and distillation; the last is that of all images, with its weight."""
+    options = {"teacher": TEACHER, "teacher_weight": 0.5, "temperature": 3.0}
+    images, _ = first_batch(transfer(**options))
+    answers = transfer(**options).model.train()(images)
+    with torch.no_grad():
+        expected = 0.5 * distillation_loss(answers, TEACHER(images), 3.0).mean()
+    metrics = next(iter(transfer(**options))).metrics
+    assert metrics["distillation_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    parts = [metrics[f"{name}_loss"] for name in ("task", "matching", "distillation")]
+    assert metrics["loss"] == pytest.approx(sum(parts), rel=1e-6)
 
 
 @pytest.mark.parametrize("stages", [2, 3])

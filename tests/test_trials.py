@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mtanytime.transfer import (
     PAPER,
     FreshBatch,
+    PairSearch,
     TransferMap,
     TransferTrainer,
     extra_images,
@@ -22,7 +23,8 @@ from mtanytime.transfer import (
     trial_search,
 )
 from mtanytime.transfer import trials as module
-from mtanytime.transfer.trials import calibrated_cross_entropy, later, random_map
+from mtanytime.transfer.pair_search import later
+from mtanytime.transfer.trials import calibrated_cross_entropy, random_map
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
 SETTINGS = PAPER | {"what": False, "where": "off", "epochs": 1, "batch_size": 6, "lr": 0.05}
@@ -70,6 +72,27 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     later = [i for matched in tried[3:] for i in matched]
     assert sum(i in helpful for i in later) / len(later) > 0.75  # three fifths by chance
     assert min(found.effects[f"s{i}", "t"] for i in kept & set(helpful)) > 0
+
+
+def test_a_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search without a trainer: a loop that trains in its own way proposes and finds the same pairs."""
+    helpful = [1, 3, 4, 6, 7, 9, 11, 12, 14]
+    tried = planted(monkeypatch, helpful)
+    found = trial_search(SOURCE, target, DATA, **SETTINGS)
+    search = PairSearch(list(found.map.pairs), matched=6)
+    for loss in found.losses:
+        search.add(search.propose(), loss)
+    assert set(search.best(9)) == {pair for pair, weight in found.map.pairs.items() if weight > 0}
+    assert search.effects()[0].tolist() == list(found.effects.values())
+    assert len(tried) == len(search.losses) == 16
+
+
+def test_bad_trials_are_refused() -> None:
+    """A trial without a finite loss would spoil the model of all pairs; the caller decides what it counts."""
+    with pytest.raises(ValueError, match="matched: expected a number of pairs, 1 to 2, got 3"):
+        PairSearch([("a", "b"), ("a", "c")], matched=3)
+    with pytest.raises(ValueError, match="loss: expected a finite number >= 0, got nan"):
+        PairSearch([("a", "b")], matched=1).add([("a", "b")], float("nan"))
 
 
 def test_how_much_later() -> None:

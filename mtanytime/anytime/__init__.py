@@ -5,6 +5,7 @@ from mtanytime.anytime.early_exit import choose_thresholds, exits_taken
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.inclusive import InclusiveResNeXt
 from mtanytime.anytime.inference import AnytimePredictor
+from mtanytime.anytime.joint_loss import JointLoss
 from mtanytime.anytime.msdnet import MSDNet
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.resnext import ResNeXt, resnext
@@ -12,7 +13,7 @@ from mtanytime.anytime.slice_shape import SliceShape, doubling_widths
 from mtanytime.anytime.sliced import SlicedResNeXt
 from mtanytime.anytime.sliced_resnet import SlicedResNet
 from mtanytime.anytime.taxonomy import CoarseToFineLoss, Taxonomy, coarse_to_fine_metrics
-from mtanytime.anytime.trainer import AnytimeResult, AnytimeTrainer, JointLoss, evaluate_exits
+from mtanytime.anytime.trainer import AnytimeResult, AnytimeTrainer, evaluate_exits
 
 __all__ = [
     "AnytimeNetwork",

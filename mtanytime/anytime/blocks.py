@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtanytime.anytime.slice_layers import Run, SliceConv, SliceNorm, whole
+from mtanytime.anytime.slice_layers import Run, SliceConv, SliceNorm, all_slices
 from mtanytime.anytime.slice_pattern import TriangularConv, TriangularConv3x3
 from mtanytime.anytime.slice_shape import SliceShape
 
@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
         self.gate = SqueezeExcitation(outputs, squeeze) if squeeze else None
         self.skip = skip_connection(inputs, outputs, stride)
 
-    def forward(self, maps: Maps, run: Run = whole) -> Maps:
+    def forward(self, maps: Maps, run: Run = all_slices) -> Maps:
         """Return the block's output for the maps of all slices or, if `run` is a `SliceSteps`, of one."""
         inner = F.relu(run(self.bn1, run(self.conv1, maps)), inplace=True)
         inner = run(self.bn2, run(self.conv2, inner))
@@ -64,7 +64,7 @@ class InvertedResidual(nn.Module):
         self.gate = SqueezeExcitation(inner, squeeze) if squeeze else None
         self.skip = skip_connection(inputs, outputs, stride)
 
-    def forward(self, maps: Maps, run: Run = whole) -> Maps:
+    def forward(self, maps: Maps, run: Run = all_slices) -> Maps:
         """Return the block's output for the maps of all slices or, if `run` is a `SliceSteps`, of one."""
         inner = F.relu(run(self.bn1, run(self.conv1, maps)), inplace=True)
         inner = F.relu(run(self.bn2, run(self.conv2, inner)), inplace=True)
@@ -77,7 +77,7 @@ class SqueezeExcitation(nn.Module):
 
     Args:
         widths: channels of each slice.
-        reduction: the two layers have 1/reduction of each slice's channels between them, rounded up.
+        reduction: the two layers have 1/reduction of each slice's channels between them (rounded up).
     """
 
     def __init__(self, widths: Widths, reduction: int) -> None:
@@ -87,16 +87,16 @@ class SqueezeExcitation(nn.Module):
         for convolution in (self.conv1, self.conv2):
             convolution.bias = nn.Parameter(torch.zeros(sum(convolution.outputs)))
 
-    def forward(self, maps: Maps, run: Run = whole) -> Maps:
+    def forward(self, maps: Maps, run: Run = all_slices) -> Maps:
         """Return the scaled maps."""
         inner = F.relu(run(self.conv1, maps.mean(dim=(2, 3), keepdim=True)), inplace=True)
         return maps * run(self.conv2, inner).sigmoid().to(maps.dtype)
 
 
 def skip_connection(inputs: Widths, outputs: Widths, stride: int) -> nn.Sequential:
-    """From a block's input to what its residual is added to: nothing to do, or mean pooling, 1×1 and norm.
+    """The skip connection of a block: the identity, or mean pooling, a 1×1 convolution and a norm.
 
-    Mean pooling in place of a 1×1 convolution with a stride, which would skip three of four pixels (arXiv:1812.01187).
+    Mean pooling replaces the stride of the 1×1 convolution, which would skip three of four pixels (arXiv:1812.01187).
     """
     layers: list[nn.Module] = []
     if stride > 1:

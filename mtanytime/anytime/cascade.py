@@ -1,4 +1,4 @@
-"""A cascade of slices: thin networks of full depth, each of which reads what those before it made of every stage."""
+"""A cascade of slices: thin networks of full depth, each of which reads the stages' outputs of those before it."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -17,16 +17,22 @@ from mtanytime.anytime.sliced_resnet import ShapedNetwork
 class SliceCascade(ShapedNetwork):
     """A residual network cut into K slices; each builds, stage by stage, on what the slices before it have finished.
 
-    In a `SlicedResNet`, slice j reads the inputs that the same layer has in slices < j. Here it reads the outputs of
-    their stages, on which all blocks of the stage have worked. So the longest path to an exit grows by the blocks of
-    one stage with every slice; in a `SlicedResNet` it has one length for all exits. Lateral connections come from
-    progressive networks (arXiv:1606.04671); those, as a `SlicedResNet`, read the layer before and not the end of the
-    stage. What a later slice needs of an earlier one is the output of each stage. This is ours: arXiv:1807.02609 does
-    not say how slices are connected.
+    In a `SlicedResNet`, a layer of slice j reads the inputs of the same layer in slices < j. Here it reads the finished
+    outputs of their stages instead. So the longest path to an exit grows by the blocks of one stage with every slice;
+    in a `SlicedResNet` it has the same length for all exits. Lateral connections come from progressive networks
+    (arXiv:1606.04671), which read the layer before, as a `SlicedResNet` does, and not the end of the stage. Of an
+    earlier slice, a later one needs only the output of each stage. This is ours: arXiv:1807.02609 does not say how
+    slices are connected.
 
-    In each stage, the first layer of every block reads the earlier slices' maps beside its own: their outputs of this
-    stage or, in a block with a stride, of the stage before. The last layer of a block with a stride reads the earlier
-    slices' outputs of the new stage. No other layer but the heads reads earlier slices.
+    In each stage, the first layer of every block reads the earlier slices' maps along with its own: their outputs of
+    this stage or, in a block with a stride, of the stage before. The last layer of a block with a stride also reads
+    the earlier slices' outputs of the new stage. Apart from the heads, no other layer reads earlier slices.
+
+    Example:
+        >>> from mtanytime.anytime import JointLoss, SliceCascade, SliceShape
+        >>> network = SliceCascade(10, SliceShape(widths=((16, 16), (32, 32), (64, 64))))  # two slices, three stages
+        >>> outputs = network(torch.rand(8, 3, 32, 32))  # the logits of both exits, from one pass
+        >>> JointLoss()(outputs, torch.arange(8)).backward()
 
     Args:
         num_classes: outputs.
@@ -65,7 +71,7 @@ class CascadeTrunk(nn.Module):
         return torch.cat([_pooled(maps[-1]) for maps in outputs], dim=1)
 
     def next_slice(self, images: Float[Tensor, "batch 3 height width"], before: Sequence[Sequence[Maps]]) -> list[Maps]:
-        """Return the outputs of the next slice's stages, from those of each slice before it."""
+        """Return the outputs of the next slice's stages, given the stages' outputs of each slice before it."""
         earlier = [torch.cat(maps, dim=1) for maps in zip(*before, strict=True)]
         return self.slices[len(before)](images, earlier or None)
 
@@ -77,7 +83,7 @@ class CascadeTrunk(nn.Module):
 class CascadeSlice(nn.Module):
     """Slice j (from 0) of a cascade: 3×3–norm–ReLU, then stages of blocks.
 
-    The first block of each stage but the first has stride 2.
+    From the second stage on, the first block of each stage has stride 2.
     """
 
     convolutions_with_norms = (("stem", "norm"),)
@@ -100,14 +106,14 @@ class CascadeSlice(nn.Module):
         self.stride = shape.stem_stride << (len(shape.widths) - 1)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"], earlier: Sequence[Maps] | None) -> list[Maps]:
-        """Return the outputs of the stages. `earlier` has those of all earlier slices; None for the first slice."""
+        """Return the stages' outputs. `earlier` holds those of all earlier slices, by stage; None if there are none."""
         maps, outputs = F.relu(self.norm(self.stem(images)), inplace=True), []
         for stage, blocks in enumerate(self.stages):
             for i, block in enumerate(blocks):
                 starts = stage > 0 and i == 0
-                beside = None if earlier is None else earlier[stage - starts]
-                below = earlier[stage] if earlier is not None and starts else None
-                maps = block(maps, block.reading(beside, below))
+                to_first = None if earlier is None else earlier[stage - starts]
+                to_last = earlier[stage] if earlier is not None and starts else None
+                maps = block(maps, block.reading(to_first, to_last))
             outputs.append(maps)
         return outputs
 
@@ -117,10 +123,10 @@ class _Lateral:
 
     convolutions_with_norms: tuple[tuple[str, str], ...]
 
-    def reading(self, beside: Maps | None, below: Maps | None) -> Run:
-        """How the block applies its layers: the first convolution reads `beside`, the last one `below`, too."""
+    def reading(self, to_first: Maps | None, to_last: Maps | None) -> Run:
+        """How the block applies its layers: the first convolution also reads `to_first`, the last one `to_last`."""
         first, last = (getattr(self, self.convolutions_with_norms[i][0]) for i in (0, -1))
-        more = {first: beside, last: below}
+        more = {first: to_first, last: to_last}
 
         def run(layer: nn.Module, maps: Tensor) -> Tensor:
             earlier = more.get(layer)
@@ -134,15 +140,15 @@ class CascadeBasic(_Lateral, BasicBlock):
 
     Args:
         inputs, outputs: channels of the slice.
-        beside: channels of the earlier slices' maps of the input's size.
-        below: channels of the earlier slices' maps of the output's size, if they are read.
+        to_first: channels of the earlier slices' maps that the first convolution reads; they have the input's size.
+        to_last: channels of those that the last convolution reads, which have the output's size; 0 for none.
         stride, squeeze: see `BasicBlock`.
     """
 
-    def __init__(self, inputs: int, outputs: int, beside: int, below: int, stride: int, squeeze: int = 0) -> None:
+    def __init__(self, inputs: int, outputs: int, to_first: int, to_last: int, stride: int, squeeze: int = 0) -> None:
         nn.Module.__init__(self)  # not the parent's, which makes other layers
-        self.conv1, self.bn1 = _convolution(beside + inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = _convolution(below + outputs, outputs, 3), nn.BatchNorm2d(outputs)
+        self.conv1, self.bn1 = _convolution(to_first + inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = _convolution(to_last + outputs, outputs, 3), nn.BatchNorm2d(outputs)
         self.gate = SqueezeExcitation((outputs,), squeeze) if squeeze else None
         self.skip = skip_connection((inputs,), (outputs,), stride)
 
@@ -151,26 +157,33 @@ class CascadeInverted(_Lateral, InvertedResidual):
     """An `InvertedResidual` of one slice that also reads maps of earlier slices.
 
     Args:
-        inputs, outputs, beside, below, stride: see `CascadeBasic`.
+        inputs, outputs, to_first, to_last, stride: see `CascadeBasic`.
         expansion, squeeze: see `SliceShape`; the 3×3 convolution has `expansion` times as many channels as `inputs`.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, beside: int, below: int, stride: int, expansion: int = 4, squeeze: int = 0
+        self,
+        inputs: int,
+        outputs: int,
+        to_first: int,
+        to_last: int,
+        stride: int,
+        expansion: int = 4,
+        squeeze: int = 0,
     ) -> None:
         nn.Module.__init__(self)  # not the parent's, which makes other layers
         inner = expansion * inputs
-        self.conv1, self.bn1 = _convolution(beside + inputs, inner, 1), nn.BatchNorm2d(inner)
+        self.conv1, self.bn1 = _convolution(to_first + inputs, inner, 1), nn.BatchNorm2d(inner)
         self.conv2, self.bn2 = SliceConv(None, (inner,), stride), nn.BatchNorm2d(inner)
-        self.conv3, self.bn3 = _convolution(below + inner, outputs, 1), nn.BatchNorm2d(outputs)
+        self.conv3, self.bn3 = _convolution(to_last + inner, outputs, 1), nn.BatchNorm2d(outputs)
         self.gate = SqueezeExcitation((inner,), squeeze) if squeeze else None
         self.skip = skip_connection((inputs,), (outputs,), stride)
 
 
 def _block(
-    shape: SliceShape, inputs: int, outputs: int, beside: int, below: int, stride: int
+    shape: SliceShape, inputs: int, outputs: int, to_first: int, to_last: int, stride: int
 ) -> CascadeBasic | CascadeInverted:
-    sizes = (inputs, outputs, beside, below, stride)
+    sizes = (inputs, outputs, to_first, to_last, stride)
     if shape.block == "basic":
         return CascadeBasic(*sizes, shape.squeeze)
     return CascadeInverted(*sizes, shape.expansion, shape.squeeze)

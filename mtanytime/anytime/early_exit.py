@@ -26,6 +26,13 @@ def choose_thresholds(
     Where confidences are tied, an exit may answer more images than its share, so the mean cost stays within the budget
     on these data.
 
+    Example:
+        >>> from mtanytime.anytime import choose_thresholds, exits_taken
+        >>> outputs = torch.randn(3, 100, 10)  # logits of three exits on 100 validation images
+        >>> thresholds = choose_thresholds(outputs, costs=[1.0, 2.0, 4.0], budget=2.0)
+        >>> exits_taken(outputs, thresholds).shape  # 1, 2 or 3 for each image
+        torch.Size([100])
+
     Args:
         outputs: logits of all exits on validation images, as `measure.predictions` returns them.
         costs: cost of leaving at each exit, thin to wide, in any unit.

@@ -15,15 +15,26 @@ from mtanytime.anytime.slice_pattern import TriangularConv
 def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
     """Copy a network in eval mode, with batch norms folded into the convolution before them wherever that is exact.
 
-    It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found where the
-    two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`. A norm
-    that is followed by the convolution, as at the start of a pre-activation block, stays. Weights that hooks or
-    parametrizations make are plain parameters in the copy.
+    It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found only
+    where the two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`;
+    other norms, such as torchvision's `conv1` and `bn1`, stay. A norm that is followed by the convolution, as at the
+    start of a pre-activation block, stays. Weights that hooks or parametrizations make are plain parameters in the
+    copy.
+
+    Example:
+        >>> from mtanytime.anytime import fold_batch_norms
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> fold_batch_norms(network)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
 
     Args:
-        network: it is not changed.
-        dense: for an exit that is run as a whole: replace block lower triangular convolutions by ordinary ones, with
-            zeros for the absent connections. They multiply more, but a processor runs them in less time.
+        network: the network, which stays as it is.
+        dense: for an exit that is not run slice by slice: replace block lower triangular convolutions by ordinary ones,
+            with zeros for the absent connections. They multiply more, but take less time.
     """
     folded = plain_copy(network).eval()
     for module in list(folded.modules()):

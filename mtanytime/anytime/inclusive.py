@@ -74,7 +74,7 @@ class InclusiveResNeXt(AnytimeNetwork):
         initialise(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """Return the E logits, thin to wide, from a pass each. Raises ValueError for images without three channels."""
+        """Return the E logits, thin to wide, one pass per exit. Raises ValueError for images without three channels."""
         check_images(images, self.stem, len(self.stages), "InclusiveResNeXt")
         stem = self.stem(images)
         refresh_weights(*(part for stage in self.stages for block in stage for part in block.children()))

@@ -45,6 +45,15 @@ class AnytimePredictor:
     The predictor holds a copy of the network, in eval mode and with batch norms folded into convolutions. `costs` is
     the table that budgets are looked up in: exit, macs and, for budgets in milliseconds, latency_ms.
 
+    Example:
+        >>> from mtanytime.anytime import AnytimePredictor, SliceCascade, SliceShape
+        >>> predictor = AnytimePredictor(SliceCascade(10, SliceShape(widths=((16, 16), (32, 32)))))
+        >>> images = torch.rand(1, 3, 32, 32)
+        >>> predictor.predict(images, budget=1, unit="exit").exit  # or multiply-adds, or ms
+        1
+        >>> predictor.answer_by(images, deadline=0).exit  # in ms from now; at least the first answer
+        1
+
     Args:
         network: an `AnytimeNetwork`, or one in a `Normalized`.
         image_shape: channels, height and width of the images.
@@ -206,7 +215,7 @@ class AnytimePredictor:
 
 
 def _kept_costs(file: Path, counted: pd.DataFrame, here: Mapping[str, str | int]) -> pd.DataFrame:
-    """The table in a file, which holds for this network and machine, or ValueError."""
+    """The table in a file. Raises ValueError unless it is of this network and machine."""
     try:
         table = pd.read_csv(file)
     except (ValueError, OSError) as error:  # pandas' parsing errors are ValueErrors

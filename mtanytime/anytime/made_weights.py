@@ -1,4 +1,4 @@
-"""Weights that are made from other tensors: weight norm, spectral norm, pruning and other parametrizations.
+"""Weights that are computed from other tensors: weight norm, spectral norm, pruning and other parametrizations.
 
 torch has two forms. A parametrization computes the weight at every access. An older form is a hook that computes it
 before each call of the layer, so code that reads a weight without calling the layer must run the hooks first.
@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def refresh_weights(*modules: nn.Module) -> None:
-    """Compute the weights that hooks make in these modules (not in their children), as calling the modules does."""
+    """Compute the weights that hooks make in these modules (not in their children), as a call of the modules would."""
     for module in modules:
         for hook in _hooks(module):
             hook(module, ())
@@ -28,7 +28,7 @@ def has_made_weights(network: nn.Module) -> bool:
 
 
 def plain_copy(network: Network) -> Network:
-    """Copy a network; weights that are made from other tensors are plain parameters in the copy, with their values."""
+    """Copy a network; weights that are computed from others are plain parameters in the copy, with their values."""
     derived = {
         id(value): value.detach().clone()
         for module in network.modules()

@@ -26,8 +26,8 @@ class MSDNet(AnytimeNetwork):
     """Multi-Scale Dense Network for small images (Huang et al. 2018, arXiv:1703.09844), in the authors' CIFAR form.
 
     A layer holds maps of several scales, each with half the height and width of the one before. To the maps of each
-    scale it appends the output of a 3×3 convolution on them and of a 3×3 convolution of stride 2 on the next finer
-    scale, `growth`/2 channels each (the finest scale has only the first, with `growth` channels). A 1×1 bottleneck
+    scale it appends two outputs of `growth`/2 channels: of a 3×3 convolution on them, and of a 3×3 convolution of
+    stride 2 on the next finer scale. The finest scale has only the first, with `growth` channels. A 1×1 bottleneck
     precedes both. Layers are grouped into blocks; a head reads the coarsest maps at the end of each block. Of L layers,
     the first ceil(L/S) compute all S scales, the next ceil(L/S) all but the finest, and so on; the first layer without
     a scale ends in a transition, a 1×1 convolution that keeps the fraction `reduction` of the channels. Every
@@ -151,7 +151,7 @@ class _Stem(nn.ModuleList):
 
 
 class _Cell(nn.Module):
-    """One scale of one layer. If `reduced` is given, a transition reduces the maps to it times the scale's factor."""
+    """One scale of one layer. If `reduced` is given, a transition reduces the maps to `reduced` · factor channels."""
 
     def __init__(
         self, channels: int, growth: int, factors: Sequence[int], scale: int, has_finer: bool, reduced: int | None

@@ -1,4 +1,4 @@
-"""Shapes of sliced networks for a machine: the widths that fill a budget at each exit best."""
+"""Search for the shape of a sliced network: the widths that make the most of a budget at each exit."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -79,11 +79,17 @@ def search_shapes(
     growth: tuple[float, float] = (1.5, 3.0),
     keep: int = 200,
 ) -> list[Candidate]:
-    """Find the widths that put most multiply-adds into each exit within its budget; a beam search, exit by exit.
+    """Find the widths that fit the most multiply-adds into each exit's budget, by a beam search from exit to exit.
 
     The networks are for images of 32 × 32 pixels. The cost of an exit is the sum of those of its `exit_layers`:
     additions, activations and the head come on top, so leave room for them. Which of the shapes is the most accurate is
     for a training to say, on images held back.
+
+    Example:
+        >>> from mtanytime.anytime.shape_search import search_shapes
+        >>> best = search_shapes(lambda layer: layer.macs, budgets=[5e6, 1e7], keep=20)[0]
+        >>> best.shape.exits, best.costs[1] <= 1e7
+        (2, True)
 
     Args:
         cost: of a layer, such as `LayerClock(...).ms` or `lambda layer: layer.macs`.
@@ -99,7 +105,7 @@ def search_shapes(
 
     Raises:
         ValueError: budgets that do not increase, or one below the cost of the thinnest slice; no stages, or bounds that
-            no widths keep to.
+            no widths satisfy.
     """
     increasing = len(budgets) > 0 and all(a < b for a, b in pairwise((0, *budgets)))
     require(increasing, "budgets", "numbers above 0 that increase from exit to exit", list(budgets))

@@ -1,4 +1,4 @@
-"""Layers cut into slices: run whole, thinned to their first slices, or run one slice at a time."""
+"""Layers cut into slices: run on all slices, thinned to the first slices, or run one slice at a time."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtanytime.anytime.slice_pattern import TriangularConv
 
-Run = Callable[[nn.Module, Tensor], Tensor]  # how a block applies a layer to maps: `whole` or a `SliceSteps`
+Run = Callable[[nn.Module, Tensor], Tensor]  # how a block applies a layer to maps: `all_slices` or a `SliceSteps`
 
 
 class SliceNorm(nn.BatchNorm2d):
@@ -34,7 +34,7 @@ class SliceNorm(nn.BatchNorm2d):
 
 
 class SliceConv(nn.Conv2d):
-    """An ordinary 3×3 convolution without mixing of slices: the first one of a network, or a depthwise one.
+    """A 3×3 convolution that does not mix slices: a network's first one, or a depthwise one.
 
     Args:
         inputs: channels of the images, which every slice reads; None: depthwise, one filter per channel.
@@ -56,7 +56,7 @@ class SliceConv(nn.Conv2d):
         reduced = maps.dtype == torch.bfloat16 or torch.is_autocast_enabled(maps.device.type)
         if self.groups == 1 or step == 1 or maps.device.type != "cpu" or not (reduced and torch.is_grad_enabled()):
             return super().forward(maps)
-        # A processor takes 13 times as long for the bfloat16 gradient of a depthwise convolution with a stride.
+        # A CPU takes 13 times as long for the bfloat16 gradient of a depthwise convolution with a stride.
         return F.conv2d(maps, self.weight, self.bias, padding=1, groups=self.groups)[:, :, ::step, ::step]
 
     def first(self, k: int) -> "SliceConv":
@@ -80,7 +80,7 @@ class SliceConv(nn.Conv2d):
         return F.conv2d(maps, weight, bias, self.stride, 1, groups=self.slices[j] if self.groups > 1 else 1)
 
 
-def whole(layer: nn.Module, maps: Tensor) -> Tensor:
+def all_slices(layer: nn.Module, maps: Tensor) -> Tensor:
     """Apply a layer to the maps of all of its slices."""
     return layer(maps)
 
@@ -104,9 +104,9 @@ class SliceSteps:
 
 
 class HandingOn:
-    """As `SliceSteps`, without changing anything: `handed_on` collects what later slices read of slice `j`.
+    """As `SliceSteps`, but it changes nothing: `handed_on` collects what later slices read of slice `j`.
 
-    Used to write each slice as a graph of its own. Maps that several layers read are handed on once.
+    With it, each slice is exported as a separate graph. Maps that several layers read are handed on once.
 
     Args:
         earlier: what slices 0 to j - 1 handed on.
@@ -123,7 +123,7 @@ class HandingOn:
         return layer.output_slice(maps, self.j) if isinstance(layer, SLICED) else layer(maps)
 
     def joined(self, part: Tensor) -> Tensor:
-        """Hand on a part of slice j, and return it after those of the slices before it."""
+        """Hand on a part of slice j, and return it after the same part of the slices before it."""
         known = [i for i, other in enumerate(self.handed_on) if other is part]
         if not known:
             known = [len(self.handed_on)]

@@ -70,7 +70,7 @@ class TriangularConv(nn.Module):
         return product.unflatten(2, maps.shape[2:])
 
     def dense(self) -> Float[Tensor, "outputs inputs *kernel"]:
-        """The weights of all slices as those of an ordinary convolution, with zeros for the absent connections."""
+        """The weight of an equal ordinary convolution, with zeros for the absent connections."""
         return _filled(list(self.weights), sum(self.inputs))
 
     def first(self, k: int) -> "TriangularConv":
@@ -88,10 +88,10 @@ class TriangularConv(nn.Module):
 
 
 class TriangularConv3x3(TriangularConv):
-    """A 3×3 convolution, dense but for its pattern: block lower triangular, as `TriangularConv`.
+    """A 3×3 convolution without groups that is block lower triangular, as `TriangularConv`.
 
-    `weights[j]` has shape (channels of output slice j, channels of input slices ≤ j, 3, 3). One ordinary convolution
-    per slice; a single one with zeros for the absent blocks would compute up to twice as much.
+    `weights[j]` has shape (channels of output slice j, channels of input slices ≤ j, 3, 3). Each slice
+    is one ordinary convolution; a single one with zeros for the absent blocks would compute up to twice as much.
 
     Args:
         inputs, outputs: see `TriangularConv`.
@@ -129,8 +129,8 @@ class TriangularConv3x3(TriangularConv):
 def _is_exporting() -> bool:
     """Whether torch.export traces the network.
 
-    Other runtimes know convolutions, and run one of all slices faster than one per slice, although it multiplies the
-    zeros as well; they compute its weights once, when they load the graph.
+    Other runtimes run one convolution for all slices faster than one per slice, although it also multiplies the zeros.
+    They compute its weights once, when they load the graph.
     """
     return getattr(torch.compiler, "is_exporting", lambda: False)()
 
@@ -147,14 +147,14 @@ def _times(weight: Float[Tensor, "output channel"], maps: Float[Tensor, "batch c
 
 
 def _filled(weights: Sequence[Float[Tensor, "output channel *kernel"]], channels: int) -> Tensor:
-    """Weights of slices, one below the other, with zeros for the channels that they do not read."""
+    """The weights of all slices in one matrix, with zeros for the channels that a slice does not read."""
     # Not F.pad: exporters would compute it, and store the zeros.
     absent = [part.new_zeros(len(part), channels - part.shape[1], *part.shape[2:]) for part in weights]
     return torch.cat([torch.cat(row, dim=1) for row in zip(weights, absent, strict=True)])
 
 
 def _few_pixels(maps: Float[Tensor, "batch channel pixel"], pixels: int) -> bool:
-    """Whether a product per image is so small that a processor is several times quicker with one for the batch."""
+    """Whether maps are so small that, on a CPU, one product per batch is several times faster than one per image."""
     return maps.device.type == "cpu" and maps.shape[2] <= pixels
 
 
@@ -180,7 +180,7 @@ class _Triangular(torch.autograd.Function):
                 for weight, part in zip(weights, slices, strict=True)
             )
             return maps_gradient, *weight_gradients
-        # One dense product, with zeros for the absent blocks, is quicker than one narrow product per slice.
+        # One dense product, with zeros for the absent blocks, is faster than one narrow product per slice.
         dense = _filled(weights, maps.shape[1])
         maps_gradient = None
         if _few_pixels(maps, 64):

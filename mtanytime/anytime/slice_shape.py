@@ -22,8 +22,8 @@ class SliceShape:
             more channels between (arXiv:1801.04381).
         stem_stride: of the first convolution: 1, or 2 for maps of half the height and width in all stages.
         expansion: of inverted blocks: channels of the 3×3 convolution, as a multiple of the block's input.
-        squeeze: 0, or r for squeeze-and-excitation (arXiv:1709.01507) by way of 1/r of the channels. Slice j is scaled
-            by what slices ≤ j hold; in a `SliceCascade`, by what it holds itself.
+        squeeze: 0, or r for squeeze-and-excitation (arXiv:1709.01507) with 1/r of the channels. The scale of slice j
+            depends on slices ≤ j; in a `SliceCascade`, on slice j alone.
 
     Raises:
         ValueError: no stage, stages with different numbers of slices, a size that is not a whole number from 1, an

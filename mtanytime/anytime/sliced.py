@@ -33,9 +33,9 @@ class SlicedResNeXt(SlicedNetwork):
     A reconstruction: arXiv:1807.02609 trains its thin sub-networks efficiently with "a certain sparsity pattern", and
     no source gives the pattern. Here the residual stream and the branches are cut into slices, and both 1×1
     convolutions are block lower triangular (`TriangularConv`): slice j reads slices ≤ j. So the activations
-    of slice j do not depend on later slices: one pass gives the logits of all K exits, one batch norm serves all
-    widths, a training step costs one pass, and going from exit k to k + 1 computes slice k + 1 alone (`refine`). Head k
-    reads the slices up to k. The same kind of sparsity was published for other networks: doubly nested
+    of slice j do not depend on later slices. One pass gives the logits of all K exits, a training step costs one pass,
+    and one batch norm serves all widths. Going from exit k to k + 1 computes slice k + 1 alone (`refine`). Head k reads
+    the slices up to k. The same kind of sparsity was published for other networks: doubly nested
     (arXiv:1806.07568), any-width (arXiv:2012.03153) and stepping ones (arXiv:2211.14926); the last also reuse
     activations when they step up.
 
@@ -146,14 +146,14 @@ class SlicedResNeXt(SlicedNetwork):
 class _Buffers:
     """The inputs of the blocks' two 1×1 convolutions, of all slices, written slice by slice in place.
 
-    `inputs` holds them by block; those of slices < j are there.
+    `inputs` holds them by block; those of slices < j are already there.
     """
 
     def __init__(self, inputs: dict[nn.Module, list[Tensor]], j: int) -> None:
         self.inputs, self.j = inputs, j
 
     def __call__(self, block: Block, convolution: int, part: Tensor) -> Tensor:
-        """ReLU of slice j's part of a convolution's input (0 or 1), with those of the slices before it."""
+        """ReLU of slice j's part of a convolution's input (0 or 1), after the parts of the slices before it."""
         channels = [sum(block.conv1.inputs), sum(block.conv3.inputs)]
         if self.j == 0:
             buffer = part.new_empty(len(part), channels[convolution], *part.shape[2:])
@@ -165,7 +165,7 @@ class _Buffers:
 
 
 class _Joined:
-    """The same by concatenation: nothing is changed, and what later slices need is handed on."""
+    """As `_Buffers`, by concatenation: nothing is changed in place, and what later slices need is handed on."""
 
     def __init__(self, run: HandingOn) -> None:
         self.run, self.j = run, run.j

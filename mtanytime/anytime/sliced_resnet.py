@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mtanytime.anytime.blocks import make_block
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
 from mtanytime.anytime.resnext import initialise
-from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv, SliceNorm, SliceSteps, first_slices, whole
+from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv, SliceNorm, SliceSteps, all_slices, first_slices
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.backbones import check_image_shape
@@ -20,7 +20,7 @@ from mtanytime.backbones import check_image_shape
 class ShapedNetwork(SlicedNetwork):
     """A network whose slices have a `SliceShape`: a trunk of that shape, and a head for each exit.
 
-    `trunk.first(k)` copies the first k slices, and `trunk.stride` is that of all its layers together.
+    `trunk.first(k)` copies the first k slices, and `trunk.stride` is the product of its layers' strides.
     """
 
     def __init__(self, num_classes: int, shape: SliceShape, trunk: nn.Module) -> None:
@@ -44,9 +44,20 @@ class ShapedNetwork(SlicedNetwork):
 class SlicedResNet(ShapedNetwork):
     """A residual network cut into K slices, each of which reads only itself and the slices before it.
 
-    As `SlicedResNeXt`, with other blocks: dense 3×3 convolutions, block lower triangular, or inverted residuals.
-    Processors compute them in less time per multiply-add than narrow groups. Every norm follows a convolution, so all
-    can be folded.
+    As `SlicedResNeXt`, with other blocks: block lower triangular 3×3 convolutions without groups, or inverted
+    residuals. Processors compute them in less time per multiply-add than narrow groups. Every norm follows a
+    convolution, so all can be folded.
+
+    Example:
+        >>> from mtanytime.anytime import SlicedResNet, SliceShape
+        >>> network = SlicedResNet(10, SliceShape(widths=((16, 16), (32, 32), (64, 64))))  # two slices, three stages
+        >>> images = torch.rand(8, 3, 32, 32)
+        >>> thin, wide = network(images)  # the logits of both exits, from one pass
+        >>> steps = network.refine(images)
+        >>> thin = next(steps)  # computes slice 1
+        >>> wide = next(steps)  # computes slice 2 alone
+        >>> network.extract(1)(images).shape  # exit 1 as a network of its own
+        torch.Size([8, 10])
 
     Args:
         num_classes: outputs.
@@ -69,7 +80,7 @@ class SlicedResNet(ShapedNetwork):
 class SliceTrunk(nn.Module):
     """3×3–norm–ReLU, stages of blocks, ReLU–mean: from images to one feature per channel of the last stage.
 
-    The first block of each stage but the first has stride 2.
+    From the second stage on, the first block of each stage has stride 2.
     """
 
     convolutions_with_norms = (("stem", "norm"),)
@@ -84,12 +95,12 @@ class SliceTrunk(nn.Module):
             )
             for stage, (count, (inputs, outputs)) in enumerate(zip(shape.blocks, pairwise(widths), strict=True))
         )
-        self.stride = shape.stem_stride << (len(shape.widths) - 1)  # of the whole trunk
+        self.stride = shape.stem_stride << (len(shape.widths) - 1)  # of all its layers together
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], run: Run = whole
+        self, images: Float[Tensor, "batch 3 height width"], run: Run = all_slices
     ) -> Float[Tensor, "batch features"]:
-        """Return the last stage's features, averaged over the pixels, of all slices or of that of `run`."""
+        """Return the last stage's features, averaged over the pixels, of all slices or of the slice of `run`."""
         maps = F.relu(run(self.norm, run(self.stem, images)), inplace=True)
         for stage in self.stages:
             for block in stage:

@@ -1,4 +1,4 @@
-"""Step-up: networks of slices answer exit by exit, and each step computes one slice."""
+"""Step-up: a sliced network answers exit by exit, and each step computes one slice."""
 
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
@@ -52,7 +52,7 @@ class SlicedNetwork(AnytimeNetwork):
     def one_slice(
         self, images: Float[Tensor, "batch channel height width"], earlier: Sequence[Sequence[Tensor]]
     ) -> tuple[Float[Tensor, "batch classes"], list[Tensor]]:
-        """Compute one slice in eval mode, and hand on what later ones need: a step of `refine` that keeps nothing.
+        """Compute one slice in eval mode, and return what later ones need: a step of `refine` without a state.
 
         Args:
             images: the images, which every slice reads.

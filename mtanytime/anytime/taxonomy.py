@@ -5,8 +5,8 @@ with a hierarchical taxonomy, in which an early answer is correct at its level. 
 reconstruction:
 
 * Classes form a tree. Its levels count from 1, the groups directly below the root, to L, the classes themselves. A
-  class that is less deep than the deepest one is a group of its own at every level below it.
-* Every exit's head computes logits over all classes. The probability of a group is the sum over its classes, so the
+  class above the deepest level forms a group of its own at every level below it.
+* Every exit's head computes logits over all classes. The probability of a group is the sum over its classes. So the
   predictions of one exit agree between levels by construction, and every exit can be evaluated at every level.
 * Each exit is assigned one level, coarse first; it is trained on, and predicts, the group at its level.
 """
@@ -129,11 +129,11 @@ class Taxonomy:
         return F.log_softmax(self.coarse_logits(logits, level), dim=-1)
 
     def assign(self, exits: int | Sequence[int]) -> tuple[int, ...]:
-        """Return the level of each exit, cheapest first: validate the given levels, or spread L over K exits.
+        """Return the level of each exit, cheapest first: validate the given levels, or spread L levels over K exits.
 
         Of K exits, exit k gets level ⌈kL/K⌉: coarse first, and if K is not a multiple of L, finer levels have more
-        exits. Raises ValueError for a level without an exit (so the last exit has the finest level), for an exit with a
-        coarser level than the exit before it, and for a level that does not exist; the message names it.
+        exits. Raises ValueError for a level that does not exist or has no exit (so the last exit has the finest level),
+        and for an exit with a coarser level than the exit before it. The message names it.
         """
         if isinstance(exits, Integral):
             require(exits >= 1, "exits", "at least one exit", exits)
@@ -268,14 +268,14 @@ def coarse_to_fine_metrics(
 
     * `exit` (from 1) and `level`, the level assigned to it. Its prediction is the most probable group at that level.
     * `accuracy`: how often the prediction is correct.
-    * `kappa`: the same beyond chance, Cohen's κ (1960): 0 for guesses that know only how often each group is right and
-      is named, 1 if always correct; so levels with few and with many groups can be compared.
-    * `fine_guess`: how often the group of the most probable class is correct, the accuracy of a guess at the class.
+    * `kappa`: the same beyond chance, Cohen's κ (1960): 0 for random guesses with the same frequencies of groups, 1 if
+      always correct, so that levels with few and with many groups can be compared.
+    * `fine_guess`: how often the group of the most probable class is correct.
     * `consistent_next`, `consistent_last`: how often the prediction of the next exit, or of the last one, is inside
       the group that this exit predicted, correct or not; NaN for the last exit.
     * `mistake_distance`: mean `Taxonomy.distance`, from 1 to L, between the most probable class and the correct one
       over the images where they differ; of classes at any level, so that exits can be compared. NaN without mistakes.
-    * `accuracy_1` … `accuracy_L`, `kappa_1` … `kappa_L`: what the exit's prediction would have at each level.
+    * `accuracy_1` … `accuracy_L`, `kappa_1` … `kappa_L`: the same for the exit's prediction at each level.
 
     Raises:
         ValueError: outputs that do not fit the exits and classes, logits that are not finite, no images, labels out of
@@ -322,8 +322,8 @@ def _mean(values: Tensor) -> float:
 
 
 def _kappa(prediction: Int64[Tensor, " images"], truth: Int64[Tensor, " images"]) -> float:
-    """Cohen's κ; NaN where one group is always right and always named."""
+    """Cohen's κ; NaN if one group is always correct and always predicted."""
     groups = int(max(prediction.max(), truth.max())) + 1
-    named, right = (part.bincount(minlength=groups).double() / len(truth) for part in (prediction, truth))
-    chance = (named * right).sum().item()
+    predicted, true = (part.bincount(minlength=groups).double() / len(truth) for part in (prediction, truth))
+    chance = (predicted * true).sum().item()
     return math.nan if chance == 1 else (_mean(prediction == truth) - chance) / (1 - chance)

@@ -1,18 +1,16 @@
 """Train an anytime network: all of its exits at once, with a joint loss."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.anytime.joint_loss import JointLoss
+from mtanytime.checks import Words, mismatch
 from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
@@ -21,52 +19,6 @@ from mtanytime.measure.evaluation import batch_accuracy, fraction_correct
 from mtanytime.measure.logits import Pick, find_exits
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
-
-
-class JointLoss:
-    """Weighted sum of the exits' losses (arXiv:1807.02609 sums them unweighted), with optional self-distillation.
-
-    Args:
-        weights: one weight per exit, thin to wide; None gives each exit the weight 1.
-        distillation: strength of self-distillation. It adds to the loss of each exit but the widest T² times the
-            Kullback–Leibler divergence of its softened prediction from that of the widest exit, which gets no
-            gradient from it (arXiv:1503.02531).
-        temperature: T, by which the logits are divided before the softmax in distillation.
-        loss: the loss of one exit, `loss(logits, labels)`, a scalar.
-
-    Raises:
-        ValueError: a weight that is negative or not finite, weights that are all 0, a negative distillation, or a
-            temperature that is not above 0.
-    """
-
-    def __init__(
-        self,
-        weights: Sequence[float] | None = None,
-        distillation: float = 0.0,
-        temperature: float = 2.0,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    ) -> None:
-        valid = weights is None or (all(0 <= weight < math.inf for weight in weights) and any(weights))
-        require(valid, "weights", "numbers >= 0, not all 0", weights)
-        require(0 <= distillation < math.inf, "distillation", "a number >= 0", distillation)
-        require(0 < temperature < math.inf, "temperature", "a number > 0", temperature)
-        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
-        self.distillation, self.temperature, self.loss = distillation, temperature, loss
-
-    def __call__(
-        self, outputs: list[Float[Tensor, "batch classes"]], labels: Int[Tensor, " batch"]
-    ) -> Float[Tensor, ""]:
-        """The joint loss of a batch. Raises ValueError unless there is one weight per exit."""
-        weights = self.weights or (1.0,) * len(outputs)
-        require(len(weights) == len(outputs), "weights", f"{len(outputs)} weights, one per exit", weights)
-        losses = [self.loss(logits, labels) for logits in outputs]
-        if self.distillation:
-            teacher = F.softmax(outputs[-1].detach() / self.temperature, dim=1)
-            for k, logits in enumerate(outputs[:-1]):
-                student = F.log_softmax(logits / self.temperature, dim=1)
-                divergence = F.kl_div(student, teacher, reduction="batchmean")
-                losses[k] = losses[k] + self.distillation * self.temperature**2 * divergence
-        return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
 
 
 @dataclass(frozen=True)
@@ -79,7 +31,7 @@ class AnytimeResult(TrainingResult):
 
 @with_keywords_of(Trainer)
 class AnytimeTrainer(Trainer):
-    """Train all exits of a network with a joint loss; otherwise as `Trainer`, with its arguments.
+    """Train all exits of a network with a joint loss; otherwise like `Trainer`, and with its arguments.
 
     The log has the training batch's accuracy per exit, `accuracy_1`, `accuracy_2`, …; `accuracy` is their mean.
     `val_accuracy` is the mean over the exits too, and the best validation epoch is chosen by it.
@@ -88,7 +40,7 @@ class AnytimeTrainer(Trainer):
         model: a network whose output is the list of its exits' logits, thin to wide, or a function that makes it.
         data: see `Trainer`.
         test: see `Trainer`.
-        loss: `loss(output, labels)` of the network's whole output, a scalar, such as `JointLoss()` or a
+        loss: `loss(output, labels)` of the network's output, a scalar, such as `JointLoss()` or a
             `taxonomy.CoarseToFineLoss`.
         settings: the other arguments of `Trainer`.
 
@@ -162,7 +114,7 @@ def evaluate_exits(
     precision: Precision = "float32",
     logits: Pick | None = None,
 ) -> list[float]:
-    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are as before afterwards.
+    """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are restored.
 
     `logits` picks the list of the exits' logits from the model's output; default: see `measure.logits.find_exits`.
     """

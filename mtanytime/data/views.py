@@ -15,13 +15,20 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class StrongViews:
-    """Batch augmentation far beyond crops and flips: `views(images, generator)`.
+    """Batch augmentation that is much stronger than crops and flips: `views(images, generator)`.
 
     Each image is cropped at random and resized to its old size, flipped left-right with probability ½, and changed in
-    brightness, contrast and saturation; then each view is mixed with another one of the batch (mixup,
+    brightness, contrast and saturation; then each view is mixed with another view of the batch (mixup,
     arXiv:1710.09412, with a uniform share). Labels of mixed views are meaningless; matching and distillation need none.
 
-    All random numbers are drawn on the CPU from one generator, so they are the same on every device.
+    All random numbers are drawn on the CPU from one generator, by default torch's own, so they are the same on every
+    device.
+
+    Example:
+        >>> from mtanytime.data import StrongViews
+        >>> views = StrongViews(scale=(0.5, 1.0), mixup=False)
+        >>> views(torch.rand(8, 3, 32, 32)).shape
+        torch.Size([8, 3, 32, 32])
 
     Args:
         scale: least and largest area of a crop, as fractions of the image.
@@ -47,7 +54,7 @@ class StrongViews:
         require(0 <= self.jitter < 1, "jitter", "a number in [0, 1)", self.jitter)
 
     def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], generator: Generator
+        self, images: Float[Tensor, "batch 3 height width"], generator: Generator | None = None
     ) -> Float[Tensor, "batch 3 height width"]:
         """One strong view of each image, in [0, 1]."""
         views = self._recolored(self._cropped(images, generator), generator)
@@ -57,7 +64,7 @@ class StrongViews:
         share = torch.rand(len(views), 1, 1, 1, generator=generator).to(views)
         return torch.lerp(views[partner], views, share)
 
-    def _cropped(self, images: Tensor, generator: Generator) -> Tensor:
+    def _cropped(self, images: Tensor, generator: Generator | None) -> Tensor:
         def uniform(low: float, high: float) -> Tensor:
             return torch.rand(len(images), generator=generator) * (high - low) + low
 
@@ -72,7 +79,7 @@ class StrongViews:
         grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
-    def _recolored(self, images: Tensor, generator: Generator) -> Tensor:
+    def _recolored(self, images: Tensor, generator: Generator | None) -> Tensor:
         factors = 1 + self.jitter * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator) - 1)
         brightness, contrast, saturation = factors.to(images)
         images = (images * brightness).clamp(0, 1)

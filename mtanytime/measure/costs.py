@@ -26,7 +26,7 @@ Shape = Sequence[int]  # of one image: channels, height, width
 
 
 class UncountedWarning(UserWarning):
-    """A count of multiply-adds that lacks those of some operators, which the message names."""
+    """A count of multiply-adds that leaves out some operators, which the message names."""
 
 
 def macs(module: nn.Module, image_shape: Shape = (3, 32, 32)) -> int:
@@ -53,8 +53,8 @@ def exit_costs(network: nn.Module, image_shape: Shape = (3, 32, 32)) -> pd.DataF
 
     macs_own_head is `macs` of the stand-alone network of the exit, `extract(k)`; params counts that network's
     parameters. macs adds the heads of all earlier exits: the cost of an anytime answer after the earlier answers were
-    given too. Of the earlier exits only the heads are added; where exits share no activations, as in an inclusive
-    ResNeXt, the earlier answers cost their whole passes as well.
+    given as well. Of the earlier exits only the heads are added; where exits share no activations, as in an inclusive
+    ResNeXt, each earlier answer costs a full pass of its own.
 
     Raises:
         ValueError: a head does not run exactly once in a forward pass, or `image_shape` is not three sizes.
@@ -99,7 +99,7 @@ def _count(module: nn.Module, image_shape: Shape, heads: Sequence[nn.Module] = (
 
 
 def exit_networks(network: nn.Module) -> list[nn.Module]:
-    """Return the stand-alone network of every exit, in eval mode, each in the normalisation of the whole network.
+    """Return the stand-alone network of every exit, in eval mode, each with the network's own normalisation.
 
     A network without `extract` is its own only exit.
     """
@@ -161,9 +161,9 @@ def latencies(
     progress: bool = True,
     step_up: bool = False,
 ) -> pd.DataFrame:
-    """Time the stand-alone network of every exit on random images: column exit and those of `latency`.
+    """Time the stand-alone network of every exit on random images: columns exit and the keys of `latency`.
 
-    Each round times every exit once, so that a slow moment of the machine affects all exits alike.
+    Each round times every exit once, so that a slow moment of the machine affects all exits equally.
 
     Args:
         network: as `exit_networks`.

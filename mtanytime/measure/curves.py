@@ -24,9 +24,9 @@ def validated_curve(curve: pd.DataFrame, *costs: str) -> pd.DataFrame:
         costs: the columns of costs to check.
 
     Raises:
-        ValueError: a column or every row is missing, a value is not a number, a model has no name, an exit is not a
-            whole number, a cost is not finite and above 0, an accuracy is outside [0, 1], or two rows have the same
-            model, exit, level and seed. The message names the column and the row.
+        ValueError: a missing column or an empty table; a value that is not a number, an exit that is not a whole
+            number, a cost that is not finite and above 0, or an accuracy outside [0, 1]; a model without a name, or two
+            rows of the same model, exit, level and seed. The message names the column and the row.
     """
     require_columns(curve, "curve", "model", "exit", *costs, "accuracy")
     curve = as_numbers(curve, "curve", "exit", *costs, "accuracy")
@@ -108,7 +108,7 @@ def gap(
     Returns:
         exit and cost of `against`; accuracy, of `model` interpolated there, and accuracy_against, both means over
         seeds; gap_points, their difference; and sem_points, its standard error if all runs are independent (NaN with
-        one seed). NaN where one of the runs of `model` does not reach.
+        one seed). NaN where a run of `model` does not reach.
 
     Raises:
         ValueError: as `interpolated`; the curve lacks one of the models.
@@ -134,9 +134,9 @@ def gap(
 def savings(curve: pd.DataFrame, model: str, against: str, *, cost: str = "macs") -> pd.DataFrame:
     """Return how much less `model` costs than `against` at the accuracy of each exit of `against`, in per cent.
 
-    Both costs are the least cost at which a model's mean curve over seeds reaches that accuracy: an exit of `against`
-    that is no better than a cheaper one counts with the cost of the cheaper one, and a model whose first exit is better
-    already costs that exit. NaN where `model` never reaches the accuracy.
+    Both costs are the lowest at which a model's mean curve over seeds reaches that accuracy. So an exit of `against`
+    that is no better than a cheaper one counts with the cost of the cheaper one. A model whose first exit is already
+    better counts with the cost of that exit. NaN where `model` never reaches the accuracy.
 
     Returns:
         exit and accuracy of `against` (mean over seeds); the cost of `model`, and with the suffix _against the cost of

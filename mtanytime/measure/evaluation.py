@@ -51,7 +51,7 @@ def fraction_correct(
 ) -> Float[Tensor, "*exits"]:
     """Return the fraction of images that a model in eval mode classifies correctly.
 
-    `correct(output, labels)` counts the correct answers in the model's output for a batch, with a count per exit where
+    `correct(output, labels)` counts the correct answers in the model's output for a batch, with a count per exit if
     the output has several. Modes and torch's random state are restored.
     """
     device, dtype = device_and_dtype(model)
@@ -105,7 +105,7 @@ def predictions(
 
 
 def class_count(data: LabelledImages | DataLoader) -> int | None:
-    """Return the number of a set's classes, None where it does not name them."""
+    """Return the number of a set's classes, None if it does not name them."""
     names = class_names(data)
     return None if names is None else len(names)
 

@@ -33,7 +33,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """A word for tables."""
+        """The kind of convolution, as tables name it."""
         if self.groups == 1:
             return f"dense {self.size}×{self.size}"
         return "depthwise" if self.groups == self.inputs else f"groups of {self.inputs // self.groups}"
@@ -60,7 +60,7 @@ def layer_times(
     repeats: int = 20,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Time layers, all in turn.
+    """Time layers, in rounds that run each of them once.
 
     Args:
         layers: see `usual_layers`.
@@ -94,14 +94,14 @@ def layer_times(
 
 
 class LayerClock:
-    """Milliseconds of layers on this machine: each is measured when it is first asked for, and kept.
+    """Milliseconds of layers on this machine: each is measured at its first request, and kept.
 
     Args:
         batch, runtime, repeats: see `layer_times`.
         table: times measured before, such as `clock.table`; rows of other batch sizes and runtimes are not used.
 
     Raises:
-        ValueError: a table without a needed column, with a size or time that is none, or measured on another number of
+        ValueError: a table without a needed column, with an invalid size or time, or measured on another number of
             threads.
     """
 
@@ -136,7 +136,7 @@ class LayerClock:
         return self._ms[layer]
 
     def measure(self, layers: Sequence[Layer], progress: bool = False) -> None:
-        """Measure those of the layers that have no time yet, in turn."""
+        """Measure the layers that have no time yet, in turn."""
         new = sorted({layer for layer in layers if layer not in self._ms}, key=astuple)
         if new:
             rows = layer_times(new, (self.batch,), (self.runtime,), self.repeats, progress)

@@ -17,12 +17,16 @@ _REMEDY = "say where they are: logits=lambda output: …"
 def find_logits(output: Any, classes: int | None = None, pick: Pick | None = None) -> Float[Tensor, "batch classes"]:
     """The logits in an output.
 
-    They are what `pick` returns if it is given; else the output itself, if it is a float tensor (batch, columns); else
-    its attribute or key `logits` or `out`; else its first such tensor with one column per class; else its only one,
-    where the number of classes is unknown. The output may be a tuple, a dict, a dataclass or another object.
+    They are the first of these that exists:
 
-    Raises ValueError, with the remedy, where none of these is there, and for a list of several logits: an anytime
-    network's exits.
+    * what `pick` returns, if it is given
+    * the output itself, if it is a float tensor (batch, columns)
+    * its attribute or key `logits` or `out`
+    * its first float tensor (batch, columns) with one column per class; if the number of classes is unknown, its only
+      such tensor
+
+    The output may be a tuple, a dict, a dataclass or another object. Raises ValueError, with the remedy, if it holds
+    none of these, and for a list of several logits: an anytime network's exits.
     """
     if pick is not None:
         logits = pick(output)
@@ -43,10 +47,11 @@ def find_logits(output: Any, classes: int | None = None, pick: Pick | None = Non
 
 
 def find_exits(output: Any, classes: int | None = None, pick: Pick | None = None) -> list[Tensor]:
-    """The logits of every exit, thin to wide: one for an output of `find_logits`.
+    """The logits of every exit, thin to wide; a single one for an output that `find_logits` reads.
 
-    Several exits are a list of tensors (batch, classes), or a plain tuple of such of one shape (so logits in a tuple
-    with an embedding are one exit): what `pick` returns, the output itself, or its attribute or key `logits` or `out`.
+    Several exits are a list of tensors (batch, classes), or a plain tuple of such tensors of one shape, so logits in a
+    tuple with an embedding are one exit. They may be what `pick` returns, the output itself, or its attribute or key
+    `logits` or `out`.
     Raises ValueError as `find_logits`.
     """
     candidates = [output, *map(_named(output).get, _NAMES)] if pick is None else [pick(output)]
@@ -58,7 +63,7 @@ def find_exits(output: Any, classes: int | None = None, pick: Pick | None = None
 
 
 def describe_output(output: Any) -> str:
-    """The type of an output and, of tensors, the shapes."""
+    """The type of an output and, for tensors, the shapes."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
     shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in _parts(output)]

@@ -1,7 +1,7 @@
 """Count multiply-adds operator by operator, and name every operator whose work torch's flop counter leaves out.
 
 torch's counter knows matrix products, convolutions and attention. Here are formulas for further operators; an operator
-that multiplies and has no formula is reported, so that a count that is too low says so.
+that multiplies and has no formula is reported, so that no count is too low without notice.
 """
 
 from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ def _convolution_backward(
     out_shape: Sizes = None,
     **kwargs: Any,
 ) -> int:
-    """The gradients of maps and weight take as many as the convolution each; torch's formula passes over groups."""
+    """The gradients of maps and of weights each cost as much as the convolution; torch's formula ignores groups."""
     return sum(wanted[:2]) * conv_flop_count(maps, weight, gradient, transposed)
 
 
@@ -170,7 +170,7 @@ def _multiplies(name: str) -> bool:
 def counting(recurrent: bool = True) -> Iterator[Count]:
     """Count the multiply-adds of what runs in the block.
 
-    Attention runs as the products it consists of, since fused kernels hide them; with `recurrent` so do recurrent
+    Attention runs as the products it consists of, since fused kernels hide them. With `recurrent`, so do recurrent
     layers, at the price of slower convolutions.
     """
     counter, recorder = FlopCounterMode(display=False, custom_mapping=formulas()), _Recorder()

@@ -37,9 +37,9 @@ def share_taken_over(results: pd.DataFrame) -> pd.Series:
     """The share of the way from training from scratch to the source's linear probe that each run covers.
 
     (accuracy - scratch) / (probe - scratch), with the runs `scratch`, of the same network, and `probe` of the same
-    seed: 0 for a target that learned nothing from its source, 1 for one that is as accurate as a logistic regression on
-    the source's features, and more for one that is better. NaN where one of the two runs is missing, for runs on the
-    source's own network ("source"), and where the probe is no better than scratch.
+    seed. It is 0 for a target that learned nothing from its source, 1 for one that is as accurate as a logistic
+    regression on the source's features, and more for a better one. NaN where one of the two runs is missing, for runs
+    on the source's own network ("source"), and where the probe is no better than scratch.
 
     Args:
         results: method, seed, accuracy[, network]; one row per method, network and seed.

@@ -23,7 +23,7 @@ Call = Callable[[], Any]
 
 
 def prepare(network: nn.Module, images: Float[Tensor, "batch channel height width"], runtime: str) -> Call:
-    """Return a call that runs a network in eval mode on these images, as often as it is called.
+    """Return a function that runs a network in eval mode on these images at every call.
 
     Args:
         network: it is not changed.
@@ -58,7 +58,7 @@ def write_onnx(network: nn.Module, file: Path, image_shape: Sequence[int] = (3, 
 def time_in_turn(
     calls: Sequence[Call], repeats: int = 20, warmup: int = 3, progress: bool = False
 ) -> Float64[np.ndarray, "calls repeats"]:
-    """Milliseconds of calls, in rounds of one run of each, so that a slow moment of the machine affects all alike.
+    """Milliseconds of calls, in rounds that make each call once: a slow moment of the machine affects all equally.
 
     An accelerator is waited for. Raises ValueError if `repeats` is below 1 or `warmup` below 0.
     """

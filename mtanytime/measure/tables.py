@@ -44,7 +44,7 @@ def as_booleans(table: pd.DataFrame, name: str, column: str) -> pd.Series:
     """Return a column of True, False, None from booleans, the numbers 1 and 0, or text such as "True", "false", "1".
 
     Raises:
-        ValueError: a value is none of these.
+        ValueError: any other value.
     """
     cells = table[column]
     words = cells.astype(str).str.strip().str.lower()

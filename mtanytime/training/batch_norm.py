@@ -1,8 +1,8 @@
-"""Re-estimate batch-norm statistics where the running ones lag behind the weights.
+"""Re-estimate batch-norm statistics that lag behind the weights.
 
 A batch norm keeps running means of its inputs' mean and variance, updated by the fraction `momentum` per step and used
 in evaluation mode. With a small momentum (torchvision's MobileNetV3: 0.01) they average over hundreds of steps in which
-the weights have changed, so a network that trains well can answer at chance in evaluation mode.
+the weights have changed, so a network that trains well can perform at chance level in evaluation mode.
 """
 
 import math
@@ -21,7 +21,7 @@ from mtanytime.randomness import generator_for, seeded
 
 Images = Float[Tensor, "batch channel height width"]
 
-USUAL_MOMENTUM = 0.1  # torch's default: statistics of the last ten steps or so
+USUAL_MOMENTUM = 0.1  # torch's default: statistics of about the last ten steps
 MOST_IMAGES = 4096  # enough for a mean and a variance per channel
 
 
@@ -41,11 +41,16 @@ def lagging_batch_norms(model: nn.Module) -> list[str]:
 
 
 def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch.device | None = None) -> None:
-    """Replace lagging running statistics by those of the present weights, averaged over batches of images.
+    """Replace lagging running statistics by new ones under the current weights, averaged over batches of images.
 
-    All else stays: modes, momenta, other buffers, and the statistics of batch norms that the network keeps in
-    evaluation mode by a `train` of its own. Dropout and other random layers act as in training, so call it under a
+    Everything else stays: modes, momenta, other buffers, and the statistics of batch norms that the network's own
+    `train` method keeps in evaluation mode. Dropout and other random layers act as in training, so call it under a
     seed.
+
+    Example:
+        >>> from mtanytime.training.batch_norm import settle_batch_norms
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=0.01))
+        >>> settle_batch_norms(network, (torch.rand(32, 3, 8, 8) for _ in range(4)))
     """
     settings = [(module, module.training, getattr(module, "momentum", None)) for module in model.modules()]
     kept = {name: value.clone() for name, value in model.named_buffers()}
@@ -68,7 +73,7 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
 
 
 def settle_for_evaluation(model: nn.Module, training: Batches, seed: int, precision: Precision) -> None:
-    """Settle a network that has lagging batch norms on up to 4096 training images; others stay as they are.
+    """Settle lagging batch norms on up to 4096 training images; a network without any stays as it is.
 
     The images are chosen under the seed. Those of an image set are not augmented, as in evaluation, and come in
     batches of nearly the same size, at most that of the training batches. A `DataLoader` keeps its own batches.

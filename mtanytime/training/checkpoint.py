@@ -96,7 +96,7 @@ def get_states(
 ) -> State:
     """The states of all modules and optimisers by name, as a checkpoint keeps them.
 
-    `model` is the state of the module "model" where that shows other weights (see `Trainer.load_best`).
+    `model` replaces the state of the module "model" while that holds other weights (see `Trainer.load_best`).
     """
     states = {"modules": {name: module.state_dict() for name, module in modules.items()}}
     if model is not None:
@@ -107,10 +107,10 @@ def get_states(
 def set_states(
     states: State, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], steps: int | None = None
 ) -> None:
-    """Load the states of all modules and optimisers; raises where one is missing or of another shape or type.
+    """Load the states of all modules and optimisers; raises if one is missing or of another shape or type.
 
-    The rest of the checkpoint, of a run of so many steps, is checked as well, and the weights of the best validation
-    epoch are tried. After an error the modules are as they were.
+    The rest of the checkpoint is checked as well (see `check_contents`), and the weights of the best validation epoch
+    are loaded once to test them. After an error the modules are as before.
     """
     check_contents(states, steps)
     best = states["best"]
@@ -124,7 +124,7 @@ def set_states(
 
 
 def load_state(module: nn.Module, state: Any) -> None:
-    """Load a module's state. Raises ValueError, TypeError or RuntimeError for one that is not of such a module."""
+    """Load a module's state. Raises ValueError, TypeError or RuntimeError for another module's."""
     require(isinstance(state, dict), "state", "tensors by name", Words(_kind(state)))
     own = module.state_dict()
     for name, value in state.items():  # torch itself casts numbers of another kind
@@ -139,13 +139,13 @@ def load_state(module: nn.Module, state: Any) -> None:
 
 @contextmanager
 def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
-    """Give modules back the weights and buffers they had if the block raises."""
+    """Restore the weights and buffers of modules if the block raises."""
     before = [copy.deepcopy(module.state_dict()) for module in modules]
     try:
         yield
     except Exception:
         for module, state in zip(modules, before, strict=True):
-            with suppress(RuntimeError):  # lazy layers that have a shape meanwhile
+            with suppress(RuntimeError):  # lazy layers that have got a shape
                 module.load_state_dict(state)
         raise
 
@@ -154,7 +154,7 @@ def _load_optimizer(optimizer: Optimizer, state: State) -> None:
     groups = [dict(group) for group in optimizer.param_groups]
     real = not any(parameter.is_complex() for group in groups for parameter in group["params"])
     for values in state["state"].values():
-        for key, value in values.items():  # torch would cast complex numbers in silence
+        for key, value in values.items():  # torch would cast complex numbers silently
             known = isinstance(value, Tensor | int | float | list | None)
             fits = known and not (isinstance(value, Tensor) and (value.is_meta or (real and value.is_complex())))
             require(fits, f"optimizer {key}", "real numbers", Words(_kind(value)))
@@ -183,7 +183,7 @@ def copied_state(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def weights_of(module: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give a module other weights and buffers for the duration of a block."""
+    """Load other weights and buffers into a module for the duration of a block."""
     own = copied_state(module)
     try:
         module.load_state_dict(state)

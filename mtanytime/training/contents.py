@@ -30,7 +30,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def contents_hash(parts: Parts) -> str:
-    """A short hash of named parts and of all that they hold in turn; memory addresses do not enter it."""
+    """A short hash of named parts and of everything inside them; memory addresses do not affect it."""
     return hashlib.sha256(_text(parts, ()).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
@@ -42,7 +42,7 @@ def parts_of(value: Any) -> Parts:
     submodules. Of another object: its attributes, and its private ones if they are tensors, arrays or modules, except
     those that have the default of the argument of that name.
     """
-    if isinstance(value, type):  # its name tells it apart
+    if isinstance(value, type):  # its name identifies it
         return {}
     if isinstance(value, partial):
         parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
@@ -50,7 +50,7 @@ def parts_of(value: Any) -> Parts:
         parts = {"self": value.__self__, "method": value.__func__}
     elif inspect.isfunction(function := inspect.unwrap(value)):
         parts = closure_of(function) | _globals_of(function)
-        if "<" in function.__qualname__:  # <lambda> or <locals>: a library's function has its defaults for good
+        if "<" in function.__qualname__:  # <lambda> or <locals>: the defaults of a library's function do not change
             parts |= {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
     elif isinstance(value, nn.Module):
         parts = {k: v for k, v in vars(value).items() if k[0] != "_" and k != "training"}

@@ -1,20 +1,20 @@
 """Several processes for one run, by torch.distributed.
 
 Every process makes the same batches and computes its own part of each one; losses, gradients and the moments of batch
-norm are summed over the processes. N processes therefore take the steps that one takes on the whole batch, up to
-rounding, and all of them hold the same weights. The first process writes the log and the checkpoints. Start a program
-with torchrun (`torchrun --nproc-per-node 2 program.py`), and let it call `start` before it makes a trainer.
+norm are summed over the processes. N processes therefore take the same steps as one process on the full batch,
+up to rounding, and all of them hold the same weights. The first process writes the log and the checkpoints. Start a
+program with torchrun (`torchrun --nproc-per-node 2 program.py`), and let it call `start` before it makes a trainer.
 
 *What is summed.* Process r has n_r of the n images and the loss L_r, a mean over them. The loss of the batch is
 L = Σ_r (n_r/n)·L_r, so each process scales its loss by n_r/n, and the gradient of L is the sum of the processes'
 gradients. A sum within the graph (of batch norm's moments) has the sum of the incoming gradients as its derivative,
 because the loss of every process depends on it.
 
-*What is not as in one process.* Random layers (dropout, random depth) draw alike in every process, and a transform that
-mixes the images of a batch would mix in images that this process has not read.
+*Differences from one process.* Random layers (dropout, random depth) draw the same numbers in every process. A
+transform that mixes the images of a batch would need images that this process has not read.
 
-Every trainer that is made while torch.distributed's default group is initialised is a part of such a run: make it, and
-call it, in all processes.
+Every trainer that is created while torch.distributed's default group is initialised belongs to such a run: create it,
+and call it, in all processes.
 """
 
 import os
@@ -87,14 +87,14 @@ class Processes:
         return self.rank == 0
 
     def part(self, values: Tensor) -> Tensor:
-        """The rows of a batch that belong to this process: a block of them, nearly as long as the others'.
+        """The rows of a batch that belong to this process: one block, nearly as long as those of the others.
 
         Raises ValueError for a batch with fewer rows than there are processes.
         """
         return values if self.count == 1 else values[self.rows(len(values))]
 
     def rows(self, size: int) -> slice:
-        """The place of this process's part in a batch of a size; raises as `part`."""
+        """This process's part of a batch of `size` rows, as a slice; raises as `part`."""
         remedy = 'choose another batch size, or remainder="drop"'
         require(size >= self.count, "batch", f"{self.count} images or more, one per process", size, remedy)
         return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
@@ -120,7 +120,7 @@ class Processes:
         return [_Sum.apply(value) for value in values]
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace the parameters' gradients by their sums over the processes; no gradient counts as zero beside others.
+        """Replace the parameters' gradients by their sums over the processes; a missing one counts as zero.
 
         A parameter keeps the gradient None if it has none in any process.
         """
@@ -213,18 +213,18 @@ class Processes:
                 )
 
     def evaluate(self, data: Any, accuracy: Callable[[Any], Any]) -> Any:
-        """`accuracy(data)`, a mean over images or a list of them; of an image set, each process answers a part."""
+        """`accuracy(data)`, one or more means over images; each process classifies its part of an image set."""
         if self.count == 1 or not isinstance(data, LabelledImages) or len(data) < self.count:
             return accuracy(data)
         rows = range(self.rank, len(data), self.count)
         correct = torch.tensor(accuracy(data.subset(rows)), dtype=torch.float64) * len(rows)
-        whole = correct.round()  # counts, but for rounding; another measure stays as it is
-        correct = torch.where((correct - whole).abs() < 1e-6, whole, correct)
+        counts = correct.round()  # up to rounding; another measure than accuracy stays as it is
+        correct = torch.where((correct - counts).abs() < 1e-6, counts, correct)
         return (self.sums([correct])[0] / len(data)).tolist()
 
     @contextmanager
     def losses_explained(self) -> Iterator[None]:
-        """Say in plain words that another process has ended, where torch reports its connection."""
+        """Report that another process has ended, where torch only reports a broken connection."""
         try:
             yield
         except RuntimeError as error:

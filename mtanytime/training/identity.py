@@ -133,7 +133,7 @@ def same_structure(one: str, other: str) -> bool:
 
 def describe_data(data: LabelledImages | DataLoader | None) -> str | None:
     """A set's name, size and a hash of what identifies it: its images and labels, or of files their names, sizes and
-    a sample (see `data.disk.ImageFiles`); of a `DataLoader`, the hash is that of one batch."""
+    a sample (see `data.disk.ImageFiles`); for a `DataLoader`, the hash is of one batch."""
     if isinstance(data, LabelledImages):
         return f"{data.name}: {len(data)} images {fingerprint(data.identifying())}"
     if data is None:

@@ -8,16 +8,13 @@ from types import FrameType
 
 
 @contextmanager
-def delay_interrupt() -> Iterator[None]:
-    """Delay an interrupt (SIGINT) until the end of the block; a second one takes effect at once.
+def _recorded() -> Iterator[Callable[[], bool]]:
+    """Only record an interrupt (SIGINT) in the block; a second one takes effect at once. Yields whether there was one.
 
     The handler that is in place decides what an interrupt does. Where there is none (SIGINT is ignored), or outside
-    the main thread, where Python allows no handlers, the block runs as it is.
+    the main thread, where Python allows no handlers, nothing is recorded.
     """
     previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield
-        return
     received = False
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
@@ -26,12 +23,23 @@ def delay_interrupt() -> Iterator[None]:
             previous(number, frame)
         received = True
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    handled = threading.current_thread() is threading.main_thread() and callable(previous)
+    if handled:
+        signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield
+        yield lambda: received
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if received:
+        if handled:
+            signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def delay_interrupt() -> Iterator[None]:
+    """Delay an interrupt until the end of the block; a second one takes effect at once."""
+    previous = signal.getsignal(signal.SIGINT)
+    with _recorded() as received:
+        yield
+    if received():
         previous(signal.SIGINT, None)
 
 
@@ -41,32 +49,19 @@ def step_interrupts(
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Yield a context for each step of a loop, at whose end an interrupt takes effect.
 
-    Several processes of one run must all stop after the same step. They give `agree`, which is asked at the end of
-    each step with whether this process was interrupted, and decides for all. Interrupts between steps then wait, too.
+    Several processes of one run must all stop after the same step. They pass `agree`, which gets at the end of each
+    step whether this process was interrupted, and decides for all. Interrupts between steps are then delayed, too.
     """
-    previous = signal.getsignal(signal.SIGINT)
     if agree is None:
         yield delay_interrupt
         return
-    received = False
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
-            previous(number, frame)
-        received = True
+    with _recorded() as received:
 
-    @contextmanager
-    def step() -> Iterator[None]:
-        yield
-        if agree(received):
-            raise KeyboardInterrupt
+        @contextmanager
+        def step() -> Iterator[None]:
+            yield
+            if agree(received()):
+                raise KeyboardInterrupt
 
-    handled = threading.current_thread() is threading.main_thread() and callable(previous)
-    if handled:
-        signal.signal(signal.SIGINT, on_interrupt)
-    try:
         yield step
-    finally:
-        if handled:
-            signal.signal(signal.SIGINT, previous)

@@ -1,6 +1,6 @@
-"""A trainer's run in its folder: tables, checkpoints, and the way back to the last one.
+"""A trainer's run in its folder: write tables and checkpoints, and restore the last one.
 
-The first of several processes reads and writes the folder, for all of them.
+Of several processes, the first reads and writes the folder for all of them.
 """
 
 import time
@@ -20,7 +20,7 @@ from mtanytime.training.schedule import check_extension
 
 
 class KeptRun:
-    """What `Trainer` keeps of its run, and restores; without a folder it stays in memory."""
+    """The part of `Trainer` that saves and restores its run; without a folder, the run stays in memory."""
 
     processes: Processes
     folder: RunFolder | None  # of the first process; None in the others
@@ -33,16 +33,16 @@ class KeptRun:
     steps: int
     seconds: float
     _best: dict[str, Any] | None  # epoch, val_accuracy and weights of the best validation epoch
-    _last: dict[str, Tensor] | None  # the run's own weights while `load_best` shows others
+    _last: dict[str, Tensor] | None  # the run's own weights while the network holds those of `load_best`
     _scores: dict[str, Any] | None  # the result's accuracies
-    _rows_every: dict[str, int]  # table -> after how many steps it gets rows
+    _rows_every: dict[str, int]  # table -> steps between its rows
     _network: dict[str, Any]  # its description
     _mid_step: bool
     _saved_step: int
     _saved_at: float
 
     def _extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside modules and optimisers: plain values and tensors."""
+        """What a checkpoint holds besides modules and optimisers: plain values and tensors."""
         return {}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class KeptRun:
                 if self.folder is not None:
                     stack.enter_context(self.folder.held())
             if self.processes.from_first(self.folder is not None and self.folder.changed_elsewhere):
-                self._load()  # another trainer trained in the folder meanwhile
+                self._load()  # another trainer has trained in the folder
             if self.folder is not None:
                 for table in self.tables:
                     self.folder.trim(table, self.step)

@@ -20,8 +20,8 @@ def make_network(
 ) -> nn.Module:
     """The network on the device. A function that makes it is called, and lazy layers are initialised, under the seed.
 
-    Raises ValueError if nothing is to be trained, and for a network that is wrapped, so that its weights would have
-    other names than those of the network itself, or scripted.
+    Raises ValueError for a network without parameters to train, a scripted one, and a wrapped one, whose weights would
+    have other names than those of the network itself.
     """
     with seeded(derive_seed(seed, _INITIAL), device):
         network = (model if isinstance(model, nn.Module) else model()).to(device)

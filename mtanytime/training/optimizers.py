@@ -18,7 +18,7 @@ def make_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
     If `settings.lr` is given as well, it replaces the learning rate of all parameter groups.
 
     Raises ValueError for a function that returns no optimiser, leaves parameters out, or returns one whose step needs
-    a closure, and for `lr` beside groups with several learning rates.
+    a closure, and for `lr` together with groups of several learning rates.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if settings.optimizer is None:

@@ -31,7 +31,7 @@ _LENGTH = ("epochs", "steps")  # settings that may grow from one session of a ru
 
 
 def _number(text: str) -> int | float:
-    if "_" in text:  # Python's digits in groups, which no table has
+    if "_" in text:  # Python reads 1_000, which no table has
         raise ValueError(f"{text!r} is no number")
     try:
         return int(text)
@@ -44,15 +44,15 @@ class RunFolder:
 
     A checkpoint is written completely or not at all (temporary file, fsync, rename) and read without executing code
     from it. Rows are appended at every step; on resume, rows after the checkpoint's step are dropped. Before `held`,
-    nothing is written and the folder is not locked. Where the file system has no locks, a warning says so once.
+    nothing is written and the folder is not locked. If the file system has no locks, a warning says so once.
 
-    A folder is that of the run if its record is the same, or differs only in descriptions: a network whose modules are
-    the same and are printed differently, or a description in the form of an earlier version. It may also have been
-    made for fewer epochs or steps (`extends`).
+    A folder belongs to the run if its record is the same or differs only in descriptions: of a network with the same
+    modules that prints differently, or in the form of an earlier version. It may also be of a run with fewer epochs or
+    steps (`extends`).
 
     Args:
         path: the folder, which need not exist.
-        config: the record of the run, which tells it from others.
+        config: the record of the run, which identifies it.
         structure: of the run's network, see `identity.structure_of`.
 
     Raises:
@@ -135,7 +135,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
         try:
-            self._check()  # another run may have started here meanwhile
+            self._check()  # another run may have started here since
             if not (self.path / "config.json").exists() or read_record(self.path) != self.config:
                 self._write("config.json", lambda file: file.write(json.dumps(self.config, indent=1).encode()))
                 if self.extends:
@@ -183,7 +183,7 @@ class RunFolder:
         return None if self._version() is None else read_checkpoint(self.path / "checkpoint.pt")
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Write the tables' rows and then a checkpoint to the disk. On OSError the checkpoint before it is kept."""
+        """Write the tables' rows and then a checkpoint to the disk. On OSError the previous checkpoint is kept."""
         try:
             for file in self._files.values():
                 file.flush()
@@ -203,8 +203,8 @@ class RunFolder:
     def read(self, table: str, last_step: int, steps: int = 0, every: int | None = None) -> list[Row]:
         """A table's rows up to `last_step`.
 
-        ValueError, with the line, for a table that cannot be read, and for one that has lost rows: it has some after
-        each `every`-th step, if that is known, and after the last one of the run's `steps`.
+        Raises ValueError, with the line, for a table that cannot be read, and for one that has lost rows. A complete
+        one has rows at every `every`-th step, if that is known, and at the last of the run's `steps`.
         """
         path, line = self.path / f"{table}.csv", 1
         try:
@@ -242,7 +242,7 @@ class RunFolder:
     def append(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows to a table; a new table gets the keys of the first row as its header.
 
-        ValueError for a file with other columns, where the rows would be misread.
+        Raises ValueError for a file with other columns, whose rows would be misread.
         """
         file = self._files.get(table) or self._opened(table, list(rows[0]))
         writer = csv.writer(file, lineterminator="\n")

@@ -8,7 +8,7 @@ from mtanytime.checks import Words, mismatch, require
 
 Schedule = Literal["cosine", "steps", "constant", "warm-up cosine"] | Callable[[float], float]
 
-# Name -> factor of the learning rate, as a function of the fraction of the run that is done.
+# Name -> factor of the learning rate, as a function of the completed fraction of the run.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "steps": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
@@ -21,7 +21,7 @@ STEP_BY_STEP = ("warm-up cosine",)
 
 
 def learning_rates(lr: float, schedule: Schedule, steps: int, steps_per_epoch: int) -> list[float]:
-    """The learning rate of each step; the last epoch may be a part of one.
+    """The learning rate of each step; the last epoch may be incomplete.
 
     Raises ValueError for a schedule with a factor below 0 or not finite.
     """
@@ -35,9 +35,9 @@ def learning_rates(lr: float, schedule: Schedule, steps: int, steps_per_epoch: i
 
 
 def check_extension(trainer: Any) -> None:
-    """Check that a run may go on for more epochs or steps than it was started with.
+    """Check that a run may be extended to more epochs or steps.
 
-    ValueError where the longer run would have made other steps than those that are done: its schedule has other
+    Raises ValueError if the longer run would have taken other steps than those already done: its schedule has other
     learning rates for them, or the shorter run validated within an epoch.
     """
     made = [row["lr"] for row in trainer.tables["log"]]

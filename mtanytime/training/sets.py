@@ -7,16 +7,16 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import class_names
 from mtanytime.data.images import LabelledImages, Task
 
-Images = LabelledImages | DataLoader
+Data = LabelledImages | DataLoader
 
 
 def prepare_sets(
-    data: Task | Images, test: Images | None, validation: float | Images | None, seed: int, device: torch.device
-) -> tuple[Images, Images | None, Images | None]:
+    data: Task | Data, test: Data | None, validation: float | Data | None, seed: int, device: torch.device
+) -> tuple[Data, Data | None, Data | None]:
     """The training, validation and test set of a run, on the device (a `DataLoader` stays as it is).
 
-    Raises ValueError for anything that is no set, an empty set, a class without training images, and sets of different
-    classes.
+    Raises ValueError for anything that is not a set, an empty set, a class without training images, and sets of
+    different classes.
     """
     if isinstance(data, Task):
         data, test = data.train, data.test if test is None else test
@@ -39,7 +39,7 @@ def prepare_sets(
     return data, validation, test
 
 
-def _placed(name: str, data: Images, device: torch.device) -> Images:
+def _placed(name: str, data: Data, device: torch.device) -> Data:
     require(isinstance(data, LabelledImages | DataLoader), name, "an ImageSet or a DataLoader", data)
     if isinstance(data, DataLoader):
         return data

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def new(before: Any) -> dict[str, Any]:
-    """Metadata of a field that old runs did not have: a run's record leaves it out where it has the value `before`."""
+    """Metadata of a field that old runs did not have: a run's record leaves it out if its value is `before`."""
     return {"before": before}
 
 
@@ -32,7 +32,7 @@ class TrainerSettings:
 
     Args:
         epochs: passes over the training set; 200 unless `steps` is given.
-        steps: training steps, in place of `epochs`; the last epoch may then be a part of one.
+        steps: training steps, in place of `epochs`; the last epoch may then be incomplete.
         batch_size: images per batch. A `DataLoader` keeps its own batch size.
         remainder: "keep" an epoch's last, smaller batch, or "drop" it, so that all batches have one size. Not for a
             `DataLoader`, which has its own `drop_last`.
@@ -117,8 +117,8 @@ class TrainerSettings:
 def with_keywords_of(*owners: type) -> Callable[[type[T]], type[T]]:
     """Class decorator: `help()` and `inspect.signature` show the keywords of `owners` in place of `**settings`.
 
-    An owner is a dataclass of settings, or the base class that the rest of the keywords is handed to. A keyword that
-    the class itself takes is not repeated. Defaults in the class attribute `defaults` take the place of the owners'.
+    An owner is a dataclass of settings, or the base class that receives the other keywords. A keyword that the class
+    itself takes is not repeated. Defaults in the class attribute `defaults` replace those of the owners.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -138,7 +138,7 @@ def with_keywords_of(*owners: type) -> Callable[[type[T]], type[T]]:
 
 
 def complete(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of a trainer of its own kind: no steps beside epochs, no rate beside an optimizer."""
+    """Settings completed by a trainer's defaults: no steps if there are epochs, no rate if there is an optimizer."""
     ruled_out = {"steps"} if settings.get("epochs") is not None else set()
     ruled_out |= {"lr", "weight_decay"} if settings.get("optimizer") is not None else set()
     return {name: value for name, value in defaults.items() if name not in ruled_out} | dict(settings)

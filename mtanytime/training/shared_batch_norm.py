@@ -81,7 +81,7 @@ class _SharedMoments(TorchFunctionMode):
         return (y if bias is None else y + bias.view(shape)).to(input.dtype)
 
     def _moments(self, x: Maps, over: list[int]) -> tuple[float, Channels, Channels]:
-        """Count, mean and variance over all processes, from those of each one (Chan, Golub, LeVeque 1979)."""
+        """Count, mean and variance over all processes, combined from each one's (Chan, Golub, LeVeque 1979)."""
         own = x.numel() // x.shape[1]
         variance, mean = torch.var_mean(x, over, correction=0)
         row = torch.cat([x.new_full((1,), own), mean, variance])[None]

@@ -21,7 +21,7 @@ Weights = Literal["best", "last"]
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A trained network and what its run folder says of it.
+    """A trained network and what its run folder says about it.
 
     Attributes:
         network: the network, in evaluation mode.
@@ -60,7 +60,7 @@ def load_run(
     weights: Weights = "best",
     device: str | torch.device = "cpu",
 ) -> StoredRun:
-    """Load a trained network from its run folder, which is only read.
+    """Load a trained network from its run folder; nothing is written there.
 
     Args:
         folder: the run folder of a `Trainer`, `TransferTrainer` (its target) or `AnytimeTrainer`, finished or not.
@@ -115,7 +115,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[State, Row]:
 
 
 def describe_network(model: nn.Module, data: Any, images: Tensor) -> State:
-    """What a checkpoint says of a run's network: its structure, its classes and the shape of its images."""
+    """What a checkpoint says about a run's network: its structure, its classes and the shape of its images."""
     classes = class_names(data)
     return {
         "structure": structure_of(model),

@@ -31,11 +31,7 @@ from mtanytime.measure.evaluation import batch_accuracy, class_count, evaluate
 from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.batch_norm import settle_for_evaluation
-from mtanytime.training.checkpoint import (
-    copied_state,
-    finite_value,
-    weights_of,
-)
+from mtanytime.training.checkpoint import copied_state, finite_value, weights_of
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import step_interrupts
@@ -99,9 +95,9 @@ class Trainer(KeptRun):
     """Train one network on one task, step by step.
 
     `for report in trainer` runs the steps and yields a `StepReport` after each; leave the loop and iterate again to
-    continue. `train()` is that loop with a progress bar. An interrupt takes effect at the end of the step (a second
-    one at once) and leaves a run that can continue, with the same trainer or with a new one that has the same
-    arguments and folder. A run that was stopped within a step returns to its last checkpoint.
+    continue. `train()` is that loop with a progress bar. An interrupt takes effect at the end of the step; a
+    second one takes effect at once. The run can then continue, with the same trainer or with a new one that has the
+    same arguments and folder. A run that was stopped within a step returns to its last checkpoint.
 
     Args:
         model: the network, `logits = model(images)`, trained in place on `device`, in train mode at every step; or a
@@ -109,7 +105,7 @@ class Trainer(KeptRun):
         data: a `Task` (its test set is used), an image set, or a `DataLoader` of (images in [0, 1], labels).
         test: the test set; it replaces that of a `Task`.
         validation: a validation set, or the fraction of an image set to hold out for it, balanced by class. The test
-            accuracy is then measured with the weights of the best validation epoch (the first of equals).
+            accuracy is then measured with the weights of the best validation epoch (the first of equally good ones).
         device: where to train; default: the accelerator if there is one.
         folder: where to keep the run, which is resumed if the folder holds it; None keeps the run in memory.
         checkpoint_seconds: time between checkpoints in the folder.
@@ -127,7 +123,7 @@ class Trainer(KeptRun):
     """
 
     result_type: ClassVar[type[TrainingResult]] = TrainingResult
-    defaults: ClassVar[Mapping[str, Any]] = {}  # of settings, where a subclass has others than `TrainerSettings`
+    defaults: ClassVar[Mapping[str, Any]] = {}  # settings whose defaults a subclass changes
 
     def __init__(
         self,
@@ -204,7 +200,7 @@ class Trainer(KeptRun):
         """Do one training step on one batch and return its metrics (losses, accuracy, …).
 
         The loop calls it under the step's own seed, with floats in [0, 1] on the device, the network in train mode. Of
-        several processes each gets its part of the batch (see `distributed`); the metrics are those of the whole.
+        several processes, each gets its part of the batch (see `distributed`); the metrics are those of the full batch.
         """
         with autocast(self.device, self.precision):
             output = self.model(images)
@@ -240,7 +236,7 @@ class Trainer(KeptRun):
         return accuracy
 
     def _after_step(self) -> None:
-        """Add rows to further tables; called after each step, when `step` counts it."""
+        """Add rows to further tables; called after each step, which `step` already counts."""
 
     def __iter__(self) -> Iterator[StepReport]:
         """Run the remaining steps and yield a report after each."""
@@ -261,7 +257,7 @@ class Trainer(KeptRun):
                     yield report
                     self._restore()
                     started = time.perf_counter()
-                    if self.step != report.step:  # another iterator of this trainer made steps meanwhile
+                    if self.step != report.step:  # another iterator of this trainer has made steps
                         break
                 if self.step == before:
                     raise RuntimeError(f"epoch {epoch + 1}: expected {len(self.batches)} batches, got {position}")
@@ -293,7 +289,7 @@ class Trainer(KeptRun):
     def load_best(self) -> None:
         """Load the weights of the best validation epoch so far; RuntimeError before the first validation.
 
-        A run with steps left continues from its own weights all the same.
+        A run with steps left still continues from its own weights.
         """
         if self._best is None:
             raise RuntimeError("there was no validation yet; give validation=… and train for one epoch or more")
@@ -318,7 +314,7 @@ class Trainer(KeptRun):
         with seeded(seed, self.device), shared_batch_norm(self.processes):
             metrics = self.train_on_batch(own_images, own_labels)
         self.step += 1
-        if self.step & (self.step - 1) == 0 or self.step == self.steps:  # after ever more steps
+        if self.step & (self.step - 1) == 0 or self.step == self.steps:  # at steps 1, 2, 4, 8, …
             self.processes.check_weights(self.modules)
         ends = self.step % len(self.batches) == 0 or self.step == self.steps
         if self.step == self.steps or (ends and self.validation is not None):  # the network is evaluated

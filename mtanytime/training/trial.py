@@ -1,4 +1,4 @@
-"""The trial before training: a network runs on a few images of each set, so that what cannot work fails at once.
+"""The trial before training: a network runs on a few images of each set, so that errors show at once.
 
 The trial leaves no trace: modes, buffers and torch's random state are as before.
 """
@@ -37,7 +37,7 @@ def training_probe(batches: Batches, like: Tensor) -> tuple[Images, Labels]:
 
 
 def smallest_batch(batches: Batches) -> int | None:
-    """The size of an epoch's smallest batch; None where a DataLoader does not tell."""
+    """The size of an epoch's smallest batch; None if a DataLoader does not say."""
     data, size = batches.data, batches.batch_size
     if isinstance(data, LabelledImages):
         rest = len(data) % size
@@ -51,7 +51,7 @@ def probe(data: LabelledImages | DataLoader, like: Tensor, size: int = 4, seed: 
     """Up to 4 images and labels of a set, on the device of `like`, the images in its type.
 
     The images of an image set all get its highest label: if the network has an output for that, it has one for all.
-    `seed` is that of a `DataLoader`.
+    `seed` is for a `DataLoader`.
     """
     size = min(size, 4)
     if isinstance(data, LabelledImages):
@@ -72,15 +72,15 @@ def try_network(
     logits_of: Callable[[Any], Tensor],
     precision: Precision,
 ) -> int:
-    """Run a network forward on a few training images in train mode, with the loss, and of other sets in eval mode.
+    """Run a network on a few training images in train mode, with the loss, and on some of other sets in eval mode.
 
     Args:
         model: the network.
         loss: the training loss, `loss(output, labels)`.
         batches: batches of the training set.
-        others: further sets by name; None for a set that there is not.
+        others: further sets by name; None for a missing one.
         logits_of: the logits in the network's output, which labels are checked against.
-        precision: that of the forward pass.
+        precision: of the forward pass.
 
     Returns:
         The number of the network's outputs (classes).
@@ -150,16 +150,16 @@ def check_mean(
 
     count = len(labels)
     middle = count // 3
-    whole, first, second = of(slice(count)), of(slice(middle)) if middle else 0.0, of(slice(middle, count))
+    total, first, second = of(slice(count)), of(slice(middle)) if middle else 0.0, of(slice(middle, count))
     mean = (middle * first + (count - middle) * second) / count
     tolerance = 2e-2 if precision == "bfloat16" else 1e-3
-    got = Words(f"{whole:.4g} for {count} images, and {first:.4g} and {second:.4g} for two parts of them")
-    near = not math.isfinite(whole) or abs(whole - mean) <= tolerance * max(abs(whole), abs(mean))
+    got = Words(f"{total:.4g} for {count} images, and {first:.4g} and {second:.4g} for two parts of them")
+    near = not math.isfinite(total) or abs(total - mean) <= tolerance * max(abs(total), abs(mean))
     require(near, "loss", "a mean over the images, which several processes can share", got)
 
 
 def check_labels(name: str, labels: Labels, outputs: int | None) -> None:
-    """Raise ValueError for a label that the network has no output for. On a GPU a loss would end the process.
+    """Raise ValueError for a label that the network has no output for. On a GPU the loss itself would end the process.
 
     Args:
         name: the set's name, for the error.

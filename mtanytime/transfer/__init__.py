@@ -6,6 +6,7 @@ from mtanytime.transfer.lookahead import Lookahead, Student
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import MetaNetworks, PairWeights
 from mtanytime.transfer.outer import FreshBatch
+from mtanytime.transfer.pair_search import PairSearch
 from mtanytime.transfer.search import MapSearch, search_map
 from mtanytime.transfer.settings import PAPER
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
@@ -20,6 +21,7 @@ __all__ = [
     "Lookahead",
     "MapSearch",
     "MetaNetworks",
+    "PairSearch",
     "PairWeights",
     "SGDRule",
     "SGDState",

@@ -1,14 +1,14 @@
 """What arrived: how much of a source's feature the target's layer predicts, on images not trained on.
 
-λ says what the matching asks for; this says what the target has learned of it. For a pair (m, n), the maps S of the
-source's layer m, resized to the target's as in `matching`, are predicted by Ŝ = W T + b from the maps T of the target's
-layer n: a 1×1 convolution, fitted by least squares on some images and scored on others,
+λ shows what the matching asks for; this measure shows what the target has learned of it. For a pair (m, n), the maps S
+of the source's layer m are resized to those of the target, as in `matching`. A 1×1 convolution Ŝ = W T + b predicts
+them from the maps T of the target's layer n. It is fitted by least squares on some images and scored on others,
 
     R² = 1 - Σ_c Σ (S_c - Ŝ_c)² / Σ_c Σ (S_c - mean S_c)²
 
 summed over images and pixels, with the means of the scored images: scikit-learn's variance-weighted `r2_score`. It is 1
-if the target holds the whole feature, about 0 if it holds nothing of it, and may be negative: the fit did not carry
-over to other images. An untrained target has an R² above 0, too, most of all for early layers: compare with a run
+if the target holds all of the feature, and about 0 if it holds none of it. If it is negative, the fit did not carry
+over to other images. An untrained target has an R² above 0 as well, above all for early layers, so compare with a run
 without transfer. The penalty is `RIDGE` times the squared length of W, for channels of T with unit variance.
 """
 
@@ -36,7 +36,7 @@ IMAGES_UP_TO = 512  # half of them to fit on, half to score on
 IMAGES_FROM = 10
 VALUES_PER_CHANNEL = 10  # to fit on, per channel of the target's layer; with fewer, the fit memorizes them
 _BATCH = 32
-_CONSTANT = 1e-12  # the variance, relative to the squared mean, that rounding alone can give
+_CONSTANT = 1e-12  # the variance, relative to the squared mean, that rounding alone can cause
 
 Images = Float[Tensor, "batch 3 height width"]
 LayerMaps = dict[str, Float[Tensor, "_ _ _ _"]]  # batches differ in size
@@ -145,9 +145,9 @@ def _increase(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 class Arrived:
     """Measures what arrived in a target during its training, on images set aside for it.
 
-    At most `IMAGES_UP_TO` images are used, drawn at random with a fixed seed, the first half of them to fit on. Images
-    of the training set are left out. A measurement takes little longer than the forward passes of all networks over the
-    images; it is not counted in the run's seconds.
+    At most `IMAGES_UP_TO` images are used, drawn at random with a fixed seed; the fit uses the first half of them.
+    Images of the training set are left out. A measurement takes little longer than the forward passes of all networks
+    over the images; it is not counted in the run's seconds.
 
     Args:
         data: images that are not trained on; their labels are not read.
@@ -201,7 +201,7 @@ class Arrived:
 
     @torch.no_grad()
     def measure(self, source_features: Callable[[Images], Maps], precision: Precision) -> dict[Pair, float]:
-        """The R² of each pair, for the target in eval mode; weights, buffers, modes and random state are left alone.
+        """The R² of each pair, for the target in eval mode; weights, buffers, modes and random state stay as they are.
 
         `source_features` returns the sources' maps for a batch.
         """

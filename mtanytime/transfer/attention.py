@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtanytime.transfer.matching import resize_maps
 from mtanytime.transfer.meta_networks import Pair
 
 
@@ -37,8 +38,6 @@ class AttentionTransfer(nn.Module):
         total = 0.0
         for source_layer, target_layer in self.pairs:
             target = target_features[target_layer]
-            source = source_features[source_layer].detach()
-            if source.shape[2:] != target.shape[2:]:
-                source = F.interpolate(source, size=target.shape[2:], mode="bilinear", align_corners=False)
+            source = resize_maps(source_features[source_layer].detach(), tuple(target.shape[2:]))
             total = total + (attention_map(source) - attention_map(target)).square().mean(dim=1)
         return total

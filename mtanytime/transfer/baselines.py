@@ -1,6 +1,6 @@
 """Alternatives to matching features with learned weights, in the same training loop, log and tables.
 
-Each method is a loss term in a file of its own; `BaselineTrainer` adds one or more of them to the task's loss.
+Each method is a loss term in its own file; `BaselineTrainer` adds one or more of these terms to the task's loss.
 """
 
 import math
@@ -20,7 +20,6 @@ from mtanytime.data.transforms import Augment
 from mtanytime.data.views import StrongViews
 from mtanytime.devices import autocast
 from mtanytime.measure.evaluation import batch_accuracy
-from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import describe_data, fingerprint, name_of
@@ -30,7 +29,7 @@ from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer
 from mtanytime.training.trial import smallest_batch
 from mtanytime.transfer.attention import AttentionTransfer
-from mtanytime.transfer.distillation import LearningWithoutForgetting, distillation_loss
+from mtanytime.transfer.distillation import LearningWithoutForgetting
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
     Layers,
@@ -50,8 +49,8 @@ from mtanytime.transfer.teacher import Teacher
 _TERMS = -7  # purpose of a derived seed
 
 
-class View(NamedTuple):
-    """What a network gives for a batch: its output and the maps of its tapped layers."""
+class Pass(NamedTuple):
+    """A network's output for a batch, and the maps of its tapped layers."""
 
     output: Any
     maps: Mapping[str, Float[Tensor, "batch _ _ _"]]
@@ -64,18 +63,18 @@ TERMS = ("lwf", "at", "semckd", "reviewkd", "teacher")
 class BaselineTrainer(Trainer):
     """Train a target network on a task with loss terms that transfer from a frozen source network.
 
-    The loss is the task's on the labelled images plus, on all images of a step, Σ weight · term.
+    The loss is the task's loss on the labelled images plus Σ weight · term on all images of a step.
 
     Args:
         source: the trained network; never trained.
         target: the network to train, or a function that makes it (see `Trainer`).
         data, test: the target task (see `Trainer`).
-        terms: weights by name. "lwf": the source's own answers through a head of its own (`LearningWithoutForgetting`),
+        terms: weights by name. "lwf": the source's own answers through an extra head (`LearningWithoutForgetting`),
             "at": attention transfer of `pairs`, "semckd", "reviewkd": see their files; "teacher": the answers of
             `teacher`, a network with the target's classes.
         source_layers, target_layers: layers to read; default: the networks' own `feature_layers`.
         pairs: for "at", default: the last source layers with the last target layers, one to one.
-        teacher: for "teacher", for example what `probe.fit_probe` gives.
+        teacher: the network of the term "teacher", such as a probe from `probe.fit_probe`.
         views, view_augment, unlabelled, unlabelled_per_step: further images, see `ExtraImages`.
         settings: the keyword arguments of `Trainer`.
 
@@ -184,10 +183,10 @@ class BaselineTrainer(Trainer):
         return row
 
     @torch.no_grad()
-    def _source_pass(self, images: Tensor) -> View:
+    def _source_pass(self, images: Tensor) -> Pass:
         self.tapped_source.eval()
         with autocast(self.device, self.precision):
-            return View(*self.tapped_source(images.to(dtype_of(self.tapped_source, images))))
+            return Pass(*self.tapped_source(images.to(dtype_of(self.tapped_source, images))))
 
     def train_on_batch(
         self, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"]
@@ -197,18 +196,18 @@ class BaselineTrainer(Trainer):
         if self.extra_images:
             extra = self.extra_images.draw(self.step, images)
             everything = torch.cat([images, self.processes.part(extra)])
-            # Of several processes, this one's share of all images, relative to its share of the labelled ones.
+            # With several processes: this one's share of all images, relative to its share of the labelled ones.
             weight = len(everything) / (len(images) + self.share * len(extra))
         self.terms.train()
         source = self._source_pass(everything)
         with autocast(self.device, self.precision):
-            target = View(*self.target(everything))
+            target = Pass(*self.target(everything))
             output = first_images(target.output, len(everything), len(labels))
             task = self.loss(output, labels)
-        # Outside autocast, as the matching loss: bfloat16 has too few digits for differences of features.
+        # Outside autocast, like the matching loss: bfloat16 has too few digits for differences of features.
         source, target = (
-            View(view.output, {layer: maps.to(images.dtype) for layer, maps in view.maps.items()})
-            for view in (source, target)
+            Pass(one.output, {layer: maps.to(images.dtype) for layer, maps in one.maps.items()})
+            for one in (source, target)
         )
         losses = {name: weight * self._term(name, everything, source, target).mean() for name in self.term_weights}
         total = task + sum(self.term_weights[name] * loss for name, loss in losses.items())
@@ -217,18 +216,16 @@ class BaselineTrainer(Trainer):
         self._descend(total)
         return metrics
 
-    def _term(self, name: str, images: Tensor, source: View, target: View) -> Float[Tensor, " batch"]:
+    def _term(self, name: str, images: Tensor, source: Pass, target: Pass) -> Float[Tensor, " batch"]:
         if name == "teacher":
-            teacher_logits = self._teacher.logits(images, {"": source})
-            logits = find_logits(target.output, teacher_logits.shape[1], self.settings.logits)
-            return distillation_loss(logits, teacher_logits)
+            return self._teacher.loss(target.output, images, {"": source}, self.settings.logits)
         if name == "lwf":
             return self.terms[name](target.maps, source.output)
         return self.terms[name](source.maps, target.maps)
 
 
 def _equal_size(batches: Batches, name: str) -> int:
-    """The size of all batches; ValueError where they differ."""
+    """The size of all batches. Raises ValueError if sizes differ."""
     data, size = batches.data, smallest_batch(batches)
     largest = min(batches.batch_size, len(data)) if isinstance(data, LabelledImages) else data.batch_size
     option = 'remainder="drop"' if isinstance(data, LabelledImages) else "drop_last=True in the DataLoader"

@@ -1,7 +1,7 @@
 """The exact gradient of an outer loss through a few SGD steps.
 
-L2T-ww (arXiv:1905.05901, Algorithm 1) trains its meta-networks φ with a lookahead: from the current parameters θ the
-target takes a few SGD steps whose losses depend on φ, and the outer loss at the parameters reached is differentiated
+L2T-ww (arXiv:1905.05901, Algorithm 1) trains its meta-networks φ with a lookahead. From the current parameters θ, the
+target takes a few SGD steps whose losses depend on φ. The outer loss at the resulting parameters is then differentiated
 with respect to φ. One SGD step with gradient g, velocity v, momentum μ and weight decay wd is
 
     d = g(θ, φ) + wd·θ,   v' = μ·v + d,   θ' = θ - lr·v'          (Nesterov: θ' = θ - lr·(d + μ·v'))
@@ -59,8 +59,8 @@ class SGDState:
         `parameters` holds the module's parameters that require grad.
 
         Raises:
-            ValueError: for an optimizer with dampening or maximize, which the adjoint does not cover, or without one
-                of the parameters.
+            ValueError: for an optimizer with dampening or maximize, which the adjoint does not cover, or one that
+                lacks a parameter.
         """
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         rules, velocity = sgd_rules(optimizer, parameters), sgd_velocity(optimizer, parameters)
@@ -137,6 +137,21 @@ def meta_gradient(
     buffers and torch's random state are left as they were. A loss is faster to differentiate if it runs its network
     within `second_order`.
 
+    Example:
+        >>> from torch.func import functional_call
+        >>> from torch.nn.functional import cross_entropy
+        >>> from mtanytime.transfer import InnerStep, SGDState, meta_gradient
+        >>> network, images, labels = nn.Linear(4, 3), torch.rand(9, 4), torch.arange(9) % 3
+        >>> sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        >>> weights = torch.ones(6, requires_grad=True)  # of the training images: the hyper-parameters
+        >>> def inner(tensors):
+        ...     losses = cross_entropy(functional_call(network, tensors, images[:6]), labels[:6], reduction="none")
+        ...     return (weights * losses).mean()
+        >>> def outer(tensors):
+        ...     return cross_entropy(functional_call(network, tensors, images[6:]), labels[6:])
+        >>> meta_gradient([InnerStep(inner)] * 3, outer, SGDState.read(network, sgd), [weights]).gradients[0].shape
+        torch.Size([6])
+
     Args:
         steps: the SGD steps, first to last; their losses read `hyper` through their closures.
         outer: the loss at the parameters that the steps reach.
@@ -146,9 +161,9 @@ def meta_gradient(
             with the same dropout masks and buffers, so the memory for activations does not grow with the number of
             steps. "unroll" leaves everything to autograd in one graph (the plain reference for tests).
         first_order: drop the Hessian terms ∂g/∂θ and keep ∂g/∂φ (our approximation; the paper has no such variant).
-        processes: where several processes share a batch, whose parameters are the same; default: this one alone. Each
-            one's losses are its parts of the whole losses. The outer loss and the gradient that it gets are its parts,
-            too: their sums over the processes are those of the whole.
+        processes: the processes that share a batch and hold the same parameters; default: this one alone. The losses
+            of each are its parts of the batch's losses. So are the outer loss and the gradient that it gets: sum them
+            over the processes.
 
     Raises:
         ValueError: for an unknown mode, `first_order` with "unroll", or steps of which none uses `hyper`.
@@ -184,7 +199,7 @@ def _step_by_step(
     """Run the steps forward, each from detached leaves, then pull the adjoint back through them in reverse."""
     device = next(iter(state.parameters.values())).device
     rules = state.rules
-    twice = [  # what each step's gradient is differentiated by: the first step's parameters do not depend on hyper
+    twice = [  # is each step's gradient differentiated by hyper, by θ? the first step's θ does not depend on hyper
         (step.uses_hyper, i > 0 and not first_order) for i, step in enumerate(steps)
     ]
     visited = []
@@ -261,7 +276,7 @@ def _unrolled(
 def _gradient(loss: Loss, state: SGDState, create_graph: bool) -> tuple[Tensors, Tensors, Tensors]:
     """The loss's gradient at detached copies of the parameters: these leaves, the gradients, and the buffers after it.
 
-    Gradients are zero, not None, where the loss does not reach: momentum and weight decay still move such a parameter.
+    A parameter that the loss does not reach has a zero gradient, not None: momentum and weight decay still move it.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in state.parameters.items()}
     tensors = {**leaves, **_clones(state.buffers)}

@@ -1,4 +1,4 @@
-"""Distill answers: those of a teacher with the target's classes, or the source's own through a head of its own."""
+"""Distillation of answers: of a teacher with the target's classes, or of the source, through an extra head."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,12 @@ def distillation_loss(
 
         T² Σ_c p_c (log p_c - log q_c),   p = softmax(teacher_logits / T),   q = softmax(logits / T)
 
-    The factor T² keeps the gradient's size independent of T. Computed in float32 or wider.
+    The factor T² keeps the size of the gradient independent of T. Computed in float32 or wider.
+
+    Example:
+        >>> from mtanytime.transfer.distillation import distillation_loss
+        >>> logits, teacher_logits = torch.randn(8, 10, requires_grad=True), torch.randn(8, 10)
+        >>> distillation_loss(logits, teacher_logits, temperature=4.0).mean().backward()
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_q = F.log_softmax(logits.to(dtype) / temperature, dim=1)
@@ -26,7 +31,7 @@ def distillation_loss(
 
 
 class LearningWithoutForgetting(nn.Module):
-    """LwF (Li, Hoiem 2016, arXiv:1606.09282): the target also learns the source's answers, through a head of its own.
+    """LwF (Li, Hoiem 2016, arXiv:1606.09282): the target also learns the source's answers, through an extra head.
 
     The head is linear on the spatial mean of one target layer, as the L2T-ww paper uses LwF between networks of
     different architectures. Deviations from LwF: the source's answers are computed on each augmented image instead of

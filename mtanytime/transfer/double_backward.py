@@ -45,7 +45,7 @@ def _refusal(outputs: Any, inputs: Any) -> RuntimeError | None:
             return RuntimeError(f"{silent[0]} gives a gradient without a graph, which torch would take for a constant.")
         slopes = [grad for grad in grads if grad is not None and grad.requires_grad]
         if slopes:
-            # backward, not grad: grad skips nodes off the way to the leaves, and `once_differentiable` raises in one.
+            # backward, not grad: grad skips nodes that lead to no leaf, where `once_differentiable` would raise.
             norm = sum(slope.square().sum() for slope in slopes)
             norm.backward(retain_graph=True)
             again = torch.autograd.grad(norm, leaves, retain_graph=True, allow_unused=True)
@@ -65,8 +65,8 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
     """Raise RuntimeError if the model's gradient can't be differentiated again; the error names the innermost module.
 
     The meta-gradient of L2T-ww differentiates through gradient steps, so the backward of every layer needs a
-    derivative. Some custom functions have none, or one that is not finite; `second_order` gives one to those of torch
-    that it knows. The model runs on `images` in train mode, as in training, so batch norm needs two or more. Its
+    derivative. Some functions have none, or one that is not finite; `second_order` replaces those of torch that it
+    knows. The model runs on `images` in train mode, as in training, so batch norm needs two or more. Its
     buffers, mode and gradients and torch's random state stay the same.
     """
     network = unwrapped(model)
@@ -99,8 +99,8 @@ def check_double_backward(model: nn.Module, images: Float[Tensor, "batch channel
 def allows_fast_layers(model: nn.Module, images: Float[Tensor, "batch channel height width"]) -> bool:
     """Whether the model's gradient can be differentiated again with the layers of `second_order`.
 
-    False for a model that takes a gradient itself or recomputes activations (`torch.utils.checkpoint`), which needs a
-    third derivative of its layers. RuntimeError as `check_double_backward`, if torch's own layers do not do either.
+    False for a model that computes gradients itself or recomputes activations (`torch.utils.checkpoint`): it needs a
+    third derivative of its layers. Raises RuntimeError as `check_double_backward` if torch's own layers fail, too.
     """
     try:
         with second_order():

@@ -33,9 +33,9 @@ class ExtraImages:
 
     Args:
         batches: the labelled training batches.
-        views: strong views of labelled images per step; "batch": as many as the batch size, or none beside unlabelled
-            ones; None: none. Images are drawn from the training set with replacement, or from the step's own batch if
-            the training data is a `DataLoader`.
+        views: strong views of labelled images per step; "batch": as many as the batch size, or none if there are
+            unlabelled images; None: none. Images are drawn from the training set with replacement, or from the step's
+            own batch if the training data is a `DataLoader`.
         view_augment: makes a view, `view_augment(images, generator)`.
         unlabelled: images whose labels are not read: an image set, a DataLoader of (images, labels), or a folder.
         per_step: unlabelled images per step; a DataLoader keeps its own batch size.
@@ -43,8 +43,8 @@ class ExtraImages:
         seed: of all draws.
 
     Raises:
-        ValueError: unlabelled images of another shape, or none; `per_step` without them; a number that is left to the
-            batch size of a `DataLoader` that has none.
+        ValueError: unlabelled images of another shape, or none; `per_step` without them; a number that defaults to the
+            batch size of a `DataLoader` without one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ExtraImages:
             shape = tuple(self.unlabelled.batch(0, 0)[0].shape[1:])
             require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
             processes = Processes()
-            if processes.count > 1 and views is None:  # beside views, a process's part of all extra images is another
+            if processes.count > 1 and views is None:  # with views, its part differs
                 self.unlabelled.needed = processes.rows
 
     def __bool__(self) -> bool:
@@ -120,7 +120,7 @@ class ExtraImages:
 
 
 def _batch_size(batches: Batches, setting: str) -> int:
-    """The size of the labelled batches, which a setting takes by default."""
+    """The size of the labelled batches, the default of a setting."""
     size = batches.batch_size or batches.data.batch_size or getattr(batches.data.batch_sampler, "batch_size", None)
     expected = "a number of images beside a DataLoader without a batch size"
     require(isinstance(size, Integral), setting, expected, Words("none"))

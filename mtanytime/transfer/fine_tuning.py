@@ -1,8 +1,8 @@
-"""Fine-tuning the source itself: what one would do whose target may keep the source's architecture.
+"""Fine-tuning the source itself: the usual choice if the target may keep the source's architecture.
 
 A copy of the source gets a head for the task's classes and is trained on the task (Yosinski, Clune, Bengio, Lipson
 2014, arXiv:1411.1792). The head starts at random, or from a linear probe of the source's last layer (Kumar,
-Raghunathan, Jones, Ma, Liang 2022, arXiv:2202.10054); `choose_head` compares the two on labels held back.
+Raghunathan, Jones, Ma, Liang 2022, arXiv:2202.10054); `choose_head` compares the two on held-back labels.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class FineTuning(Trainer):
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """The better start of a head, the accuracy of each on the held-back labels, and the seconds of both trainings."""
+    """The better head, the accuracy of each on the held-back labels, and the seconds of both trainings."""
 
     head: Head
     scores: Mapping[Head, float]
@@ -47,17 +47,17 @@ class HeadChoice:
 
 
 def with_head(source: nn.Module, data: LabelledImages, head: Head = "new") -> nn.Module:
-    """A copy of the source for the data's classes: its last linear layer makes way for another.
+    """A copy of the source for the data's classes: its last linear layer is replaced.
 
     Args:
         source: the trained network; unchanged.
         data: the labelled images, whose classes the head gets.
-        head: "new", drawn from torch's random state, or "probe", fitted to the features of the last of the source's
-            `feature_layers`, whose spatial means the head must read.
+        head: "new", drawn from torch's random state, or "probe", fitted to the spatial means of the last of the
+            source's `feature_layers`, which the old head must read.
 
     Raises:
-        ValueError: another `head`, a source without a linear layer, or, from the probe, one that names no
-            `feature_layers` or whose head does not read the means of the last of them; and as `fit_probe`.
+        ValueError: an unknown `head`, or a source without a linear layer. For "probe", also as `fit_probe`, and for a
+            source that names no `feature_layers` or whose head reads something else.
     """
     require(head in HEADS, "head", f"one of {HEADS}", head)
     network = deepcopy(source).requires_grad_()
@@ -89,24 +89,24 @@ def choose_head(
     seed: int = 0,
     **options: Any,
 ) -> HeadChoice:
-    """Fine-tune with either start of the head on a part of the labels, and choose by the accuracy on the rest.
+    """Fine-tune with each kind of head on a part of the labels, and choose by the accuracy on the rest.
 
     Args:
         source, data: see `with_head`.
         held_out: the fraction of each class's labels to choose by, in (0, 1).
-        folder: where to keep the runs, one per start, which are resumed; None keeps them in memory.
+        folder: where to keep the runs, one per head, which are resumed; None keeps them in memory.
         seed: of the split and of the trainings.
         options: the keyword arguments of `Trainer`: steps or epochs, lr, …
 
     Returns:
-        The choice; of equal ones, the new head.
+        The choice; the new head if both are equally good.
 
     Raises:
         ValueError: as `with_head` and `Trainer`; `held_out` outside (0, 1), or a class with too few labels; before any
             training.
     """
     fit, held = data.split(held_out, derive_seed(seed, _SPLIT))
-    probed = with_head(source, fit, "probe")  # what it refuses must not fail after the other start's training
+    probed = with_head(source, fit, "probe")  # its errors must come before any training
     scores, seconds = {}, 0.0
     for head in HEADS:
         place = None if folder is None else Path(folder) / head

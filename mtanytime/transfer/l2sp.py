@@ -12,7 +12,7 @@ class L2SP(nn.Module):
     """α/2 times the squared distance from the source's parameters, plus β/2 times the squared norm of the new ones.
 
     Parameters that the source has with the same name and shape start from it and are drawn to it; the others (the new
-    head) are drawn to 0 (section 3.2). Use it with weight decay 0: it takes its place.
+    head) are drawn to 0 (section 3.2). Use it with weight decay 0, which it replaces.
 
     Args:
         start: the source's parameters by name.

@@ -1,6 +1,6 @@
 """The layers and pairs to match: resolved from a user's arguments, and checked before training.
 
-Layers of one unnamed source are called by their path, those of several sources "name/path".
+A layer of a single source is called by its path; with several sources, by "name/path".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,7 +155,7 @@ def check_apart(networks: Mapping[str, nn.Module], target: nn.Module) -> None:
 
 
 def freeze_source(name: str, network: nn.Module, device: torch.device) -> list[str]:
-    """Move a source to the device and put it in eval mode; returns notes on what changed."""
+    """Move a source to the device and put it in eval mode; return notes on what changed."""
     what, notes = source_name(name), []
     before = {str(p.device) for p in network.parameters()}
     with error_context(what):
@@ -171,7 +171,9 @@ def freeze_source(name: str, network: nn.Module, device: torch.device) -> list[s
 
 
 def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel height width"], training: bool) -> Maps:
-    """The maps of a tapped network for a few images, without a trace on it; ValueError with the network's name.
+    """The maps of a tapped network for a few images. Raises ValueError with the network's name.
+
+    The network stays unchanged.
 
     In train mode, the maps keep their graph, and a network that skips layers at random runs until each has run, up to
     50 times.
@@ -207,5 +209,5 @@ def check_trainable(target: nn.Module, maps: Maps) -> None:
 
 
 def dtype_of(network: nn.Module, images: Tensor) -> torch.dtype:
-    """The dtype that a network computes in; that of the images for a network without parameters."""
+    """The dtype that a network computes in; a network without parameters computes in the images' dtype."""
     return next(network.parameters(), images).dtype

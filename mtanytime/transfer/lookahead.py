@@ -1,17 +1,17 @@
 """Algorithm 1 of L2T-ww (arXiv:1905.05901), without a trainer.
 
-Each batch is one step of a training loop, with θ the student's parameters and φ those of the meta-networks:
+One batch is one step of a training loop. θ are the student's parameters, φ those of the meta-networks:
 
     losses = lookahead.losses(images, labels, source_features, meta(source_features))
     lookahead.step(losses)      # θ: one SGD step on the task's loss + β · the matching loss
     lookahead.backward(losses)  # φ.grad: the meta-gradient at the new θ
 
-From the new θ the lookahead takes `inner_steps` SGD steps on β · the matching loss alone and one on the task's loss.
-The outer loss at the parameters reached is differentiated with respect to φ; θ itself stays where it is. Where a batch
-holds further images without labels, the step on the task's loss alone sees the labelled ones only, batch norm included.
+From the new θ, the lookahead takes `inner_steps` SGD steps on β · the matching loss, then one on the task's loss. The
+outer loss at the resulting parameters is differentiated with respect to φ; θ itself does not change. If a batch also
+holds images without labels, the step on the task's loss runs on the labelled images only, batch norm included.
 
-A tapped layer that is skipped at random (stochastic depth) is not matched in the forward passes that skip it, nor in
-the lookahead of a batch whose real step skips it.
+A tapped layer that stochastic depth skips is not matched in that forward pass. If the real step of a batch skips it,
+the lookahead of that batch does not match it either.
 
 Deviation from the authors' code: the lookahead leaves the batch-norm statistics as they were.
 """
@@ -34,7 +34,6 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
 from mtanytime.functional import functional_call, tensor_names, trial_run
-from mtanytime.measure.logits import Pick, find_logits
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.bilevel import (
     InnerStep,
@@ -46,7 +45,6 @@ from mtanytime.transfer.bilevel import (
     check_mode,
     meta_gradient,
 )
-from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.matching import FeatureMatching
 from mtanytime.transfer.meta_networks import PairWeights
 from mtanytime.transfer.second_order import second_order
@@ -56,7 +54,7 @@ OuterObjective = Callable[[Forward, Tensor, Tensor], Tensor]
 
 
 class Student(nn.Module):
-    """The tapped target network with the regressors trained beside it: θ of the paper."""
+    """The tapped target network together with its regressors, which are trained with it: θ of the paper."""
 
     def __init__(self, target: Tapped, matching: FeatureMatching) -> None:
         super().__init__()
@@ -68,7 +66,7 @@ class Student(nn.Module):
         aligned: Mapping[str, Tensor] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, Float[Tensor, " batch"] | None]:
-        """The target's output and, given `FeatureMatching.align`'s maps and the weights λ·w, L_wfm of each image."""
+        """The target's output and, given `FeatureMatching.align`'s maps and the weights λ·w, each image's L_wfm."""
         if aligned is None:
             return self.target.model(images), None
         output, features = self.target(images, complete=False)
@@ -76,7 +74,7 @@ class Student(nn.Module):
 
 
 class Shares(NamedTuple):
-    """What this process has of a step's images where several processes share the step, as fractions."""
+    """The fractions of a step's images that this process holds, if several processes share the step."""
 
     labelled: float = 1.0
     all: float = 1.0
@@ -87,13 +85,13 @@ WHOLE = Shares()
 
 @dataclass(frozen=True)
 class TransferBatch:
-    """One batch with all that stays constant during its steps.
+    """One batch, with everything that stays constant during its steps.
 
-    The first images are those with labels; the others are matched only.
+    The labelled images come first; the others are only matched.
 
     `aligned` holds the source maps by target layer (see `FeatureMatching.align`), `weights` λ·w by target layer in the
-    graph of φ. `leaves` are detached copies of `weights`: the lookahead differentiates down to them, so that φ's own
-    graph is run through once per batch. Mean losses are multiplied by `shares`.
+    graph of φ. `leaves` are detached copies of `weights`. The lookahead differentiates with respect to them, so φ's
+    own graph is traversed once per batch. Mean losses are multiplied by `shares`.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -106,47 +104,66 @@ class TransferBatch:
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch at θ: `total` = `task` + `matching` + `distillation`, each with its weight.
+    """The losses of one batch at θ: `total` = `task` + `matching` with its weight β, and what `plus` adds.
 
-    In one of several processes they are its parts, whose sums over the processes are the losses of the batch.
+    With several processes, each holds its parts of the losses; their sums over the processes are the batch's losses.
 
-    `output` is the target's for the labelled images.
+    `output` is the target's output for all images.
     """
 
     total: Float[Tensor, ""]
     task: Float[Tensor, ""]
     matching: Float[Tensor, ""]
-    distillation: Float[Tensor, ""] | None
     output: Any
     batch: TransferBatch
+
+    def plus(self, loss: Float[Tensor, ""]) -> "Losses":
+        """Add a further loss to the total, such as a distillation of `output`. The lookahead leaves it out."""
+        return replace(self, total=self.total + loss)
 
 
 @dataclass(frozen=True, eq=False)
 class Lookahead:
     """Algorithm 1 for one student: the losses of a batch, the step on θ, and the meta-gradient for φ.
 
+    Example:
+        >>> import mtanytime as mt
+        >>> from mtanytime.transfer import FeatureMatching, Lookahead, MetaNetworks, Student
+        >>> ends = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        >>> source = mt.tap(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *ends, nn.Linear(16, 5)).eval(), ["0"])
+        >>> target = mt.tap(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *ends, nn.Linear(8, 4)), ["0"])
+        >>> pairs = [("0", "0")]  # (source layer, target layer), paths in `named_modules()`
+        >>> student, meta = Student(target, FeatureMatching(pairs, {"0": 16}, {"0": 8})), MetaNetworks(pairs, {"0": 16})
+        >>> sgd, adam = torch.optim.SGD(student.parameters(), lr=0.1), torch.optim.Adam(meta.parameters(), lr=1e-4)
+        >>> lookahead = Lookahead(student, sgd, beta=0.5)
+        >>> for images, labels in [(torch.rand(4, 3, 8, 8), torch.arange(4))]:
+        ...     with torch.no_grad():
+        ...         _, source_features = source(images)
+        ...     losses = lookahead.losses(images, labels, source_features, meta(source_features))
+        ...     lookahead.step(losses)
+        ...     adam.zero_grad()
+        ...     outer_loss = lookahead.backward(losses)
+        ...     adam.step()
+
     Args:
         student: the target network and its regressors.
-        optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps, from
-            the momentum that is there. Where nothing is looked ahead, any optimizer.
+        optimizer: SGD over all of the student's parameters that require grad. The lookahead takes the same steps and
+            starts from its momentum. A loop that never looks ahead may use any optimizer.
         loss: the task's loss, `loss(target(images), labels)` -> scalar.
         beta: β > 0, the weight of the matching loss.
         inner_steps: T ≥ 1, the matching steps of the lookahead.
-        stages: 3, or 2 for T steps on task + β · matching in place of matching steps and task step (described in the
+        stages: 3 for T matching steps and a task step, or 2 for T steps on task + β · matching (described in the
             paper; the details are our reconstruction).
         outer: the outer objective, `outer(forward, images, labels)` -> scalar, where `forward` is the target after the
             lookahead, in train mode; default: the task's loss on the same batch.
         mode, first_order: how the meta-gradient is computed (see `bilevel.meta_gradient`).
         precision: "float32", or "bfloat16" for autocast.
-        fast_layers: run the inner steps within `second_order`, which saves a third of the time. Not for a target that
-            takes a gradient itself or recomputes activations (see `double_backward.allows_fast_layers`).
-        teacher_weight, temperature: of the distillation of a teacher's logits, where `losses` gets some.
-        logits: picks the logits that are compared with the teacher's from the target's output; default: see
-            `measure.logits.find_logits`.
+        fast_layers: run the inner steps within `second_order`, which saves a third of the time. False for a target that
+            computes gradients itself or recomputes activations (see `double_backward.allows_fast_layers`).
 
-    Several processes (see `training.distributed`) each give their part of a batch and the `shares` that it has; all of
-    them then take the step, and get the meta-gradient, of the whole batch. Batch norm shares its moments within
-    `training.shared_batch_norm`.
+    With several processes (see `training.distributed`), each passes its part of a batch, and the `shares` of that part.
+    All of them then take the step of the full batch, and `backward` gives each its part of the meta-gradient. Batch
+    norm shares its moments within `training.shared_batch_norm`.
 
     Raises:
         ValueError: for bad settings.
@@ -164,16 +181,11 @@ class Lookahead:
     first_order: bool = False
     precision: Precision = "float32"
     fast_layers: bool = True
-    teacher_weight: float = 1.0
-    temperature: float = 2.0
-    logits: Pick | None = None
     processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
-        check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
+        check_settings(self)
         require(self.precision in get_args(Precision), "precision", f"one of {get_args(Precision)}", self.precision)
-        for name in ("teacher_weight", "temperature"):
-            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
 
     def losses(
         self,
@@ -181,15 +193,12 @@ class Lookahead:
         labels: Int[Tensor, " labelled"],
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: PairWeights,
-        teacher_logits: Float[Tensor, "batch classes"] | None = None,
         shares: Shares = WHOLE,
     ) -> Losses:
         """The losses of a batch at the current θ.
 
-        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks. There may be
-        fewer labels than images: the task's loss then reads the first images, and the others are matched only.
-        `teacher_logits` are distilled into the target's output for all images (see `distillation`); the lookahead
-        leaves that term out.
+        `source_features` are the source's maps by layer, detached; `weights` come from the meta-networks. If there
+        are fewer labels than images, the first images are the labelled ones, and the others are only matched.
         """
         with self._autocast():
             output, features = self.student.target(images, complete=False)
@@ -198,19 +207,13 @@ class Lookahead:
             task = _scaled(self.loss(labelled, labels), shares.labelled)
             matching = self.student.matching.aligned_loss(features, batch.aligned, batch.leaves).mean()
             matching = _scaled(self.beta * matching, shares.all)
-            total, distillation = task + matching, None
-            if teacher_logits is not None:
-                logits = find_logits(output, teacher_logits.shape[1], self.logits)
-                distillation = self.teacher_weight * distillation_loss(logits, teacher_logits, self.temperature).mean()
-                distillation = _scaled(distillation, shares.all)
-                total = total + distillation
-            return Losses(total, task, matching, distillation, labelled, batch)
+            return Losses(task + matching, task, matching, output, batch)
 
     def step(self, losses: Losses) -> None:
         """Take one SGD step on the total loss.
 
-        Parameters that the loss does not reach get the gradient zero, not None: momentum and weight decay move them,
-        as in the lookahead.
+        Parameters that the loss does not reach get a zero gradient, not None, so that momentum and weight decay still
+        move them, as in the lookahead.
         """
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer.zero_grad(set_to_none=False)
@@ -224,10 +227,10 @@ class Lookahead:
     def backward(self, losses: Losses) -> Float[Tensor, ""]:
         """Add the meta-gradient at the current θ to φ's `.grad`; returns the outer loss, detached.
 
-        In one of several processes both are its parts: sum them over the processes before the step on φ.
+        With several processes, both are this process's parts: sum them over the processes before the step on φ.
 
         Raises:
-            ValueError: where the weights do not depend on parameters, so that there is nothing to learn.
+            ValueError: if the weights depend on no parameters, so that there is nothing to learn.
         """
         weights = losses.batch.weights.values()
         if not any(value.requires_grad for value in weights):
@@ -316,10 +319,10 @@ class Lookahead:
         )
 
     def _layers(self, first: bool) -> AbstractContextManager[None]:
-        """The kind of layers that an inner step runs with.
+        """The context in which an inner step runs its layers.
 
-        The weights λ·w enter after every layer, so a layer's maps and parameters need a second derivative only in
-        steps whose parameters depend on φ, and of these only in the exact gradient.
+        The weights λ·w enter after every layer. So a layer's maps and parameters need a second derivative only in steps
+        whose parameters depend on φ, and only for the exact gradient.
         """
         if self.mode == "unroll" or not self.fast_layers:
             return second_order(fast=False)
@@ -338,7 +341,7 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 
 
 def first_images(output: Any, images: int, count: int) -> Any:
-    """The part of a target's output for the first images: the first rows of each tensor in it with a row per image."""
+    """A target's output for the first `count` images: the first rows of every tensor that has one row per image."""
     if count == images:
         return output
     if isinstance(output, Tensor):
@@ -359,15 +362,11 @@ def first_images(output: Any, images: int, count: int) -> Any:
     return output
 
 
-def check_settings(beta: float, inner_steps: float, stages: int, mode: str, first_order: bool) -> None:
-    """Raise ValueError for a bad setting of `Lookahead`."""
-    require(0 < beta < math.inf, "beta", "a number > 0", beta)
-    require(
-        isinstance(inner_steps, Integral) and inner_steps >= 1,
-        "inner_steps",
-        "a whole number >= 1",
-        inner_steps,
-        "without a matching step the meta-networks get no gradient",
-    )
-    require(stages in (2, 3), "stages", "2 or 3", stages)
-    check_mode(mode, first_order)
+def check_settings(settings: Any) -> None:
+    """Raise ValueError for a bad setting of `Lookahead`, given as attributes of an object."""
+    require(0 < settings.beta < math.inf, "beta", "a number > 0", settings.beta)
+    whole = isinstance(settings.inner_steps, Integral) and settings.inner_steps >= 1
+    remedy = "without a matching step the meta-networks get no gradient"
+    require(whole, "inner_steps", "a whole number >= 1", settings.inner_steps, remedy)
+    require(settings.stages in (2, 3), "stages", "2 or 3", settings.stages)
+    check_mode(settings.mode, settings.first_order)

@@ -9,14 +9,14 @@ Where the sizes of the maps differ, the source map is resized to the target map'
 All pairs of one target layer are computed together: their regressors are one convolution with Σ_m C_m outputs, and
 their source maps are stacked in one tensor. It is the same arithmetic in fewer, larger operations.
 
-The loss comes with its own first and second derivative. They need the error e = r(T^n) - S^m once; the rest are
-products of e with the target map, summed over space, which give one channels × channels matrix per image. With
-α = 2gw/P for P pixels and an incoming gradient g,
+The loss has its own first and second derivative. They compute the error e = r(T^n) - S^m once. The rest are products
+of e with the target map, summed over space: one channels × channels matrix per image. With α = 2gw/P for P pixels and
+an incoming gradient g,
 
     ∂/∂t = (α∘R)ᵀe,   ∂/∂R = Σ_b α∘(e tᵀ),   ∂/∂bias = Σ_b α·Σ_p e,   ∂/∂w = g·mean_p e²
 
-For incoming gradients (a, A, z) of the first three, the second derivative is that of Σ α·(e·δ), summed over channels
-and pixels, where δ = R a + A t + z is the change of e in that direction. Autograd takes a dozen passes over maps of
+For incoming gradients (a, A, z) of the first three, let δ = R a + A t + z be the change of e in that direction. The
+second derivative is that of Σ α·(e·δ), summed over channels and pixels. Autograd would take a dozen passes over maps of
 Σ_m C_m channels instead.
 """
 
@@ -38,16 +38,27 @@ from mtanytime.transfer.second_order import for_parameters, refuse_a_third_deriv
 class FeatureMatching(nn.Module):
     """The regressors r^{m,n} and the matching loss.
 
-    `matching(source_features, target_features, weights)` is the loss. `align` and `aligned_loss` are the same in two
-    parts, for a loop that evaluates the loss several times per batch: the source maps are then resized once.
+    `matching(source_features, target_features, weights)` is the loss. `align`, `stack` and
+    `aligned_loss` are its parts, for a loop that evaluates the loss several times per batch: it then resizes the
+    source maps once.
+
+    Example:
+        >>> from mtanytime.transfer import FeatureMatching, MetaNetworks
+        >>> pairs = [("layer1", "conv1"), ("layer2", "conv1")]  # (source layer, target layer)
+        >>> matching = FeatureMatching(pairs, {"layer1": 64, "layer2": 128}, {"conv1": 32})  # channels by layer
+        >>> meta = MetaNetworks(pairs, {"layer1": 64, "layer2": 128})
+        >>> source = {"layer1": torch.rand(8, 64, 16, 16), "layer2": torch.rand(8, 128, 8, 8)}
+        >>> target = {"conv1": torch.rand(8, 32, 16, 16)}  # `features.tap` takes such maps from any network
+        >>> matching(source, target, meta(source)).shape  # one loss per image, to add to the task's
+        torch.Size([8])
 
     Args:
         pairs: the (source layer, target layer) pairs to match.
         source_channels, target_channels: C_m and D_n by layer.
-        generator: draws the initial weights of the regressors, which are those of `nn.Conv2d` (uniform in ± 1/√D_n).
+        generator: draws the initial weights of the regressors, as `nn.Conv2d` does (uniform in ± 1/√D_n).
 
     Attributes:
-        variances: the variance of the source maps by pair, in whose units errors are counted (see `source_variances`);
+        variances: the variance of the source maps by pair, which `stack` divides errors by (see `source_variances`);
             None, the default, for the paper's loss.
     """
 
@@ -88,7 +99,10 @@ class FeatureMatching(nn.Module):
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         target_sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Float[Tensor, "batch channels height width"]]:
-        """The source maps by target layer with a size: resized to its (height, width) and stacked over its pairs."""
+        """The source maps by target layer, resized to its (height, width) and stacked over its pairs.
+
+        Target layers without a size are left out.
+        """
         return {
             target: torch.cat([resize_maps(source_features[s], target_sizes[target]) for s in sources], dim=1)
             for target, sources in self.sources.items()
@@ -96,9 +110,9 @@ class FeatureMatching(nn.Module):
         }
 
     def stack(self, weights: PairWeights) -> dict[str, Float[Tensor, "batch channels"]]:
-        """The weights λ·w by target layer, side by side in the order of `align`, each divided by its pair's variance.
+        """The weights λ·w by target layer, concatenated in the order of `align`, each divided by its pair's variance.
 
-        ValueError for the weights of other pairs.
+        Raises ValueError for the weights of other pairs.
         """
         pairs = {(source, target) for target, sources in self.sources.items() for source in sources}
         others = sorted(pairs ^ set(weights.pairs))
@@ -136,7 +150,7 @@ class FeatureMatching(nn.Module):
         aligned: Mapping[str, Float[Tensor, "batch _ _ _"]],
         weights: Mapping[str, Float[Tensor, "batch _"]],
     ) -> Float[Tensor, " batch"]:
-        """L_wfm of each image, from `align`'s source maps and the weights λ·w of `PairWeights.by_target`.
+        """L_wfm of each image, from `align`'s source maps and `stack`'s weights.
 
         A target layer without features or aligned maps contributes nothing: it was skipped at random.
         """
@@ -155,7 +169,7 @@ class FeatureMatching(nn.Module):
                     aligned[target].to(weight.dtype).flatten(2),
                     weights[target].to(weight.dtype),
                 )
-        if isinstance(total, float):  # nothing to match; a zero that requires grad, as any loss
+        if isinstance(total, float):  # nothing to match: a zero that requires grad, like any loss
             first = next(iter(weights.values()))
             return 0 * self.regressors[0].bias.sum() + first.new_zeros(len(first))
         return total
@@ -169,15 +183,17 @@ def source_variances(
 ) -> dict[Pair, float]:
     """The variance of each pair's source maps, resized to the target's, over images and pixels; a mean over channels.
 
-    With uniform channel weights, an error divided by it is 1 - R² of the regressor: 1 for one that answers with each
-    channel's mean. ValueError for a layer whose maps are constant, or for a network all of whose maps are.
+    With uniform channel weights, an error divided by this variance is 1 - R² of the regressor; a regressor that
+    predicts each channel's mean has the error 1.
+
+    Raises ValueError for a layer whose maps are constant or, with `by_network`, for a network whose maps all are.
 
     Args:
         batches: the source's maps by layer, one batch of images after another.
         pairs: the (source layer, target layer) pairs.
         target_sizes: height and width of the target's maps by layer.
-        by_network: one unit for all pairs of a source network, the mean of their variances, so that layers whose maps
-            vary more keep their larger share.
+        by_network: take the mean of the variances for all pairs of a source network, so that layers whose maps vary
+            more keep their larger share of the loss.
     """
     moments: dict[Pair, Tensor] = {}
     count = 0
@@ -192,7 +208,7 @@ def source_variances(
         squares[pair] = (second / count).mean().item()
         variances[pair] = (second / count - (first / count) ** 2).mean().item()
     units: dict[str, list[Pair]] = {}
-    for pair in variances:  # "network/layer" where there are several networks
+    for pair in variances:  # "network/layer" if there are several networks
         units.setdefault(pair[0].rpartition("/")[0] if by_network else repr(pair), []).append(pair)
     for group in units.values():
         mean, square = (sum(values[pair] for pair in group) / len(group) for values in (variances, squares))

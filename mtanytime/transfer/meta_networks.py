@@ -24,7 +24,7 @@ from mtanytime.training.distributed import Processes
 Pair = tuple[str, str]
 Where = Literal["relu6", "relu", "constant", "off"]
 WhereStart = Literal["random", "even"]
-SMALLEST_MEAN = 1e-3  # of λ: where all pairs are switched off, their weights stay small
+SMALLEST_MEAN = 1e-3  # the least mean of λ to divide by: the weights stay small if all pairs are switched off
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class PairWeights:
     pairs: dict[Pair, Float[Tensor, "batch 1"]]
 
     def by_target(self) -> dict[str, Float[Tensor, "batch channels"]]:
-        """λ·w by target layer: those of all its pairs side by side, in the order of the pairs."""
+        """λ·w by target layer: the weights of its pairs, concatenated in the order of the pairs.
+
+        `FeatureMatching.stack` also divides them by the pairs' variances.
+        """
         parts: dict[str, list[Tensor]] = {}
         for (source, target), weights in self.channels.items():
             parts.setdefault(target, []).append(weights * self.pairs[source, target])
@@ -59,9 +62,9 @@ class MetaNetworks(nn.Module):
         where_start: the initial weights of g: "random" (the authors' code: λ starts at one plus a random linear
             function of the features, which depends on the seed) or "even" (zero, so λ = 1 for all pairs and images;
             ours, for relu6 and relu).
-        normalize: divide λ by its mean over the pairs and the images of the batch. The meta-networks then learn where
-            to transfer, and β alone says how strongly: with a free λ, an outer loss that is close to zero only pulls λ
-            down. Of several processes that share a batch, all must call the networks. Ours, not the paper's.
+        normalize: divide λ by its mean over the pairs and the images of the batch. The meta-networks then learn only
+            where to transfer, and β alone says how strongly. With a free λ, an outer loss close to zero only pulls λ
+            down. If several processes share a batch, all must call the networks. Ours, not the paper's.
         generator: draws the random initial weights of g.
 
     Raises:
@@ -122,7 +125,7 @@ class MetaNetworks(nn.Module):
 
 
 def _mean_of_batch(weights: Float[Tensor, "part pairs"]) -> Float[Tensor, ""]:
-    """The mean over the images of a batch, of which this may be one process's part."""
+    """The mean over the images of a batch, of which this process may hold only a part."""
     processes = Processes()
     if processes.count == 1:
         return weights.mean()

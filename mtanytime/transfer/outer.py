@@ -32,12 +32,12 @@ class FreshBatch:
     are reproducible and can be resumed. Several processes share one draw.
 
     Args:
-        data: the images to draw from, with the classes of the training set. If validation images are a part of it,
-            split them off first, or φ is trained on them: `train, held_out = train.split(0.1, seed)`, with `held_out`
+        data: the images to draw from, with the classes of the training set. If they include the validation images,
+            split those off first, or φ is trained on them: `train, held_out = train.split(0.1, seed)`, with `held_out`
             as the trainer's `validation`.
         batch_size: images per batch; all images, if there are fewer.
         augment: as in `Trainer`, resampled for each batch.
-        loss: `loss(output, labels)`, a scalar; give the trainer's, if that is not the default.
+        loss: `loss(output, labels)`, a scalar; pass the trainer's loss if that is not the default.
 
     Raises:
         ValueError: for an empty set, or a batch_size that is not a whole number >= 1.
@@ -77,7 +77,7 @@ class FreshBatch:
         if processes.count == 1:
             return loss
         (total,) = processes.sums([torch.tensor(float(len(images)))])
-        # The lookahead weighs each process by its share of the step's images, which is not that of the fresh ones.
+        # The lookahead weights each process by its share of the step's images, not by that of the fresh ones.
         return loss * (len(own) / len(fresh)) / (len(images) / total.item())
 
 
@@ -88,7 +88,7 @@ def try_outer(
     labels: Int[Tensor, " batch"],
     precision: Precision,
 ) -> None:
-    """Call an outer objective on a few images, without a trace on the target; ValueError if it fails."""
+    """Call an outer objective on a few images, leaving the target unchanged; ValueError if it fails."""
     with (
         trial_run(target, images.device, training=True) as buffers,
         error_context(f"outer {name_of(outer)}"),

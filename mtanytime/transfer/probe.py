@@ -1,4 +1,4 @@
-"""Linear probe: a logistic regression on the frozen source's features, the least that a transfer must beat.
+"""Linear probe: a logistic regression on the frozen source's features, which any transfer must beat.
 
 Kornblith, Shlens, Le 2019 (arXiv:1805.08974) call it the fixed feature extractor. Here the layers whose features are
 read and the strength of the regularization are chosen by cross-validation on the labelled images alone.
@@ -47,12 +47,7 @@ class LinearProbe(nn.Module):
         table: pd.DataFrame,
     ) -> None:
         super().__init__()
-        self.source, self.layers, self.strength, self.table = (
-            source.eval(),
-            tuple(layers),
-            strength,
-            table,
-        )
+        self.source, self.layers, self.strength, self.table = source.eval(), tuple(layers), strength, table
         self.linear = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight))
         self.linear.weight, self.linear.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
 
@@ -65,7 +60,7 @@ class LinearProbe(nn.Module):
     def logits(
         self, output: Tensor, features: Mapping[str, Float[Tensor, "batch _ _ _"]]
     ) -> Float[Tensor, "batch classes"]:
-        """The logits from what the source gave already: its output and maps by layer."""
+        """The logits from the source's output and maps by layer, if it has already run."""
         return self.linear(_pooled(output, features, self.layers).to(self.linear.weight.dtype))
 
 
@@ -80,7 +75,7 @@ def fit_probe(
     scoring: Scoring = "accuracy",
     max_images: int | None = None,
 ) -> LinearProbe:
-    """Fit a linear probe, its layers and strength chosen by cross-validation on the labelled images.
+    """Fit a linear probe whose layers and strength are chosen by cross-validation on the labelled images.
 
     Candidates for the layers are the last one, all of them, and all of them with the source's output. Features are
     standardized over the labelled images. Of equally good candidates, the one with fewer features and the smaller
@@ -89,15 +84,15 @@ def fit_probe(
     Args:
         source: a trained network; it is put in eval mode and otherwise unchanged.
         data: labelled images, at least `folds` per class.
-        layers: module paths, and `OUTPUT` for the source's own output, which is passed over if it is no tensor (batch,
+        layers: module paths, and `OUTPUT` for the source's own output, which is ignored unless it is a tensor (batch,
             outputs); default: the network's own `feature_layers` and `OUTPUT`.
         strengths: values of scikit-learn's C to compare.
         folds: of the cross-validation, balanced by class.
         seed: of the split into folds.
-        scoring: what cross-validation compares: "accuracy", or "log_loss" for answers that say how sure they are, as a
-            teacher's should.
-        max_images: read about as many images at most: an equal number of each class, drawn at random from an
-            image set, or the first batches of a `DataLoader`; None: all of them.
+        scoring: what cross-validation compares: "accuracy", or "log_loss" for calibrated answers, as a teacher's should
+            be.
+        max_images: read at most about this many images: an equal number of each class, drawn at random from an image
+            set, or the first batches of a `DataLoader`; None: all of them.
 
     Raises:
         ValueError: one class alone, a class with fewer images than folds, no strengths, unknown layers, features that
@@ -157,7 +152,7 @@ def fit_probe(
 
 
 def folds_of(data: LabelledImages | DataLoader, most: int = 5) -> int:
-    """How many folds the smallest class has images for: 2 to `most`; of a `DataLoader`, `most`."""
+    """How many folds the smallest class has images for, from 2 to `most`; for a `DataLoader`, `most`."""
     if not isinstance(data, LabelledImages):
         return most
     return min(max(int(torch.bincount(data.labels.cpu(), minlength=len(data.classes)).min()), 2), most)
@@ -166,7 +161,7 @@ def folds_of(data: LabelledImages | DataLoader, most: int = 5) -> int:
 def _read(
     tapped: Tapped, data: LabelledImages | DataLoader, max_images: int | None, seed: int
 ) -> tuple[Any, dict[str, Float[Tensor, "images channels 1 1"]], np.ndarray]:
-    """The source's outputs (None if they are no tensors), the spatial means of its layers, and the labels."""
+    """The source's outputs (None unless they are tensors), the spatial means of its layers, and the labels."""
     if max_images is not None and isinstance(data, LabelledImages) and len(data) > max_images:
         each = max(max_images // len(data.classes), 2)
         by_class = shuffled_by_class(data.labels.cpu(), len(data.classes), generator_for(seed))

@@ -1,4 +1,4 @@
-"""ReviewKD (Chen et al., CVPR 2021, arXiv:2104.09044): early source layers teach late target layers, too.
+"""ReviewKD (Chen et al., CVPR 2021, arXiv:2104.09044): early source layers also teach late target layers.
 
 Written from the paper: residual learning with attention-based fusion (section 3.3) and the hierarchical context loss
 (section 3.4).
@@ -19,7 +19,7 @@ LEVELS = (4, 2, 1)  # sides of the pooled maps of the hierarchical context loss
 class ReviewKD(nn.Module):
     """Target layers are fused from the last one backwards; each fused map is matched to the source layer of its rank.
 
-    The last source layer goes with the last target layer, and so on; further target layers stay out.
+    The last source layer is paired with the last target layer, and so on; further target layers are not used.
 
     Args:
         source_channels, target_channels: channels by layer, first to last; at least as many target layers as source
@@ -85,8 +85,7 @@ def hierarchical_context_loss(
         if side >= maps.shape[2]:
             continue
         weight /= 2
-        pooled = (F.adaptive_avg_pool2d(part, side) for part in (maps, source))
-        first, second = pooled
+        first, second = (F.adaptive_avg_pool2d(part, side) for part in (maps, source))
         loss = loss + weight * (first - second).square().mean(dim=(1, 2, 3))
         total += weight
     return loss / total

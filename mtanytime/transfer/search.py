@@ -6,7 +6,7 @@ cannot tell one pair from another. Here the labels are split: the task's loss se
 other. Matching needs no labels, so it may use all images. The mean of λ and w over the search and over several splits
 is a map, and a training with it costs what plain matching costs. This is ours, not the paper's.
 
-`trial_search`, in `trials`, judges maps by whole trainings in place of a lookahead.
+`trial_search`, in `trials`, judges maps by complete trainings instead of lookaheads.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ from mtanytime.transfer.transfer_map import TransferMap
 Source = nn.Module | Mapping[str, nn.Module]
 Target = nn.Module | Callable[[], nn.Module]
 Data = Task | LabelledImages | DataLoader  # a DataLoader is refused with a remedy
-# What the search sets for its trainers unless told otherwise: safe from divergence, at a rate at which maps take shape.
+# Defaults of the search's trainers: they do not diverge, and the rate is high enough for maps to take shape.
 SEARCH: dict[str, Any] = {
     "what": True,
     "where": "relu6",
@@ -47,8 +47,8 @@ SPLIT = -8  # purpose of derived seeds
 class MapSearch:
     """The outcome of a search: its map, the map of each split or trial, and the seconds of training it took.
 
-    `losses` has one number per trial, its loss on the held-out labels; nothing for a search by lookahead.
-    `effects` is what `trial_search` found out about each pair: by how much it lowers the logarithm of that loss.
+    `losses` holds each trial's loss on the held-out labels; it is empty for a search by lookahead. `effects` holds what
+    `trial_search` estimates for each pair: by how much it lowers the logarithm of that loss.
     """
 
     map: TransferMap
@@ -75,7 +75,7 @@ def search_map(
         source: the trained network or networks (see `TransferTrainer`).
         target: a function that makes the target network, or the network, which is copied.
         data: the labelled images; of a `Task`, the training set.
-        splits: how many times to split the labels, each with a target of its own; the map is the mean.
+        splits: how many times to split the labels; each split trains its own target, and the map is their mean.
         held_out: the fraction of each class's labels for the outer objective, in (0, 1).
         folder: where to keep the runs, one per split, which are resumed; None keeps them in memory.
         seed: of the splits and the trainings.
@@ -87,7 +87,7 @@ def search_map(
 
     Raises:
         ValueError: as `TransferTrainer`; `splits` below 1, `held_out` outside (0, 1), a class with fewer than two
-            labels, nothing to learn, or an `outer` or `map`, which the search makes.
+            labels, nothing to learn, or an `outer` or `map`, which the search sets itself.
     """
     check_count("splits", splits)
     refuse_settings(settings, "outer", "map")
@@ -96,7 +96,7 @@ def search_map(
     learns = settings["what"] or settings["where"] != "off"
     require(learns, "where", "a kind of λ to learn, or what=True", settings["where"])
     if settings["where"] not in ("relu6", "relu"):
-        settings["where_start"] = "random"  # the others start even of themselves
+        settings["where_start"] = "random"  # the other kinds start with equal λ anyway
     batch_size = settings.get("batch_size", 128)
     maps, seconds = [], 0.0
     for split in range(splits):
@@ -117,7 +117,7 @@ def check_count(name: str, count: object) -> None:
 
 
 def refuse_settings(settings: Mapping[str, Any], *names: str) -> None:
-    """Raise ValueError for settings that a search makes itself, and would pass over."""
+    """Raise ValueError for settings that a search sets itself and would ignore."""
     for name in names:
         require(name not in settings, name, "no value, as the search makes its own", settings.get(name))
 
@@ -137,12 +137,12 @@ def hold_back(train: LabelledImages, held_out: float, seed: int) -> tuple[Labell
 
 
 def maker(target: Target) -> Callable[[], Target]:
-    """A function that gives a fresh target: copies of a network, or the function that makes it."""
+    """A function that returns a fresh `target` for a trainer: a copy of a network, or the function that makes one."""
     return (lambda: deepcopy(target)) if isinstance(target, nn.Module) else (lambda: target)
 
 
 def without_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings for a training with a map, which itself says the layers; those that it leaves out are not tapped."""
+    """The settings for a training with a map, without layers: the map names them, and others need not be tapped."""
     return {key: value for key, value in settings.items() if key not in ("pairs", "source_layers", "target_layers")}
 
 

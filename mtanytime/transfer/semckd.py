@@ -1,6 +1,6 @@
-"""SemCKD (Chen et al., AAAI 2021, arXiv:2012.03236): every target layer attends to the source layers like it.
+"""SemCKD (Chen et al., AAAI 2021, arXiv:2012.03236): every target layer attends to similar source layers.
 
-Written from the paper; where it leaves sizes open, they are those of the authors' code (DefangChen/SemCKD).
+Written from the paper; sizes that it leaves open are taken from the authors' code (DefangChen/SemCKD).
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class SemCKD(nn.Module):
     """Feature distillation with pair weights from attention between the layers' similarity matrices.
 
     For each layer, the similarity matrix of a batch is A = F Fᵀ with F the flattened maps (batch, features). Row i of a
-    target layer's A is embedded as a query, of a source layer's A as a key; the softmax over source layers of
-    query · key is the weight α of the pair for image i. The loss of image i is Σ α · mean (projection(T) - S)² over
+    target layer's A is embedded as a query, row i of a source layer's A as a key. The softmax of query · key over the
+    source layers is the weight α of the pair for image i. The loss of image i is Σ α · mean (projection(T) - S)² over
     pairs, averaged over target layers; the larger map is average-pooled to the smaller one's size (section 3.3).
 
     A similarity matrix has as many columns as the batch has images, so all batches must be of one size.

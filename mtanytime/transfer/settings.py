@@ -53,21 +53,21 @@ class TransferSettings:
         where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
-        normalize_errors: count matching errors in units of the variance of the source's features, so that β means the
-            same for every network. "network": one unit for all layers of a source, which keeps their shares; True: one
-            for each pair, whose error of 1 is that of a constant; False: none, as in the paper (see
-            `matching.source_variances`).
+        normalize_errors: divide matching errors by the variance of the source's features, so that β means the same for
+            every network (see `matching.source_variances`). "network": one variance for all layers of a source, which
+            keeps their shares of the loss; True: one per pair, so that a constant prediction has the error 1; False:
+            no division, as in the paper.
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
-        meta_every: steps from one lookahead to the next; 1 in the paper. The steps between take the meta-networks'
-            present weights and cost what plain matching does.
+        meta_every: steps from one lookahead to the next; 1 in the paper. The steps between use the meta-networks'
+            current weights and cost as much as plain matching.
         meta_clip: the largest norm of the meta-gradient, to which larger ones are scaled down; None: no limit.
         normalize_weights: λ has the mean 1 over the pairs (see `MetaNetworks`), that of a `map` as well. A map with λ
             near 6 may diverge without it.
-        views: strong views of the labelled images per step, on which the target is matched (and distilled) as well;
-            "batch": as many as the batch size, or none beside unlabelled ones; None: none.
+        views: how many strong views of labelled images per step to match and distill on, besides the batch itself;
+            "batch": as many as the batch size, or none if there are unlabelled images; None: none.
         view_augment: makes a view, see `data.StrongViews`.
         unlabelled_per_step: unlabelled images per step; default: the batch size.
-        teacher_weight, temperature: of the distillation of the teacher's answers, see `Lookahead`.
+        teacher_weight, temperature: of the distillation of the teacher's answers, see `distillation`.
         trace_every: steps between rows of the trace; default: a hundredth of the run. Channel weights are recorded at
             every fifth of them.
 
@@ -102,7 +102,9 @@ class TransferSettings:
         check_where(self.where, self.where_start)
         units = (False, True, "network")
         require(self.normalize_errors in units, "normalize_errors", f"one of {units}", self.normalize_errors)
-        check_settings(self.beta, self.inner_steps, self.stages, self.mode, self.first_order)
+        check_settings(self)
+        for name in ("teacher_weight", "temperature"):
+            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
         require(0 < self.meta_lr < math.inf, "meta_lr", "a number > 0", self.meta_lr)
         require(0 <= self.meta_weight_decay < math.inf, "meta_weight_decay", "a number >= 0", self.meta_weight_decay)
         for name in ("trace_every", "views", "unlabelled_per_step", "meta_every"):
@@ -112,6 +114,4 @@ class TransferSettings:
             whole = isinstance(value, Integral) and value is not True and value >= 1
             require(whole or (value is None and name != "meta_every"), name, "a whole number >= 1", value)
         require(self.meta_clip is None or 0 < self.meta_clip < math.inf, "meta_clip", "a number > 0", self.meta_clip)
-        for name in ("teacher_weight", "temperature"):
-            require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))
         object.__setattr__(self, "view_augment", as_augment(self.view_augment))

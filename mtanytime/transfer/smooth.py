@@ -1,8 +1,8 @@
-"""Functions whose second derivative torch lacks, or computes as NaN, with the same values and a usable one.
+"""Replacements for functions whose second derivative torch lacks or computes as NaN; their values are the same.
 
-torch has no second derivative of hard-sigmoid (MobileNetV3) and of fused attention (transformers). That of a vector's
-norm is NaN at zero, where its subgradient is zero: Swin V2 normalizes the zero queries and keys of padded tokens. Here
-the second derivative is zero there, too, and attention runs in torch's plain kernel.
+torch has no second derivative of hard-sigmoid (MobileNetV3) or of fused attention (transformers). That of a vector's
+norm is NaN at zero, although its subgradient there is zero; Swin V2 normalizes the zero queries and keys of padded
+tokens. Here it is zero as well, and attention runs in torch's plain kernel.
 """
 
 from collections.abc import Callable

@@ -12,16 +12,18 @@ from mtanytime.checks import Words, require
 from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped
+from mtanytime.measure.logits import Pick, find_logits
+from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
 from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe, folds_of
 
 Images = Float[Tensor, "batch channel height width"]
 Passes = Mapping[str, tuple[Any, Mapping[str, Tensor]]]
-MAX_IMAGES = 5000  # that a probe is fitted to: with more labels than these it costs minutes
+MAX_IMAGES = 5000  # to fit a probe to; more would take minutes
 
 
 class Teacher:
-    """A frozen teacher. One that is a linear probe of a source reads that source's pass in place of another one.
+    """A frozen teacher. A linear probe of a source reuses that source's forward pass instead of running it again.
 
     Args:
         network: the trained network, moved to the device and put in eval mode.
@@ -54,6 +56,13 @@ class Teacher:
         with autocast(self._device, self._precision):
             return self.network(images.to(dtype_of(self.network, images)))
 
+    def loss(
+        self, output: Any, images: Images, passes: Passes, pick: Pick | None = None, temperature: float = 2.0
+    ) -> Float[Tensor, " batch"]:
+        """The distillation loss of each image, for a target's `output`; `pick` finds its logits (see `find_logits`)."""
+        logits = self.logits(images, passes)
+        return distillation_loss(find_logits(output, logits.shape[1], pick), logits, temperature)
+
     def check(self, images: Images, classes: int | None, passes: Passes) -> None:
         """Raise ValueError unless the teacher answers with as many logits as the target has classes."""
         with error_context("teacher"):
@@ -66,7 +75,7 @@ class Teacher:
 def fit_teacher(sources: Mapping[str, Tapped], data: LabelledImages | DataLoader, seed: int) -> tuple[LinearProbe, str]:
     """The linear probe of the source with the lowest log loss in cross-validation, and a note about it.
 
-    Raises ValueError, with the remedy, where no probe can be fitted to the labelled images.
+    Raises ValueError, with the remedy, if no probe can be fitted to the labelled images.
     """
     probes, options = {}, {"folds": folds_of(data), "seed": seed, "scoring": "log_loss", "max_images": MAX_IMAGES}
     for name, source in sources.items():

@@ -24,12 +24,12 @@ class Trace:
         self._means = {"trace": RunningMean(), "channels": RunningMean()}
 
     def add(self, weights: PairWeights, sums: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
-        """Include the weights of a batch; `sums` adds those of other processes (`Processes.sums`)."""
+        """Include the weights of a batch; `sums` adds the weights of other processes (`Processes.sums`)."""
         for name, values in (("trace", weights.pairs), ("channels", weights.channels)):
             self._means[name].add(torch.cat([values[pair].detach() for pair in self._pairs], dim=1), sums)
 
     def pair_rows(self, step: int) -> list[Row]:
-        """A row per pair, and start again: step, source, target, weight, weight_std."""
+        """One row per pair: step, source, target, weight, weight_std. The means start again."""
         weights = zip(self._pairs, *self._means["trace"].take(), strict=True)
         return [
             {"step": step, "source": source, "target": target, "weight": mean, "weight_std": std}
@@ -37,7 +37,7 @@ class Trace:
         ]
 
     def channel_rows(self, step: int) -> list[Row]:
-        """A row per pair and channel, and start again: step, source, target, channel, weight."""
+        """One row per pair and channel: step, source, target, channel, weight. The means start again."""
         mean, _ = self._means["channels"].take()
         places = [(pair, channel) for pair in self._pairs for channel in range(self._channels[pair[0]])]
         return [

@@ -90,14 +90,14 @@ class TransferResult(TrainingResult):
 class TransferTrainer(Trainer):
     """Train a target network on a task by matching its features with those of trained source networks.
 
-    Each batch is an SGD step on the task's loss plus β times the matching loss. With `what` or `where`, this is
-    L2T-ww's Algorithm 1 (see `lookahead`): a lookahead follows, whose meta-gradient gives an Adam step on the
-    meta-networks, which learn what and where to transfer.
+    Each batch gives one SGD step on the task's loss plus β times the matching loss. With `what` or `where`, this is
+    L2T-ww's Algorithm 1 (see `lookahead`): a lookahead follows each step, and its meta-gradient gives an Adam step on
+    the meta-networks, which learn what and where to transfer.
 
     The defaults are not the paper's, but follow what wins on CIFAR-10 with few labels: matching with fixed weights on
     labelled images and strong views of them, where the answers of the source's linear probe are distilled, too.
     `TransferTrainer(..., **PAPER)` is the paper's L2T-ww. Deviations from the authors' code are named in
-    `meta_networks`, `matching` and `lookahead`; also, the source runs once per batch.
+    `meta_networks`, `matching` and `lookahead`. One more: the source runs once per batch.
 
     Args:
         source: the trained network, or several by name; their layers are then called "name/layer". Moved to the
@@ -107,23 +107,23 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
-        map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is learned then (`what`
-            and `where` are off), and the map's pairs are matched, but for those with λ = 0.
-        unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
-            well: an image set or a `DataLoader`, whose labels are not read, or a folder.
-        teacher: a trained network with the target's classes, whose answers are distilled into the target on all images
-            of a step; never trained. "probe": a linear probe of the source, fitted to the labelled images when the
-            trainer is made (see `teacher.fit_teacher`); None: nobody.
-        arrived: images not trained on, labels unread, for `TransferResult.arrived`: what the target has learned of each
-            source layer, measured at every fifth row of the trace and at the last step (see `arrived.Arrived`).
+        map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
+            and `where` are off), and the pairs are those of the map, except those with λ = 0.
+        unlabelled: further images for matching and distillation, of the labelled images' size: an image set, a
+            `DataLoader` or a folder. Labels are not read.
+        teacher: a trained network with the target's classes. It is frozen, and its answers on all images of a step are
+            distilled into the target. "probe": a linear probe of the source, fitted to the labelled images when the
+            trainer is made (see `teacher.fit_teacher`). None: no distillation.
+        arrived: images not trained on, for `TransferResult.arrived`: what the target has learned of each source layer,
+            measured at every fifth row of the trace and at the last step (see `arrived.Arrived`). Labels are not read.
         settings: the fields of `TransferSettings`: what, where, beta, …; and the keyword arguments of `Trainer`, some
             with defaults for few labels.
 
     Raises:
-        ValueError: as `Trainer`; also unknown or unsuitable layers, pairs outside them, a source that no pair uses, a
-            matched target layer that gets no gradient, an outer objective that fails on a few images, unlabelled
-            images of another size, a teacher of other classes, labels that no probe can be fitted to, or too few images
-            for `arrived`.
+        ValueError: as `Trainer`. Layers: unknown or unsuitable ones, pairs outside them, a source that no pair uses, or
+            a matched target layer that gets no gradient. Images: unlabelled ones of another size, too few for
+            `arrived`, or labels that no probe can be fitted to. Also an outer objective that fails on a few images, or
+            a teacher of other classes.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
@@ -155,7 +155,7 @@ class TransferTrainer(Trainer):
         self.teacher, self._unlabelled, self._arrived_data = teacher, unlabelled, arrived
         self.networks = name_sources(source)
         check_pair_form(pairs)
-        if self.map is not None and len(self.networks) > 1:  # those that the map does not use are not needed
+        if self.map is not None and len(self.networks) > 1:  # drop sources that the map does not use
             used = {pair[0].partition("/")[0] for pair in pairs}
             self.networks = {name: network for name, network in self.networks.items() if name in used} or self.networks
         self._layers = source_layers, target_layers, pairs
@@ -227,7 +227,7 @@ class TransferTrainer(Trainer):
         if self._probe:
             self.teacher, note = fit_teacher(self.sources, self.batches.data, self.seed)
             self.notes.append(note)
-            self.modules["teacher"] = self.teacher.linear  # on another machine it would not be the same bit for bit
+            self.modules["teacher"] = self.teacher.linear  # refitted elsewhere, it could differ in its last bits
         if self.teacher is not None:
             self._teacher = Teacher(self.teacher, self.sources, self.device, self.precision)
             self.notes += [] if self._probe else self._teacher.notes
@@ -244,9 +244,6 @@ class TransferTrainer(Trainer):
             first_order=settings.first_order,
             precision=self.precision,
             fast_layers=fast_layers,
-            teacher_weight=settings.teacher_weight,
-            temperature=settings.temperature,
-            logits=self.settings.logits,
             processes=self.processes,
         )
         self.arrived: Arrived | None = None
@@ -305,19 +302,22 @@ class TransferTrainer(Trainer):
         passes = self._source_passes(images)
         source_features = _joined(passes)
         weights = self.meta(source_features)  # without autocast: bfloat16 would round λ to two digits
-        logits = None if self._teacher is None else self._teacher.logits(images, passes)
-        losses = self.lookahead.losses(images, labels, source_features, weights, logits, shares)
+        losses = self.lookahead.losses(images, labels, source_features, weights, shares)
         mean_lambda = torch.stack([weight.detach().mean() for weight in weights.pairs.values()])
         by_pair = _in_words(mean_lambda, self.map is None or self.transfer_settings.normalize_weights)
         metrics = {
             "loss": losses.total.item(),
             "task_loss": losses.task.item(),
             "matching_loss": losses.matching.item(),
-            "accuracy": shares.labelled * batch_accuracy(self._logits(losses.output), labels),
+            "accuracy": shares.labelled * batch_accuracy(self._logits(losses.output)[: len(labels)], labels),
             "mean_lambda": shares.all * mean_lambda.mean().item(),
         }
-        if losses.distillation is not None:
-            metrics["distillation_loss"] = losses.distillation.item()
+        if self._teacher is not None:
+            settings = self.transfer_settings
+            answers = self._teacher.loss(losses.output, images, passes, self.settings.logits, settings.temperature)
+            distillation = settings.teacher_weight * answers.mean() * shares.all
+            losses = losses.plus(distillation)
+            metrics |= {"loss": losses.total.item(), "distillation_loss": distillation.item()}
         metrics = self.processes.metrics(metrics, 1.0)  # each process has the parts of its images
         self._finite(metrics["loss"], "loss", by_pair)
         self.lookahead.step(losses)

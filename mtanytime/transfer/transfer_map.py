@@ -59,7 +59,7 @@ class TransferMap:
     def from_tables(cls, trace: pd.DataFrame, channels: pd.DataFrame) -> "TransferMap":
         """The mean of the rows of `TransferResult.trace` and `channels`, which are means over images and steps.
 
-        The last row may stand for fewer steps, and counts as the others do.
+        The last row may cover fewer steps; it counts as much as the others.
         """
         by_pair = trace.groupby(["source", "target"], sort=False)["weight"].mean()
         weights = channels.groupby(["source", "target", "channel"], sort=False)["weight"].mean()
@@ -143,11 +143,11 @@ def as_map(given: TransferMap | str | PathLike[str], normalize: bool = False) ->
 
 
 class FixedWeights(nn.Module):
-    """Give the weights of a `TransferMap` for every batch, in place of `MetaNetworks`; nothing in it is learned.
+    """The weights of a `TransferMap` for every batch, in place of `MetaNetworks`; nothing is learned.
 
     Args:
         transfer_map: the map.
-        pairs: the pairs that are matched, in their order; all of the map's but those with λ = 0, which may be left out.
+        pairs: the matched pairs, in order: all pairs of the map, where those with λ = 0 may be left out.
         source_channels: C_m of each source layer.
 
     Raises:
@@ -165,7 +165,7 @@ class FixedWeights(nn.Module):
             what = f"{channels} channel weights for {source} → {target}, as the source's layer has"
             require(len(weights) == channels, "map", what, Words(f"{len(weights)}, of another network"))
         self.pairs = list(pairs)
-        where = torch.tensor([float(transfer_map.pairs[pair]) for pair in self.pairs])  # a map may have whole numbers
+        where = torch.tensor([float(transfer_map.pairs[pair]) for pair in self.pairs])  # a map may hold integers
         self.register_buffer("where", where, persistent=False)
         for i, pair in enumerate(self.pairs):
             what = torch.tensor([float(weight) for weight in transfer_map.channels[pair]])

@@ -1,14 +1,11 @@
-"""Search for a map by trials: whole trainings with a few pairs each, judged by their loss on held-back labels.
+"""Search for a map by trials: complete trainings with a few pairs each, judged by their loss on held-back labels.
 
-A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). A trial
-goes to the end of a training. It matches some of the pairs, all with the same weight, and a linear model of the
-held-out loss says what each pair contributes; what pairs have in common, that the target's layer comes later in its
-network than the source's in its own, is an effect of the model, too. The first trials match each pair once or more;
-then Thompson sampling (Biometrika 25, 1933) proposes the pairs: those that are best for effects drawn from the model's
-posterior distribution, so that good pairs are tried together and doubtful ones again. What to transfer, the channels,
-can be learned before by lookaheads. This is ours, not the paper's. `search_then_train` adds the training with the map.
+A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). A trial is
+a complete training. It matches some of the pairs, all with the same weight. `pair_search` proposes the pairs, and
+learns from the held-out losses what each pair contributes. The channel weights can be learned beforehand, by
+lookaheads. This is ours, not the paper's. `search_then_train` adds the training with the map.
 
-`random_search` is the rival: as many trials of maps drawn at random, of which the one with the least loss is taken.
+`random_search` is the rival: it tries as many random maps and keeps the one with the lowest loss.
 """
 
 import math
@@ -29,6 +26,7 @@ from mtanytime.measure.evaluation import predictions
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.pair_search import TRIAL, PairSearch
 from mtanytime.transfer.search import (
     SPLIT,
     Data,
@@ -47,11 +45,7 @@ from mtanytime.transfer.search import (
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
-_TRIAL = -9  # purpose of derived seeds
-# The prior standard deviation of what late target layers have in common, in units of that of a pair's own effect. On
-# 128 validation trials, the error of leaving one out falls from 0.136 without it to 0.128 with 1 and 0.121 with 3.
-_COMMON = 3.0
-# Of the search for channels, by default.
+# Defaults of the search for channel weights.
 _CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
 
 
@@ -69,16 +63,16 @@ def trial_search(
 ) -> MapSearch:
     """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
 
-    A trial that diverges counts as the worst so far, or as a guess.
+    A trial that diverges counts with the highest loss so far, but at least with the loss of guessing.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
         trials: how many targets to train; enough for each pair to be tried once.
         kept: how many pairs the map matches; default: three fifths of all, at least one. A trial matches two thirds of
-            that number, so that it tells pairs apart.
-        channels: settings of a `search_map` that first learns the channels, with all pairs matched alike; all trials
-            and the map then have its channel weights. An empty dict takes the defaults; None weights channels alike.
-            It sees the labels that the trials see, so it has no `held_out`, `splits` or `seed` of its own.
+            that number, so that trials tell pairs apart.
+        channels: settings of a `search_map` that first learns the channel weights, with equal λ for all pairs; all
+            trials and the map then use these weights. An empty dict means the defaults; None, equal weights. The
+            search uses the trials' split of the labels, so it takes no `held_out`, `splits` or `seed`.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
 
@@ -96,17 +90,18 @@ def trial_search(
     kept = _kept(count) if kept is None else kept
     whole = isinstance(kept, Integral) and 1 <= kept <= count
     require(whole, "kept", f"a number of pairs, 1 to {count}", kept)
-    matched = _matched(kept)
-    first = _each_once(tried.pairs, matched, tried.seed)
-    require(trials >= len(first), "trials", f"at least {len(first)}, so that each of {count} pairs is tried", trials)
+    search = PairSearch(tried.pairs, _matched(kept), tried.seed)
+    least = len(search.first)
+    require(trials >= least, "trials", f"at least {least}, so that each of {count} pairs is tried", trials)
     if channels is not None:
         tried.learn_channels(channels)
-    for trial in range(trials):
-        tried.run(tried.map_of(first[trial] if trial < len(first) else tried.proposal(matched)))
-    effects, _ = tried.model()
-    by_pair = dict(zip(tried.pairs, effects.tolist(), strict=True))
-    found = tried.map_of(tried.best(effects, kept))
-    return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+    for _ in range(trials):
+        pairs = search.propose()
+        tried.run(tried.map_of(pairs))
+        search.add(pairs, tried.losses[-1])
+    by_pair = dict(zip(tried.pairs, search.effects()[0].tolist(), strict=True))
+    best = tried.map_of(search.best(kept))
+    return MapSearch(best, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
 
 
 def search_then_train(
@@ -126,7 +121,7 @@ def search_then_train(
         source, target, data, test: see `TransferTrainer`; `target` as for `search_map`. A given network is trained in
             place after the search.
         searcher: `trial_search`, or `search_map`, which learns by lookaheads.
-        search: keyword arguments of the searcher for the search alone: held_out, trials or splits, steps, …
+        search: keyword arguments for the searcher alone: held_out, trials or splits, steps, …
         folder: where to keep the runs, which are resumed: the search in its sub-folder "search", the map in "map.json",
             and the final training in "train".
         settings: the keyword arguments of `TransferTrainer` for both.
@@ -138,7 +133,7 @@ def search_then_train(
         ValueError: as the searcher and `TransferTrainer`, before the search.
     """
     # What only the final training reads, such as the test set, must not fail after the search.
-    unchecked = {"teacher": None, "normalize_errors": False}  # take time, and are those of the search
+    unchecked = {"teacher": None, "normalize_errors": False}  # slow, and checked by the search
     TransferTrainer(source, maker(target)(), data, test, **dict(settings) | unchecked)
     searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
     if folder is not None and Processes().first:
@@ -157,10 +152,10 @@ def random_search(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MapSearch:
-    """Draw maps at random, train a target with each, and choose the one with the least loss on held-out labels.
+    """Draw maps at random, train a target with each, and choose the one with the lowest loss on held-out labels.
 
-    The number of pairs that a map matches is drawn uniformly, then the pairs, then λ from all weights of the mean 1 (a
-    flat Dirichlet distribution over the pairs that are matched); the channels have equal weights. The first of equally
+    The number of pairs that a map matches is drawn uniformly, then the pairs themselves. Their λ follow a flat
+    Dirichlet distribution, scaled to the mean 1 over all pairs. The channels have equal weights. The first of equally
     good maps wins. All trials share one split of the labels.
 
     Args:
@@ -173,13 +168,13 @@ def random_search(
     check_count("trials", trials)
     tried = _Trials(source, target, data, held_out, folder, settings)
     for trial in range(trials):
-        tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, _TRIAL, trial)))
+        tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, TRIAL, trial)))
     best = int(np.argmin(tried.losses))
     return MapSearch(tried.maps[best], tuple(tried.maps), tried.seconds, tuple(tried.losses))
 
 
 def random_map(pairs: Sequence[Pair], channels: Mapping[Pair, Sequence[float]], seed: int) -> TransferMap:
-    """A map drawn at random: how many pairs, which, and their λ with mean 1 over all; with given channel weights."""
+    """A random map with given channel weights; how many pairs, which ones, and their λ (mean 1 over all) are drawn."""
     generator = generator_for(seed)
     count = int(torch.randint(1, len(pairs) + 1, (1,), generator=generator))
     chosen = torch.randperm(len(pairs), generator=generator)[:count]
@@ -190,7 +185,7 @@ def random_map(pairs: Sequence[Pair], channels: Mapping[Pair, Sequence[float]], 
 
 
 def calibrated_cross_entropy(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
-    """The cross-entropy in nats with the logits divided by the temperature at which it is lowest, 1/100 to 100."""
+    """The cross-entropy in nats after temperature scaling, at the best temperature between 1/100 and 100."""
     from scipy.optimize import minimize_scalar
 
     logits = logits.double()
@@ -201,28 +196,8 @@ def calibrated_cross_entropy(logits: Float[Tensor, "images classes"], labels: In
     return float(minimize_scalar(loss, bounds=(-math.log(100), math.log(100)), method="bounded").fun)
 
 
-def later(pairs: Sequence[Pair]) -> Float[np.ndarray, " pairs"]:
-    """How much later the target's layer of each pair comes in its network than the source's layer in its own.
-
-    The depth of a layer is its place among its network's matched layers, in the order in which the pairs name them: 0
-    for the first, 1 for the last, ½ for the only one. A pair whose target's layer is not later counts as 0.
-    """
-    sources: dict[str, list[str]] = {}  # by network: several sources' layers are called 'name/layer'
-    for layer in dict.fromkeys(source for source, _ in pairs):
-        sources.setdefault(layer.partition("/")[0] if "/" in layer else "", []).append(layer)
-    of_source = {layer: depth for layers in sources.values() for layer, depth in _depths(layers).items()}
-    of_target = _depths(list(dict.fromkeys(target for _, target in pairs)))
-    return np.array([max(0.0, of_target[target] - of_source[source]) for source, target in pairs])
-
-
-def _depths(layers: Sequence[str]) -> dict[str, float]:
-    """The place of each layer among these, 0 to 1; ½ for a single one."""
-    places = np.linspace(0, 1, len(layers)) if len(layers) > 1 else [0.5]
-    return dict(zip(layers, map(float, places), strict=True))
-
-
 class _Trials:
-    """Targets trained with a map each on a part of the labels, and their losses on the others."""
+    """Targets, each trained with its own map on one part of the labels, and their losses on the other part."""
 
     def __init__(
         self,
@@ -259,7 +234,7 @@ class _Trials:
         self.seconds += found.seconds
 
     def map_of(self, chosen: Sequence[Pair]) -> TransferMap:
-        """The map that matches these pairs alone, with equal λ of the mean 1 over all pairs."""
+        """The map that matches only these pairs, with equal λ whose mean over all pairs is 1."""
         weights = dict.fromkeys(self.pairs, 0.0) | dict.fromkeys(chosen, len(self.pairs) / len(chosen))
         return TransferMap(weights, self.channels)
 
@@ -274,34 +249,15 @@ class _Trials:
             loss = calibrated_cross_entropy(outputs[-1], labels)
         except FloatingPointError:
             loss = math.nan
-        if not math.isfinite(loss):  # diverged: worse than guessing, which no other trial should be
+        if not math.isfinite(loss):  # diverged: no better than guessing, or than any trial so far
             loss = max([math.log(len(self._fit.classes)), *self.losses])
         self.seconds += trainer.seconds
         self.maps.append(drawn)
         self.losses.append(loss)
 
-    def model(self) -> tuple[np.ndarray, np.ndarray]:
-        """What each pair takes off the logarithm of the loss: the mean and the covariance of the posterior."""
-        from sklearn.linear_model import BayesianRidge
-
-        matched = np.array([[float(one.pairs[pair] > 0) for pair in self.pairs] for one in self.maps])
-        of_pairs = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs)])
-        fitted = BayesianRidge().fit(matched @ of_pairs, -np.log(np.maximum(self.losses, 1e-6)))
-        return of_pairs @ fitted.coef_, of_pairs @ fitted.sigma_ @ of_pairs.T
-
-    def proposal(self, count: int) -> list[Pair]:
-        """The pairs to try next: the best ones for effects drawn from the posterior (Thompson sampling)."""
-        mean, covariance = self.model()
-        random = np.random.default_rng(derive_seed(self.seed, _TRIAL, len(self.maps)))
-        return self.best(random.multivariate_normal(mean, covariance, method="eigh"), count)
-
-    def best(self, effects: np.ndarray, count: int) -> list[Pair]:
-        """The pairs with the largest effects."""
-        return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:count]]
-
 
 def fewest_trials(pairs: int) -> int:
-    """How many trials `trial_search` needs to try each of so many pairs, if `kept` is left to it."""
+    """The least number of trials with which `trial_search` tries each pair, with its default `kept`."""
     return math.ceil(pairs / _matched(_kept(pairs)))
 
 
@@ -311,10 +267,3 @@ def _kept(pairs: int) -> int:
 
 def _matched(kept: int) -> int:
     return max(1, round(2 / 3 * kept))
-
-
-def _each_once(pairs: Sequence[Pair], count: int, seed: int) -> list[list[Pair]]:
-    """Trials of `count` pairs in which each pair occurs, in random order; the last one is filled with random others."""
-    order = torch.randperm(len(pairs), generator=generator_for(seed, _TRIAL)).tolist()
-    filled = order + order[: math.ceil(len(pairs) / count) * count - len(pairs)]
-    return [[pairs[i] for i in filled[start : start + count]] for start in range(0, len(pairs), count)]
