@@ -193,10 +193,70 @@ def test_bad_extras(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    """The path is named."""
+    """The path is named, and what is wrong with it."""
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=f"{tmp_path.name}: expected a folder with images, got none"):
         transfer(unlabelled=tmp_path)
+    with pytest.raises(ValueError, match="missing: expected a folder with images, got no such folder"):
+        transfer(unlabelled=tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"notes\.txt: expected a folder with images, got a file"):
+        transfer(unlabelled=tmp_path / "notes.txt")
+
+
+PIXELS = UNLABELLED.images / 255
+BATCHES = {
+    "tensors": list(PIXELS),
+    "tuples": [(image,) for image in PIXELS],
+    "named": [(image, "unknown") for image in PIXELS],
+    "scored": [(image, 0.5) for image in PIXELS],
+    "dicts": [{"name": "unknown", "image": image} for image in PIXELS],
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_loader_without_labels(kind: str) -> None:
+    """Labels are never asked for: images alone, or with anything beside them, train as those with labels do."""
+    logs = [
+        transfer(unlabelled=DataLoader(data, 5), what=False, where="off").train().log.drop(columns="seconds")
+        for data in (BATCHES[kind], TensorDataset(PIXELS, UNLABELLED.labels))
+    ]
+    assert logs[0].equals(logs[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([("a", 0)] * 4, "^unlabelled: batches of the DataLoader: expected images, .* got list; .*map_batches"),
+        (list(UNLABELLED.images), "^unlabelled: images: expected float .*, got uint8"),
+        (list(PIXELS * 9 - 4), r"^unlabelled: images: expected values in \[0, 1\].*Normalized"),
+    ],
+)
+def test_a_loader_of_no_images(data: Any, message: str) -> None:
+    """The argument is named."""
+    with pytest.raises(ValueError, match=message):
+        transfer(unlabelled=DataLoader(data, 4))
+
+
+def test_loaders_whose_batches_differ() -> None:
+    """A batch of another size is named, not torch.cat; a length is needed, and an unused number is refused."""
+    with pytest.raises(ValueError, match=r"^unlabelled: expected images of shape \(3, 8, 8\).*got \(3, 9, 9\)"):
+        list(transfer(unlabelled=DataLoader([torch.zeros(3, 8, 8)] * 4 + [torch.zeros(3, 9, 9)] * 4, 4)))
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            yield from PIXELS
+
+    with pytest.raises(ValueError, match=r"^unlabelled: expected a DataLoader with a length"):
+        transfer(unlabelled=DataLoader(Endless(), 4))
+    with pytest.raises(ValueError, match=r"^unlabelled_per_step: expected None beside a DataLoader, got 3; leave it"):
+        transfer(unlabelled=DataLoader(list(PIXELS), 4), unlabelled_per_step=3)
+
+
+def test_views_where_the_augmentation_changes_the_size() -> None:
+    """Views of stored images get the size of the training batches; it was an error of torch.cat at the first step."""
+    run = transfer(data=tiny.images(12, size=12), augment=v2.RandomResizedCrop(8), views=4, epochs=1)
+    assert run.extra_images.draw(0, torch.rand(6, 3, 8, 8)).shape == (4, 3, 8, 8)
+    assert len(run.train().log) == 2
 
 
 def test_labels_of_unlabelled_images_are_not_read() -> None:
@@ -213,9 +273,16 @@ def test_labels_of_unlabelled_images_are_not_read() -> None:
             {"views": 2, "view_augment": v2.Resize(6)},
             r"view_augment: expected views of shape \(3, 8, 8\), got \(3, 6, 6\)",
         ),
+        (
+            {"views": 2, "view_augment": lambda images: images},
+            r"^view_augment: expected a function .* got one that fai",
+        ),
+        ({"views": 2, "view_augment": None}, "^view_augment: expected a function of images and a generator"),
+        ({"views": 2, "view_augment": lambda images, _: images[:1]}, "^view_augment: expected .* as many images"),
         ({"teacher": SOURCE, "source": SOURCE, "target": SOURCE}, "target: expected a network that shares no layer"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_refused_before_training(options: dict[str, Any], message: str) -> None:
     """Further bad input, with one message each."""
     with pytest.raises(ValueError, match=message):

@@ -110,7 +110,7 @@ class TransferTrainer(Trainer):
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is learned then (`what`
             and `where` are off), and the map's pairs are matched, but for those with λ = 0.
         unlabelled: further images, of the labelled images' size, on which the target is matched (and distilled) as
-            well: an image set or a `DataLoader`, whose labels are not read, or a folder.
+            well: an image set or a `DataLoader`, whose labels, if it has any, are not read, or a folder.
         teacher: a trained network with the target's classes, whose answers are distilled into the target on all images
             of a step; never trained. "probe": a linear probe of the source, fitted to the labelled images when the
             trainer is made (see `teacher.fit_teacher`); None: nobody.
