@@ -157,17 +157,37 @@ def test_a_folder_of_unlabelled_images(tmp_path: Path) -> None:
     assert sorted((drawn[:, 0, 4, 4] * 255).round().tolist()) == [30 * i for i in range(7)]
 
 
-class TwoOutputs(nn.Module):
-    """A network whose output is a tuple."""
+class Broken(tiny.TinyNet):
+    """A network whose training diverged."""
 
-    def __init__(self) -> None:
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits that are not numbers."""
+        return super().forward(images) * torch.nan
+
+
+class InDict(nn.Module):
+    """A network whose output is a dict of its logits and an embedding."""
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = tiny.made(4, seed=1)
+        self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits twice."""
-        logits = self.network(images)
-        return logits, logits
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The embedding first."""
+        return {"embedding": images.mean((2, 3)), "logits": self.network(images)}
+
+
+def test_a_teacher_with_an_output_of_its_own() -> None:
+    """Its logits are found as the target's are; wrappers are taken off."""
+    logs = [
+        transfer(teacher=teacher, what=False, where="off").train().log.drop(columns="seconds")
+        for teacher in (TEACHER, InDict(TEACHER).eval(), nn.DataParallel(TEACHER).eval())
+    ]
+    assert logs[0].equals(logs[1])
+    assert logs[0].equals(logs[2])
+    sources = {"teacher": tiny.made(5, seed=2).eval()}  # its name must not hide it from the check for shared layers
+    with pytest.raises(ValueError, match="shares no layer or parameter with the source 'teacher'"):
+        transfer(source=sources, teacher=TEACHER, target=sources["teacher"])
 
 
 @pytest.mark.parametrize(
@@ -183,9 +203,12 @@ class TwoOutputs(nn.Module):
             {"teacher": tiny.made(4, classes=5)},
             r"teacher: expected logits of the target's 3 classes, got \(4, 5\)",
         ),
-        ({"teacher": TwoOutputs()}, "teacher: expected logits of the target's 3 classes, got tuple"),
+        ({"teacher": nn.Sequential(TEACHER, nn.Softmax(1))}, "^teacher: expected logits, got probabilities, .*softmax"),
+        ({"teacher": Broken()}, "^teacher: expected finite logits"),
+        ({"teacher": "prob"}, r"^teacher: expected a network, \"probe\" or None, got 'prob'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_extras(options: dict[str, Any], message: str) -> None:
     """Refused before training."""
     with pytest.raises(ValueError, match=message):
@@ -292,7 +315,7 @@ def test_refused_before_training(options: dict[str, Any], message: str) -> None:
 def test_a_teacher_shares_nothing_with_the_target() -> None:
     """Its batch norms would move with the target's."""
     target = tiny.made(4, seed=1)
-    with pytest.raises(ValueError, match="shares no layer or parameter with the source 'teacher'"):
+    with pytest.raises(ValueError, match="shares no layer or parameter with the teacher"):
         transfer(target=target, teacher=nn.Sequential(target))
 
 

@@ -146,17 +146,17 @@ def _check_pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_lay
 
 
 def check_apart(networks: Mapping[str, nn.Module], target: nn.Module) -> None:
-    """Raise ValueError for a source that shares a layer or parameter with the target."""
+    """Raise ValueError for a network, such as "source", that shares a layer or parameter with the target."""
     parts = {*target.modules(), *target.parameters()}
     for name, network in networks.items():
         shared = parts & {*network.modules(), *network.parameters()}
-        expected = f"a network that shares no layer or parameter with the {source_name(name)}"
+        expected = f"a network that shares no layer or parameter with the {name}"
         require(not shared, "target", expected, Words("one that does"))
 
 
-def freeze_source(name: str, network: nn.Module, device: torch.device) -> list[str]:
-    """Move a source to the device and put it in eval mode; returns notes on what changed."""
-    what, notes = source_name(name), []
+def freeze_source(what: str, network: nn.Module, device: torch.device) -> list[str]:
+    """Move a network, such as "source", to the device and put it in eval mode; returns notes on what changed."""
+    notes = []
     before = {str(p.device) for p in network.parameters()}
     with error_context(what):
         network.to(device)
