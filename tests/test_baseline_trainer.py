@@ -26,6 +26,15 @@ with torch.no_grad():
     TEACHER.classifier.weight.mul_(20)  # so that it is sure of its answers
 
 
+class TwoHeads(tiny.TinyNet):
+    """A network whose output is a tuple of two classifiers' logits."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits twice."""
+        logits = super().forward(images)
+        return logits, logits
+
+
 def baseline(folder: Path | None = None, **options: Any) -> BaselineTrainer:
     """Three epochs of two batches of six images."""
     settings = {"epochs": 3, "batch_size": 6, "lr": 0.02, "device": "cpu", "progress": False}
@@ -90,6 +99,10 @@ def test_resumed_anywhere(terms: dict[str, float], tmp_path: Path) -> None:
         (
             {"terms": {"semckd": 1.0}, "batch_size": 5, "remainder": "keep"},
             'data: expected batches of one size .*; remainder="drop"',
+        ),
+        (
+            {"terms": {"lwf": 1.0}, "source": TwoHeads(5).eval()},
+            r"^source: expected a network whose output is logits, got tuple of \(4, 3\), \(4, 3\); wrap it in a module",
         ),
         ({"terms": {"at": "1"}}, r"terms\['at'\]: expected a weight > 0, got '1'"),
         ({"terms": {"teacher": 1.0}, "teacher": "prob"}, "teacher: expected a network, \"probe\" or None, got 'prob'"),

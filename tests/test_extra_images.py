@@ -204,6 +204,7 @@ def test_a_teacher_with_an_output_of_its_own() -> None:
             r"teacher: expected logits of the target's 3 classes, got \(4, 5\)",
         ),
         ({"teacher": nn.Sequential(TEACHER, nn.Softmax(1))}, "^teacher: expected logits, got probabilities, .*softmax"),
+        ({"teacher": nn.Linear(5, 3)}, "^teacher: mat1 and mat2 shapes cannot be multiplied"),
         ({"teacher": Broken()}, "^teacher: expected finite logits"),
         ({"teacher": "prob"}, r"^teacher: expected a network, \"probe\" or None, got 'prob'"),
     ],

@@ -40,7 +40,6 @@ from mtanytime.transfer.layers import (
     check_pair_form,
     check_trainable,
     dtype_of,
-    error_context,
     freeze_source,
     tap_layers,
     try_layers,
@@ -50,7 +49,7 @@ from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.reviewkd import ReviewKD
 from mtanytime.transfer.semckd import SemCKD
 from mtanytime.transfer.settings import FEW_LABELS
-from mtanytime.transfer.teacher import Teacher, check_no_probabilities, check_teacher, fit_teacher
+from mtanytime.transfer.teacher import Teacher, check_no_probabilities, check_teacher, fit_teacher, logits_of
 
 _TERMS = -7  # purpose of a derived seed
 
@@ -183,8 +182,7 @@ class BaselineTrainer(Trainer):
         pairs = self._pairs or list(zip(list(source_channels)[-count:], list(target_channels)[-count:], strict=True))
 
         def lwf() -> nn.Module:
-            with error_context("source"):
-                logits = find_logits(self._source_pass(images).output)
+            logits = logits_of("source", self._source_pass(images).output)
             check_no_probabilities("source", logits)
             return LearningWithoutForgetting(target_channels[last], logits.shape[1], last)
 
@@ -255,7 +253,7 @@ class BaselineTrainer(Trainer):
             logits = find_logits(target.output, teacher_logits.shape[1], self.settings.logits)
             return distillation_loss(logits, teacher_logits)
         if name == "lwf":
-            return self.terms[name](target.maps, find_logits(source.output))
+            return self.terms[name](target.maps, logits_of("source", source.output))
         return self.terms[name](source.maps, target.maps)
 
 

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtanytime.checks import Words, require
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped, bare
-from mtanytime.measure.logits import find_logits
+from mtanytime.measure.logits import describe_output, find_logits
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
 from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe
 
@@ -47,20 +47,24 @@ class Teacher:
                 if network.source.model is source.model and set(network.layers) <= {*source.layers, OUTPUT}:
                     self._source = name
 
-    @torch.no_grad()
     def logits(self, images: Images, passes: Passes) -> Float[Tensor, "_ classes"]:
         """The teacher's logits for a batch; `passes` holds each source's output and maps for the same images."""
+        return logits_of("teacher", self._output(images, passes), self._classes)
+
+    @torch.no_grad()
+    def _output(self, images: Images, passes: Passes) -> Any:
         if self._source is not None:
             return self.network.logits(*passes[self._source])
         self.network.eval()
         with autocast(self._device, self._precision):
-            return find_logits(self.network(images.to(dtype_of(self.network, images))), self._classes)
+            return self.network(images.to(dtype_of(self.network, images)))
 
     def check(self, images: Images, classes: int | None, passes: Passes) -> None:
         """Raise ValueError unless the teacher answers with finite logits, as many as the target has classes."""
         self._classes = classes
         with error_context("teacher"):
-            logits = self.logits(images, passes)
+            output = self._output(images, passes)
+        logits = logits_of("teacher", output, classes)
         same = tuple(logits.shape) == (len(images), classes)
         require(same, "teacher", f"logits of the target's {classes} classes", Words(str(tuple(logits.shape))))
         check_no_probabilities("teacher", logits)
@@ -72,6 +76,15 @@ def check_teacher(teacher: nn.Module | str | None) -> nn.Module | str | None:
         return bare(teacher, "teacher")
     require(teacher is None or teacher == "probe", "teacher", 'a network, "probe" or None', teacher)
     return teacher
+
+
+def logits_of(name: str, output: Any, classes: int | None = None) -> Float[Tensor, "batch classes"]:
+    """The logits in a frozen network's output (see `find_logits`); ValueError, which names the network, otherwise."""
+    try:
+        return find_logits(output, classes)
+    except ValueError as error:
+        remedy = "wrap it in a module that returns its logits alone"
+        raise mismatch(name, "a network whose output is logits", Words(describe_output(output)), remedy) from error
 
 
 def check_no_probabilities(name: str, logits: Float[Tensor, "batch classes"]) -> None:
