@@ -173,7 +173,7 @@ def freeze_source(what: str, network: nn.Module, device: torch.device) -> list[s
 def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel height width"], training: bool) -> Maps:
     """The maps of a tapped network for a few images, without a trace on it; ValueError with the network's name.
 
-    In train mode, the maps keep their graph, and a network that skips layers at random runs until each has run, up to
+    In eval mode, maps that are not finite are an error, too. In train mode, the maps keep their graph, and a network that skips layers at random runs until each has run, up to
     50 times.
     """
     maps: Maps = {}
@@ -187,7 +187,10 @@ def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel h
             maps |= functional_call(tapped, buffers, images, False)[1]
             if len(maps) == len(tapped.layers):
                 return {layer: maps[layer] for layer in tapped.layers}
-        return functional_call(tapped, buffers, images)[1]
+        maps = functional_call(tapped, buffers, images)[1]
+        broken = [layer for layer, value in maps.items() if not value.isfinite().all()]
+        require(training or not broken, "layers", "finite maps", Words(f"some of {', '.join(broken)} that are not"))
+        return maps
 
 
 def check_trainable(target: nn.Module, maps: Maps) -> None:
