@@ -173,8 +173,8 @@ def freeze_source(what: str, network: nn.Module, device: torch.device) -> list[s
 def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel height width"], training: bool) -> Maps:
     """The maps of a tapped network for a few images, without a trace on it; ValueError with the network's name.
 
-    In eval mode, maps that are not finite are an error, too. In train mode, the maps keep their graph, and a network that skips layers at random runs until each has run, up to
-    50 times.
+    In eval mode, maps that are not finite are an error, too. In train mode, the maps keep their graph, and a network
+    that skips layers at random runs until each has run, up to 50 times.
     """
     maps: Maps = {}
     with (
