@@ -21,7 +21,7 @@ from mtanytime.deploy.page import check_package, export_page
 from mtanytime.deploy.weights import Precision
 from mtanytime.experiments.bench_commands import add_bench, settings_of
 from mtanytime.experiments.recipe import as_text
-from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan, run, write_results
+from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan, run, which_weights, write_results
 from mtanytime.experiments.sweep_commands import add_sweep, add_table
 from mtanytime.explore.table_files import read_csv
 from mtanytime.training.distributed import start
@@ -100,7 +100,8 @@ def _run_or_plan(options: argparse.Namespace) -> int:
     if options.csv is not None:
         seeds = " ".join(map(str, options.seed))
         command = f"python -m mtanytime run {options.name} --out FOLDER --seed {seeds}"
-        write_results(results, options.csv, command + f" --set {' '.join(options.set)}" * bool(options.set))
+        command += f" --set {' '.join(options.set)}" * bool(options.set)
+        write_results(results, options.csv, command, which_weights(results.table))
     return int(results.table["accuracy"].isna().any())
 
 

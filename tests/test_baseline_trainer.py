@@ -1,5 +1,6 @@
 """The rivals in the same trainer: their terms are added with their weights, they learn, resume and refuse."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,30 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.transfer.baselines import TERMS, BaselineTrainer
 from mtanytime.transfer.distillation import distillation_loss
+from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer.settings import FEW_LABELS
 
 SOURCE, TEACHER = tiny.made(5, classes=7, seed=2).eval(), tiny.made(6, seed=7).eval()
 LABELLED, UNLABELLED = tiny.images(12), tiny.images(20, seed=9)
+FROZEN, SOFT = tiny.made(4, seed=1), nn.Sequential(SOURCE, nn.Softmax(1)).eval()
+FROZEN.first.requires_grad_(False)
+FROZEN.second.requires_grad_(False)
 with torch.no_grad():
     TEACHER.classifier.weight.mul_(20)  # so that it is sure of its answers
+
+
+class TwoHeads(tiny.TinyNet):
+    """A network whose output is a tuple of two classifiers' logits."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits twice."""
+        logits = super().forward(images)
+        return logits, logits
 
 
 def baseline(folder: Path | None = None, **options: Any) -> BaselineTrainer:
@@ -77,8 +92,23 @@ def test_resumed_anywhere(terms: dict[str, float], tmp_path: Path) -> None:
         ({"terms": ["at"]}, r"terms: expected weights by name, of some of .*, got \['at'\]"),
         ({"terms": {"at": 1.0}, "source": {"a": SOURCE}}, "source: expected one network, got {'a': "),
         ({"terms": {"at": 0.0}}, r"terms\['at'\]: expected a weight > 0, got 0.0"),
-        ({"terms": {"at": 1.0}, "teacher": TEACHER}, "teacher: expected a network with the term 'teacher', else None"),
-        ({"terms": {"semckd": 1.0}, "batch_size": 5}, 'data: expected batches of one size .*; remainder="drop"'),
+        (
+            {"terms": {"at": 1.0}, "teacher": TEACHER},
+            "teacher: expected a network or 'probe' with the t",
+        ),
+        (
+            {"terms": {"semckd": 1.0}, "batch_size": 5, "remainder": "keep"},
+            'data: expected batches of one size .*; remainder="drop"',
+        ),
+        (
+            {"terms": {"lwf": 1.0}, "source": TwoHeads(5).eval()},
+            r"^source: expected a network whose output is logits, got tuple of \(4, 3\), \(4, 3\); wrap it in a module",
+        ),
+        ({"terms": {"at": "1"}}, r"terms\['at'\]: expected a weight > 0, got '1'"),
+        ({"terms": {"teacher": 1.0}, "teacher": "prob"}, "teacher: expected a network, \"probe\" or None, got 'prob'"),
+        ({"terms": {"at": 1.0}, "pairs": [("first", "first")] * 2}, "pairs: expected each pair once, got "),
+        ({"terms": {"at": 1.0}, "target": FROZEN}, "target_layers: expected layers .* got 'first', which gets no grad"),
+        ({"terms": {"lwf": 1.0}, "source": SOFT, "source_layers": ["0.second"]}, "^source: expected logits, got proba"),
         ({"terms": {"at": 1.0}, "views": 0}, "views: expected a whole number >= 1, got 0"),
         ({"terms": {"at": 1.0}, "pairs": []}, "pairs: expected one or more"),
         ({"terms": {"at": 1.0}, "pairs": [("first", "third")]}, "pairs: expected a layer of the source .*'third'"),
@@ -120,6 +150,38 @@ def test_an_output_with_extras() -> None:
     loss = lambda output, labels: F.cross_entropy(output["logits"], labels)  # noqa: E731
     run = baseline(target=network, loss=loss, **extras)
     assert run.train().log.drop(columns="seconds").equals(plain)
+
+
+def test_the_defaults_are_those_of_the_transfer() -> None:
+    """Equal batches, warm-up and 4,000 steps: a rival with other settings would be no rival. Epochs rule out steps."""
+    shown = inspect.signature(BaselineTrainer).parameters
+    assert {name: shown[name].default for name in FEW_LABELS} == FEW_LABELS
+    assert baseline(terms={"at": 1.0}).settings.remainder == "drop"
+    assert baseline(terms={"at": 1.0}).steps == 6
+
+
+def test_the_probes_answers(tmp_path: Path) -> None:
+    """By name, as `TransferTrainer` takes them: the log is that with the probe itself; a resumed run keeps its own."""
+    by_name = {"terms": {"teacher": 1.0}, "teacher": "probe"}
+    probe = fit_probe(SOURCE, LABELLED, folds=None, scoring="log_loss")
+    log = baseline(terms={"teacher": 1.0}, teacher=probe).train().log.drop(columns="seconds")
+    assert baseline(**by_name).train().log.drop(columns="seconds").equals(log)
+    next(iter(baseline(tmp_path, **by_name)))
+    assert baseline(tmp_path, **by_name).train().log.drop(columns="seconds").equals(log)
+
+
+def test_networks_of_their_own() -> None:
+    """A wrapped source, one whose answers are in a dict, and networks that name no layers but in pairs."""
+    terms = {"lwf": 1.0, "at": 1.0}
+    plain = baseline(terms=terms).train().log.drop(columns="seconds")
+    named = WithExtras(5, classes=7).eval()
+    named.load_state_dict(SOURCE.state_dict())
+    compiled = torch.compile(SOURCE, backend="eager")
+    for source in (nn.DataParallel(SOURCE), compiled, named):
+        assert baseline(source=source, terms=terms).train().log.drop(columns="seconds").equals(plain)
+    source, target = nn.Sequential(SOURCE).eval(), nn.Sequential(tiny.made(4, seed=1))
+    run = baseline(source=source, target=target, terms=terms, pairs=[("0.second", "0.first")])
+    assert (run.tapped_source.layers, run.target.layers) == (("0.second",), ("0.first",))
 
 
 def test_semckd_with_loaders() -> None:

@@ -1,14 +1,19 @@
 """The rivals' loss terms against numbers computed by hand or by plain loops."""
 
+import itertools
 import math
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtanytime.transfer.attention import AttentionTransfer
 from mtanytime.transfer.distillation import LearningWithoutForgetting, distillation_loss
-from mtanytime.transfer.l2sp import L2SP
+from mtanytime.transfer.fine_tuning import FineTuning, with_head
+from mtanytime.transfer.l2sp import L2SP, PenalizedLoss
 from mtanytime.transfer.reviewkd import ReviewKD, hierarchical_context_loss
 from mtanytime.transfer.semckd import SemCKD
 
@@ -53,6 +58,26 @@ def test_attention_by_hand() -> None:
     )
 
 
+@torch.no_grad()
+def attention_by_loops(term: SemCKD, sources: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """The attention that the class describes, number by number."""
+
+    def embedded(embedding: nn.Module, layer: Tensor, i: int) -> Tensor:
+        row = torch.stack([(layer[i] * layer[j]).sum() for j in range(len(layer))])
+        hidden = (embedding.first.weight @ row + embedding.first.bias).clamp(min=0)
+        value = embedding.second.weight @ hidden + embedding.second.bias
+        return value / value.norm()
+
+    weights = torch.zeros(len(sources[0]), len(targets), len(sources))
+    for i, n in itertools.product(range(len(weights)), range(len(targets))):
+        query = embedded(term.queries[n], targets[n], i)
+        powers = [
+            math.exp((query @ embedded(key, maps, i)).item()) for key, maps in zip(term.keys, sources, strict=True)
+        ]
+        weights[i, n] = torch.tensor(powers) / sum(powers)
+    return weights
+
+
 def test_semckd_is_the_weighted_sum_of_errors() -> None:
     """Attention sums to 1 over source layers; the loss is that of a plain loop over images and pairs."""
     torch.manual_seed(0)
@@ -61,6 +86,7 @@ def test_semckd_is_the_weighted_sum_of_errors() -> None:
     target = {"t1": maps(6, 4, 4, 4, seed=2), "t2": maps(6, 6, 2, 2, seed=3)}
     attention = term.attention(list(source.values()), list(target.values()))
     torch.testing.assert_close(attention.sum(2), torch.ones(6, 2))
+    torch.testing.assert_close(attention, attention_by_loops(term, list(source.values()), list(target.values())))
     loss, pool = term(source, target), nn.functional.adaptive_avg_pool2d
     for i in range(6):
         total = 0.0
@@ -97,6 +123,13 @@ def test_reviewkd_goes_from_the_last_layer_backwards() -> None:
     last.fusions[0].load_state_dict(term.fusions[0].state_dict())
     _, output = last.fusions[0](target["t2"], None, (4, 4))
     torch.testing.assert_close(last(source, target), hierarchical_context_loss(output, source["s2"]))
+    early, late = term.fusions[1], term.fusions[0].reduce(target["t2"])
+    reduced = early.reduce(target["t1"])
+    wide = late.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)  # 2×2 to 8×8
+    weights = early.attention(torch.cat([reduced, wide], dim=1)).sigmoid()
+    fused = early.expand(reduced * weights[:, :1] + wide * weights[:, 1:])
+    expected = hierarchical_context_loss(output, source["s2"]) + hierarchical_context_loss(fused, source["s1"])
+    torch.testing.assert_close(term(source, target), expected)
     with pytest.raises(ValueError, match="target_layers: expected at least 2 layers"):
         ReviewKD({"s1": 3, "s2": 5}, {"t1": 4})
 
@@ -111,3 +144,39 @@ def test_l2sp_by_hand() -> None:
     assert penalty.item() == pytest.approx((0.1 * 4 + 0.01 * 9) / 2)
     with pytest.raises(ValueError, match="source: expected a network with the target's layers"):
         L2SP({"other": torch.zeros(1)})(network)
+
+
+def test_l2sp_of_a_head_for_as_many_classes() -> None:
+    """Its parameters have the old head's names and shapes, but are drawn to 0, not to the answers for other classes."""
+    source, network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    network.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        network[1].weight.fill_(2.0)
+        network[1].bias.fill_(1.0)
+    assert L2SP(source, beta=0.1, new=["1"])(network).item() == pytest.approx(0.1 * 5 / 2)
+    assert L2SP(dict(source.named_parameters()), new=["1"]).start.keys() == {"0.weight", "0.bias"}
+    with pytest.raises(ValueError, match=r"^new: expected paths of modules with parameters in the source, got 'fc'"):
+        L2SP(source, new=["fc"])
+
+
+def test_l2sp_in_a_training(tmp_path: Path) -> None:
+    """The loss is cross-entropy plus the penalty by hand; another strength is another run."""
+    source, data = tiny.made(4, classes=5).eval(), tiny.images(12)
+
+    def run(alpha: float) -> FineTuning:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = with_head(source, data)
+        options = {"steps": 2, "batch_size": 12, "weight_decay": 0.0, "device": "cpu", "progress": False}
+        loss = PenalizedLoss(network, L2SP(source, alpha=alpha))
+        return FineTuning(source, network, data, loss=loss, folder=tmp_path, **options)
+
+    first = run(0.5)
+    images, labels = next(first.batches.epoch(0))
+    head = first.model.classifier
+    expected = F.cross_entropy(first.model.train()(images), labels) + 0.01 / 2 * sum(
+        value.square().sum() for value in (head.weight, head.bias)
+    )
+    assert next(iter(run(0.5))).metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="another run"):
+        run(0.1)

@@ -170,17 +170,37 @@ def test_a_folder_of_unlabelled_images(tmp_path: Path) -> None:
     assert sorted((drawn[:, 0, 4, 4] * 255).round().tolist()) == [30 * i for i in range(7)]
 
 
-class TwoOutputs(nn.Module):
-    """A network whose output is a tuple."""
+class Broken(tiny.TinyNet):
+    """A network whose training diverged."""
 
-    def __init__(self) -> None:
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits that are not numbers."""
+        return super().forward(images) * torch.nan
+
+
+class InDict(nn.Module):
+    """A network whose output is a dict of its logits and an embedding."""
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = tiny.made(4, seed=1)
+        self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits twice."""
-        logits = self.network(images)
-        return logits, logits
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """The embedding first."""
+        return {"embedding": images.mean((2, 3)), "logits": self.network(images)}
+
+
+def test_a_teacher_with_an_output_of_its_own() -> None:
+    """Its logits are found as the target's are; wrappers are taken off."""
+    logs = [
+        transfer(teacher=teacher, what=False, where="off").train().log.drop(columns="seconds")
+        for teacher in (TEACHER, InDict(TEACHER).eval(), nn.DataParallel(TEACHER).eval())
+    ]
+    assert logs[0].equals(logs[1])
+    assert logs[0].equals(logs[2])
+    sources = {"teacher": tiny.made(5, seed=2).eval()}  # its name must not hide it from the check for shared layers
+    with pytest.raises(ValueError, match="shares no layer or parameter with the source 'teacher'"):
+        transfer(source=sources, teacher=TEACHER, target=sources["teacher"])
 
 
 @pytest.mark.parametrize(
@@ -196,9 +216,13 @@ class TwoOutputs(nn.Module):
             {"teacher": tiny.made(4, classes=5)},
             r"teacher: expected logits of the target's 3 classes, got \(4, 5\)",
         ),
-        ({"teacher": TwoOutputs()}, "teacher: expected logits of the target's 3 classes, got tuple"),
+        ({"teacher": nn.Sequential(TEACHER, nn.Softmax(1))}, "^teacher: expected logits, got probabilities, .*softmax"),
+        ({"teacher": nn.Linear(5, 3)}, "^teacher: mat1 and mat2 shapes cannot be multiplied"),
+        ({"teacher": Broken()}, "^teacher: expected finite logits"),
+        ({"teacher": "prob"}, r"^teacher: expected a network, \"probe\" or None, got 'prob'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_extras(options: dict[str, Any], message: str) -> None:
     """Refused before training."""
     with pytest.raises(ValueError, match=message):
@@ -206,10 +230,70 @@ def test_bad_extras(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    """The path is named."""
+    """The path is named, and what is wrong with it."""
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=f"{tmp_path.name}: expected a folder with images, got none"):
         transfer(unlabelled=tmp_path)
+    with pytest.raises(ValueError, match="missing: expected a folder with images, got no such folder"):
+        transfer(unlabelled=tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"notes\.txt: expected a folder with images, got a file"):
+        transfer(unlabelled=tmp_path / "notes.txt")
+
+
+PIXELS = UNLABELLED.images / 255
+BATCHES = {
+    "tensors": list(PIXELS),
+    "tuples": [(image,) for image in PIXELS],
+    "named": [(image, "unknown") for image in PIXELS],
+    "scored": [(image, 0.5) for image in PIXELS],
+    "dicts": [{"name": "unknown", "image": image} for image in PIXELS],
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_loader_without_labels(kind: str) -> None:
+    """Labels are never asked for: images alone, or with anything beside them, train as those with labels do."""
+    logs = [
+        transfer(unlabelled=DataLoader(data, 5), what=False, where="off").train().log.drop(columns="seconds")
+        for data in (BATCHES[kind], TensorDataset(PIXELS, UNLABELLED.labels))
+    ]
+    assert logs[0].equals(logs[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([("a", 0)] * 4, "^unlabelled: batches of the DataLoader: expected images, .* got list; .*map_batches"),
+        (list(UNLABELLED.images), "^unlabelled: images: expected float .*, got uint8"),
+        (list(PIXELS * 9 - 4), r"^unlabelled: images: expected values in \[0, 1\].*Normalized"),
+    ],
+)
+def test_a_loader_of_no_images(data: Any, message: str) -> None:
+    """The argument is named."""
+    with pytest.raises(ValueError, match=message):
+        transfer(unlabelled=DataLoader(data, 4))
+
+
+def test_loaders_whose_batches_differ() -> None:
+    """A batch of another size is named, not torch.cat; a length is needed, and an unused number is refused."""
+    with pytest.raises(ValueError, match=r"^unlabelled: expected images of shape \(3, 8, 8\).*got \(3, 9, 9\)"):
+        list(transfer(unlabelled=DataLoader([torch.zeros(3, 8, 8)] * 4 + [torch.zeros(3, 9, 9)] * 4, 4)))
+
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            yield from PIXELS
+
+    with pytest.raises(ValueError, match=r"^unlabelled: expected a DataLoader with a length"):
+        transfer(unlabelled=DataLoader(Endless(), 4))
+    with pytest.raises(ValueError, match=r"^unlabelled_per_step: expected None beside a DataLoader, got 3; leave it"):
+        transfer(unlabelled=DataLoader(list(PIXELS), 4), unlabelled_per_step=3)
+
+
+def test_views_where_the_augmentation_changes_the_size() -> None:
+    """Views of stored images get the size of the training batches; it was an error of torch.cat at the first step."""
+    run = transfer(data=tiny.images(12, size=12), augment=v2.RandomResizedCrop(8), views=4, epochs=1)
+    assert run.extra_images.draw(0, torch.rand(6, 3, 8, 8)).shape == (4, 3, 8, 8)
+    assert len(run.train().log) == 2
 
 
 def test_labels_of_unlabelled_images_are_not_read() -> None:
@@ -226,9 +310,16 @@ def test_labels_of_unlabelled_images_are_not_read() -> None:
             {"views": 2, "view_augment": v2.Resize(6)},
             r"view_augment: expected views of shape \(3, 8, 8\), got \(3, 6, 6\)",
         ),
+        (
+            {"views": 2, "view_augment": lambda images: images},
+            r"^view_augment: expected a function .* got one that fai",
+        ),
+        ({"views": 2, "view_augment": None}, "^view_augment: expected a function of images and a generator"),
+        ({"views": 2, "view_augment": lambda images, _: images[:1]}, "^view_augment: expected .* as many images"),
         ({"teacher": SOURCE, "source": SOURCE, "target": SOURCE}, "target: expected a network that shares no layer"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_refused_before_training(options: dict[str, Any], message: str) -> None:
     """Further bad input, with one message each."""
     with pytest.raises(ValueError, match=message):
@@ -238,7 +329,7 @@ def test_refused_before_training(options: dict[str, Any], message: str) -> None:
 def test_a_teacher_shares_nothing_with_the_target() -> None:
     """Its batch norms would move with the target's."""
     target = tiny.made(4, seed=1)
-    with pytest.raises(ValueError, match="shares no layer or parameter with the source 'teacher'"):
+    with pytest.raises(ValueError, match="shares no layer or parameter with the teacher"):
         transfer(target=target, teacher=nn.Sequential(target))
 
 

@@ -1,17 +1,23 @@
 """Fine-tuning the source: the new head, what it starts from, and the choice between the two starts."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import torchvision
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mtanytime.backbones import Normalized, resnet
+from mtanytime.data.images import Task
 from mtanytime.training.trainer import Trainer
-from mtanytime.transfer.fine_tuning import HEADS, choose_head, with_head
-from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer.fine_tuning import HEADS, FineTuning, choose_head, with_head
+from mtanytime.transfer.probe import STRENGTHS, fit_probe
+from mtanytime.transfer.settings import FEW_LABELS
 
 
 def source() -> nn.Module:
@@ -62,20 +68,76 @@ def test_few_labels() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_source_without_a_probe_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe's start comes second, but what it refuses must not fail after the first one's training."""
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit"])
+def test_a_head_from_the_probe_of_any_network(name: str) -> None:
+    """The probe reads what the head reads, so networks that name no layers start from it, too, in their own dtype."""
+    data, models = tiny.images(9, classes=3, size=32), torchvision.models
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = lambda: models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=7)  # noqa: E731
+        network = (models.mobilenet_v3_small(num_classes=7) if name == "mobilenet_v3_small" else vit()).eval().double()
+    head = next(path for path, module in reversed(list(network.named_modules())) if isinstance(module, nn.Linear))
+    features: list[torch.Tensor] = []
+    handle = network.get_submodule(head).register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    images = data.images / 255.0
+    network(images.double())
+    handle.remove()
+    started = with_head(network, data, "probe")
+    read = features[0].detach()
+    scaled = StandardScaler().fit_transform(read)
+    rows = [
+        LogisticRegression(C=c, max_iter=2000).fit(scaled, data.labels).predict_log_proba(scaled) for c in STRENGTHS
+    ]
+    ours = started.eval()(images.double()).log_softmax(1).detach()
+    errors = [(ours - torch.from_numpy(row)).abs().max() for row in rows]
+    assert min(errors) < 1e-3
+
+
+class Tokens(nn.Module):
+    """A network whose head reads each place, and which has a linear layer after it that is not the head if `last`."""
+
+    def __init__(self, last: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+        if last:
+            self.gate = nn.Linear(4, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The mean of the places' logits."""
+        tokens = self.body(images).flatten(2).mT
+        if hasattr(self, "gate"):
+            tokens = tokens * self.gate(tokens.mean(1, keepdim=True))
+        return self.head(tokens).mean(1)
+
+
+def test_what_is_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last linear layer need not be the head; what the second start refuses must not fail after the first's run."""
     monkeypatch.setattr(Trainer, "train_on_batch", None)
-    network, data = torchvision.models.mobilenet_v3_small(num_classes=7), tiny.images(30, classes=3, size=32)
-    with pytest.raises(ValueError, match=r"^source: expected a network that names its feature_layers"):
-        choose_head(network, data, steps=1, batch_size=12, progress=False)
-
-
-def test_bad_input() -> None:
-    """A head that does not read the means of the last layer, and a source that names no layers."""
     data = tiny.images(30, classes=3, size=16)
-    with pytest.raises(ValueError, match=r"^source: expected a network that names its feature_layers"):
-        with_head(torchvision.models.mobilenet_v3_small(num_classes=7), data, "probe")
-    network = source()
-    network.network.fc = nn.Sequential(nn.Linear(64, 9), nn.Linear(9, 5))
-    with pytest.raises(ValueError, match=r"^source: expected a head that reads the 64 means of the last of feature_la"):
-        with_head(network, data, "probe")
+    assert with_head(Tokens(), data)(data.images / 255).shape == (30, 3)
+    with pytest.raises(ValueError, match=r"^source: expected a head, 'head', that reads one row of features per image"):
+        choose_head(Tokens(), data, steps=1, batch_size=12, progress=False)
+    with pytest.raises(ValueError, match=r"^source: expected a network whose last linear layer, 'gate', gives its log"):
+        with_head(Tokens(last=True), data)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input() -> None:
+    """What is no image set, and fewer labels than a probe and a choice need."""
+    data = tiny.images(30, classes=3, size=16)
+    for function in (with_head, choose_head):
+        with pytest.raises(ValueError, match=r"^data: expected an ImageSet, got Task; give its attribute train$"):
+            function(source(), Task(data, data))
+        with pytest.raises(ValueError, match=r"^data: expected an ImageSet, got DataLoader$"):
+            function(source(), DataLoader(TensorDataset(data.images / 255, data.labels)))
+    with pytest.raises(ValueError, match=r"^data: expected at least 3 images per class, .* got 2 of 'class 0'$"):
+        choose_head(source(), data.subset(range(6)))
+    with pytest.raises(ValueError, match=r"^held_out: expected a number between 0 and 1, got 1.5$"):
+        choose_head(source(), data, held_out=1.5)
+
+
+def test_the_defaults_are_those_of_the_transfer() -> None:
+    """The least that a transfer must beat has its settings: equal batches, warm-up and as many steps."""
+    shown = inspect.signature(FineTuning).parameters
+    assert {name: shown[name].default for name in FEW_LABELS} == FEW_LABELS

@@ -225,6 +225,10 @@ def test_numpy_arrays_in_an_image_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageSet, "__init__", unchecked(ImageSet.__init__))
     with pytest.raises(ValueError, match=r"images: expected uint8 .*; put the channels first"):
         ImageSet(images.permute(0, 2, 3, 1).numpy(), LABELS, ("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"images: expected uint8 .*; repeat the grey channel: images.expand"):
+        ImageSet(images[:, :1], LABELS, ("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"images: expected uint8 .*got float32 .*; give levels from 0 to 255"):
+        ImageSet(IMAGES, LABELS, ("a", "b", "c"))
     with pytest.raises(ValueError, match="labels: expected whole numbers"):
         ImageSet(images.numpy(), LABELS.numpy() / 2, ("a", "b", "c"))
 

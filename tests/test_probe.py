@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mtanytime.data.images import ImageSet
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.transfer.probe import OUTPUT, fit_probe
 
 SOURCE = tiny.made(6, classes=5, seed=3).eval()
@@ -107,6 +107,32 @@ def test_bad_input(options: dict, message: str) -> None:
     """Refused before anything is fitted."""
     with pytest.raises(ValueError, match=message):
         fit_probe(SOURCE, TRAIN, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_data_that_a_probe_cannot_read() -> None:
+    """A task, and a loader whose labels begin at 1: each error says what to do."""
+    with pytest.raises(ValueError, match=r"^data: expected an ImageSet or a DataLoader, got Task; give its attribute"):
+        fit_probe(SOURCE, Task(TRAIN, TEST))
+    loader = DataLoader(TensorDataset(TRAIN.images / 255, TRAIN.labels + 1), 10)
+    with pytest.raises(ValueError, match=r"images per class, got 0 of class 0; number the classes from 0 on$"):
+        fit_probe(SOURCE, loader)
+
+
+def test_as_many_folds_as_there_are_images() -> None:
+    """Also of a loader, whose labels are known only once it was read; and of a part of the images."""
+    few = TRAIN.subset(range(9))
+    loader = DataLoader(TensorDataset(few.images / 255, few.labels), 4)
+    tables = [fit_probe(SOURCE, few, **options).table for options in ({"folds": 3}, {"folds": None})]
+    assert tables[0].equals(tables[1])
+    assert fit_probe(SOURCE, loader, folds=None).table.round(4).equals(tables[0].round(4))
+    fit_probe(SOURCE, TRAIN, folds=None, max_images=9)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_layer_as_text() -> None:
+    """It was read letter by letter."""
+    assert fit_probe(SOURCE, TRAIN, layers="second").layers == ("second",)
 
 
 def test_one_class() -> None:

@@ -332,7 +332,8 @@ def test_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "val_accuracy=" in out
     assert "nan" not in out
     trainer(tmp_path / "run", progress=True).train()
-    assert capfd.readouterr() == ("already finished\n", "")
+    out, err = capfd.readouterr()
+    assert (out.splitlines()[-1], err) == ("already finished", "")
     trainer(tmp_path / "run").train()
     trainer().train()
     assert capfd.readouterr() == ("", "")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from tiny_runs import Begin, coloured, flattened, loader, network, task, trainer
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from mtanytime.data.images import ImageSet
 from mtanytime.training.trainer import Trainer
@@ -160,6 +160,27 @@ def test_a_last_batch_of_one_image(tmp_path: Path) -> None:
         refused(ValueError, match, tmp_path / "run", data=data, **options)
     for data in (*sets(17), loader(coloured(7).subset(range(16)), drop_last=True)):
         trainer(data=data, **options).train()
+
+
+def test_notes_on_habits_that_cost_accuracy() -> None:
+    """A last batch that is a small remainder, of a set or a loader, and a choice by few validation images."""
+
+    def notes(**options: Any) -> list[str]:
+        made = {"data": coloured(7).subset(range(17)), "validation": None, "batch_size": 8} | options
+        return [note for note in trainer(**made).notes if note.startswith(("training", "validation"))]
+
+    (note,) = notes()
+    assert note.startswith("training: an epoch's last batch has 1 of 8 images")
+    assert note.endswith('remainder="drop" leaves it out')
+    data = coloured(7)
+    (note,) = notes(data=DataLoader(TensorDataset(data.images[:17] / 255, data.labels[:17]), 8))
+    assert note.endswith("drop_last=True in the DataLoader leaves it out")
+    assert notes(remainder="drop") == notes(batch_size=17) == notes(batch_size=100) == notes(batch_size=6) == []
+    (note,) = notes(validation=coloured(7), remainder="drop")
+    assert note == (
+        "validation: 21 images are too few to choose the best epoch by, as accuracy does; last_accuracy is that of the "
+        "last step"
+    )
 
 
 def test_a_loader_of_another_length_than_it_says() -> None:

@@ -113,6 +113,21 @@ def test_labels_that_no_probe_can_be_fitted_to() -> None:
     transfer(data=data, teacher=None).train()
 
 
+def test_the_probe_and_the_target_have_the_datas_classes() -> None:
+    """torchvision's 1,000 classes left as they are, and a loader without images of the last class: both are named."""
+    with pytest.raises(ValueError, match=r"^target: expected 3 outputs, one per class .*, got 1000; or pass teacher=N"):
+        TransferTrainer(tiny.made(5).eval(), tiny.made(4, classes=1000), LABELLED, **SMALL)
+    loader = DataLoader(TensorDataset(LABELLED.images / 255, LABELLED.labels % 2), 8)
+    with pytest.raises(ValueError, match=r"^target: expected 2 outputs, one per class of the labelled images, got 3"):
+        transfer(data=loader)
+
+
+def test_a_loader_of_few_labels() -> None:
+    """Two per class make two folds, as in an image set."""
+    data = TensorDataset(LABELLED.images[:6] / 255, LABELLED.labels[:6])
+    assert transfer(data=DataLoader(data, 6)).train().log["distillation_loss"].notna().all()
+
+
 @dataclass(frozen=True)
 class Named:
     """A frozen output."""

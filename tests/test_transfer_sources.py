@@ -1,5 +1,7 @@
 """Several sources, what each of them sees, and that a source stays as it is."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 import tiny
@@ -11,6 +13,16 @@ from transfer_runs import assert_close, copied, same, steps, stirred, transfer
 
 from mtanytime.backbones import Normalized
 from mtanytime.transfer import FreshBatch, TransferTrainer
+from mtanytime.transfer.baselines import BaselineTrainer
+
+
+def test_a_source_that_diverged() -> None:
+    """Its layers are named before training; a loss of nan at the first step would not say whose."""
+    source = tiny.made(5).eval()
+    source.second[0].weight.data.fill_(torch.nan)
+    for trainer in (TransferTrainer, partial(BaselineTrainer, terms={"at": 1.0})):
+        with pytest.raises(ValueError, match=r"^source, .*: layers: expected finite maps, got some of second that are"):
+            trainer(source, tiny.made(4, seed=1), tiny.images(12), steps=2, device="cpu", progress=False)
 
 
 def test_a_source_that_is_switched_off_is_as_if_it_were_not_there() -> None:

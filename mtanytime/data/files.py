@@ -98,6 +98,7 @@ def labelled_paths(root: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
 
 def unlabelled_paths(root: Path) -> list[str]:
     """Find all images in a folder and the folders inside it, sorted. Raises ValueError if there are none."""
+    require(root.is_dir(), str(root), "a folder with images", Words("a file" if root.exists() else "no such folder"))
     paths = sorted(path for path in map(Path, _images_below(root, follow=False)) if path.is_file())
     require(len(paths) > 0, str(root), "a folder with images", Words("none"))
     return list(map(str, paths))

@@ -141,6 +141,10 @@ class ImageSet(LabelledImages):
         fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
         last = images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3
         remedy = "put the channels first: images.permute(0, 3, 1, 2)" if last else ""
+        if images.ndim == 4 and images.shape[1] == 1:
+            remedy = "repeat the grey channel: images.expand(-1, 3, -1, -1)"
+        elif images.is_floating_point():
+            remedy = "give levels from 0 to 255: (255 * images).round().to(torch.uint8) of images in [0, 1]"
         require(fits, "images", "uint8 (n, 3, height, width)", Words(describe_tensor(images)), remedy)
         whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
         fits = whole and labels.shape == images.shape[:1]

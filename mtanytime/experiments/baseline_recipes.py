@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, load_l2t_resnet32, vgg9
 from mtanytime.checks import require
@@ -31,7 +29,7 @@ from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
 from mtanytime.transfer.baselines import BaselineTrainer
 from mtanytime.transfer.fine_tuning import FineTuning, Head, choose_head, with_head
-from mtanytime.transfer.l2sp import L2SP
+from mtanytime.transfer.l2sp import L2SP, PenalizedLoss
 from mtanytime.transfer.outer import FreshBatch
 
 VALIDATION_PER_CLASS = 1000  # training images to score on in place of the test set; in no unlabelled pool
@@ -67,18 +65,6 @@ TERMS: dict[str, tuple[str, ...]] = {
 # labels held back in a quarter of the steps.
 ON_SOURCE = ("probe", "fine_tuning", "fine_tuning_new", "fine_tuning_probe", "l2sp")
 METHODS = ("scratch", *TERMS, *MATCHING, *LEARNED, *ON_SOURCE)
-
-
-class PenalizedLoss:
-    """Cross-entropy plus L2-SP of the network that is trained."""
-
-    def __init__(self, network: nn.Module, penalty: L2SP) -> None:
-        self._network, self._penalty = network, penalty
-        self.alpha, self.beta = penalty.alpha, penalty.beta  # identify the run
-
-    def __call__(self, output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """The loss of a batch."""
-        return F.cross_entropy(output, labels) + self._penalty(self._network)
 
 
 def cifar10_baselines(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -150,7 +136,7 @@ def _on_source(method: str, settings: Settings, source: nn.Module, task: Task, o
             torch.default_generator.manual_seed(options["seed"])
             network = with_head(source, task.train)
         options["weight_decay"] = 0.0
-        penalty = L2SP(dict(source.named_parameters()), settings["l2sp_alpha"], settings["l2sp_beta"])
+        penalty = L2SP(source, settings["l2sp_alpha"], settings["l2sp_beta"])
         return FineTuning(source, network, task, loss=PenalizedLoss(network, penalty), **options)
     place = options.pop("folder")
 

@@ -2,7 +2,7 @@
 
 32×32 images: from the authors' ResNet-32 (TinyImageNet) to VGG-9. 224×224 images: from torchvision's ResNet-34
 (ImageNet) to ResNet-18. A tenth of the training images is for validation, and the test accuracy is that of the best
-validation epoch.
+validation epoch. As in the authors' code, the last, smaller batch of an epoch is a step, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -147,6 +147,7 @@ def _parts(key: str, settings: Settings, seed: int, folder: Path | None, progres
     augment = ResizedCrops(224) if chosen.large else crop_flip()
     names = ("epochs", "batch_size", "lr", "weight_decay", "precision", "checkpoint_seconds")
     shared: dict[str, Any] = {name: settings[name] for name in names}
+    shared |= {name: PAPER[name] for name in ("schedule", "remainder")}
     shared |= {"augment": augment, "validation": validation, "seed": seed, "progress": progress}
     layers = {"source_layers": STAGES, "target_layers": STAGES} if chosen.large else {}
     pairs: Mapping[str, Any] = LARGE_PAIRS if chosen.large else SMALL_PAIRS

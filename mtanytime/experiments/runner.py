@@ -214,17 +214,26 @@ def check_new_csv(csv: Path) -> None:
     _temporary(csv).unlink()
 
 
-def write_results(results: Results, csv: Path, command: str) -> None:
+def write_results(results: Results, csv: Path, command: str, note: str = "") -> None:
     """Write the results to `csv`, and the learned maps to NAME_maps.csv beside it.
 
-    Each file starts with a comment line that states the command, the processor and the versions.
+    Each file starts with a comment line that states the command, the processor and the versions; that of the results
+    ends with the note.
     """
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    header = f"# {command}; {processor()}, {torch.get_num_threads()} threads; {versions}\n"
-    for file, table in ((csv.with_name(f"{csv.stem}_maps{csv.suffix}"), results.maps), (csv, results.table)):
+    header = f"# {command}; {processor()}, {torch.get_num_threads()} threads; {versions}"
+    maps = csv.with_name(f"{csv.stem}_maps{csv.suffix}")
+    for file, table, end in ((maps, results.maps, ""), (csv, results.table, f"; {note}" if note else "")):
         if table is not None:
-            _temporary(file).write_text(header + table.to_csv(index=False), encoding="utf-8")
+            _temporary(file).write_text(f"{header}{end}\n" + table.to_csv(index=False), encoding="utf-8")
             _temporary(file).replace(file)
+
+
+def which_weights(table: pd.DataFrame) -> str:
+    """What the accuracies in a recipe's results are those of, in words."""
+    if "last_accuracy" not in table:
+        return "accuracy after the last step"
+    return "accuracy at the best validation epoch (the last one without validation), last_accuracy after the last"
 
 
 def _temporary(file: Path) -> Path:

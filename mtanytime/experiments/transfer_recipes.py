@@ -73,7 +73,8 @@ def built_in(settings: Settings, seed: int, folder: Path | None, progress: bool)
 def cifar10_few(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
     """Train a target on CIFAR-10 with few labels from the authors' TinyImageNet source by each of the methods.
 
-    A tenth of the labelled images is held back for validation.
+    A tenth of the labelled images is held back for validation: 50 images, too few to choose an epoch by, so read
+    `last_accuracy`. As in the authors' code, the last batch of an epoch, of two images, is a step, too.
     """
     _check(settings)
     check_files(settings, "source", "images")

@@ -20,6 +20,7 @@ from mtanytime.functional import functional_call, trial_run
 from mtanytime.randomness import generator_for
 from mtanytime.training.identity import name_of
 
+FEW_TO_CHOOSE_BY = 500  # validation images; with fewer, the standard error of an accuracy of 50 % is above 2 points
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
 
@@ -45,6 +46,24 @@ def smallest_batch(batches: Batches) -> int | None:
     if data.batch_size is None or isinstance(data.dataset, IterableDataset):
         return None
     return data.batch_size if data.drop_last else len(data.sampler) % data.batch_size or data.batch_size
+
+
+def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -> list[str]:
+    """Notes on two habits that cost accuracy: steps on a small remainder, a choice by few validation images."""
+    notes, least = [], smallest_batch(batches)
+    size, in_set = batches.batch_size or batches.data.batch_size, isinstance(batches.data, LabelledImages)
+    if least is not None and len(batches) > 1 and 4 * least < size:
+        option = 'remainder="drop"' if in_set else "drop_last=True in the DataLoader"
+        notes.append(
+            f"training: an epoch's last batch has {least} of {size} images, too few for batch norm and a whole step; "
+            f"{option} leaves it out"
+        )
+    if isinstance(validation, LabelledImages) and len(validation) < FEW_TO_CHOOSE_BY:
+        notes.append(
+            f"validation: {len(validation)} images are too few to choose the best epoch by, as accuracy does; "
+            "last_accuracy is that of the last step"
+        )
+    return notes
 
 
 def probe(data: LabelledImages | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:

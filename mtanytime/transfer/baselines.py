@@ -6,7 +6,8 @@ Each method is a loss term in its own file; `BaselineTrainer` adds one or more o
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from numbers import Real
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from mtanytime.data.images import LabelledImages, Task
 from mtanytime.data.transforms import Augment
 from mtanytime.data.views import StrongViews
 from mtanytime.devices import autocast
+from mtanytime.features import bare, unwrapped
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.distributed import Processes
@@ -35,6 +37,7 @@ from mtanytime.transfer.layers import (
     Layers,
     check_apart,
     check_pair_form,
+    check_trainable,
     dtype_of,
     freeze_source,
     tap_layers,
@@ -44,7 +47,8 @@ from mtanytime.transfer.lookahead import first_images
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.reviewkd import ReviewKD
 from mtanytime.transfer.semckd import SemCKD
-from mtanytime.transfer.teacher import Teacher
+from mtanytime.transfer.settings import FEW_LABELS
+from mtanytime.transfer.teacher import Teacher, check_no_probabilities, check_teacher, fit_teacher, logits_of
 
 _TERMS = -7  # purpose of a derived seed
 
@@ -72,15 +76,20 @@ class BaselineTrainer(Trainer):
         terms: weights by name. "lwf": the source's own answers through an extra head (`LearningWithoutForgetting`),
             "at": attention transfer of `pairs`, "semckd", "reviewkd": see their files; "teacher": the answers of
             `teacher`, a network with the target's classes.
-        source_layers, target_layers: layers to read; default: the networks' own `feature_layers`.
+        source_layers, target_layers: layers to read; default: those in `pairs` if a network names none itself, else its
+            own `feature_layers`.
         pairs: for "at", default: the last source layers with the last target layers, one to one.
-        teacher: the network of the term "teacher", such as a probe from `probe.fit_probe`.
+        teacher: the network of the term "teacher", such as a probe from `probe.fit_probe`, or "probe" (see
+            `TransferTrainer`).
         views, view_augment, unlabelled, unlabelled_per_step: further images, see `ExtraImages`.
-        settings: the keyword arguments of `Trainer`.
+        settings: the keyword arguments of `Trainer`, some with defaults for few labels, those of `TransferTrainer`.
 
     Raises:
-        ValueError: as `Trainer`; also an unknown term, a weight that is not above 0, or a term that lacks its teacher.
+        ValueError: as `Trainer`; also an unknown term, a weight that is not above 0, a term that lacks its teacher, or
+            a layer that a term reads and cannot train.
     """
+
+    defaults: ClassVar[Mapping[str, Any]] = FEW_LABELS
 
     def __init__(
         self,
@@ -93,7 +102,7 @@ class BaselineTrainer(Trainer):
         source_layers: Layers | None = None,
         target_layers: Layers | None = None,
         pairs: Sequence[Pair] | None = None,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Literal["probe"] | None = None,
         views: int | Literal["batch"] | None = None,
         view_augment: Augment = StrongViews(),  # noqa: B008
         unlabelled: Unlabelled | None = None,
@@ -101,16 +110,21 @@ class BaselineTrainer(Trainer):
         **settings: Any,
     ) -> None:
         require(isinstance(source, nn.Module), "source", "one network", source)
+        source, teacher = bare(source, "source"), check_teacher(teacher)
         require(isinstance(terms, Mapping), "terms", f"weights by name, of some of {TERMS}", terms)
         require(len(terms) > 0 and set(terms) <= set(TERMS), "terms", f"some of {TERMS}", list(terms))
         for name, weight in terms.items():
-            require(0 < weight < math.inf, f"terms[{name!r}]", "a weight > 0", weight)
+            number = isinstance(weight, Real) and 0 < weight < math.inf
+            require(number, f"terms[{name!r}]", "a weight > 0", weight)
         alone = "semckd" not in terms or Processes().count == 1
         require(alone, "terms", "none of 'semckd', which compares all images of a step", Words("several processes"))
         needed = "teacher" in terms
         got = Words("none" if teacher is None else type(teacher).__name__)
-        require(needed == (teacher is not None), "teacher", "a network with the term 'teacher', else None", got)
+        expected = "a network or 'probe' with the term 'teacher', else None"
+        require(needed == (teacher is not None), "teacher", expected, got)
         check_pair_form(pairs)
+        for pair in pairs or ():
+            require(list(pairs).count(pair) == 1, "pairs", "each pair once", pair)
         self.term_weights, self.source, self.teacher, self._pairs = dict(terms), source, teacher, pairs
         self._layers = source_layers, target_layers
         self._extra = views, view_augment, unlabelled, unlabelled_per_step
@@ -119,23 +133,40 @@ class BaselineTrainer(Trainer):
     def _build(self) -> None:
         self._try_model()
         images, _ = self._probe_batch()
-        check_apart({"": self.source} | ({"teacher": self.teacher} if self.teacher is not None else {}), self.model)
-        sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers, None)
+        teacher = {"teacher": self.teacher} if isinstance(self.teacher, nn.Module) else {}
+        check_apart({"source": self.source} | teacher, self.model)
+        sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers_to_read(), None)
         self.tapped_source = sources[""]
         self.notes += freeze_source("source", self.source, self.device)
         self._teacher: Teacher | None = None
+        self._probe = self.teacher == "probe"
+        if self._probe:
+            self.teacher, note = fit_teacher(sources, self.batches.data, self.outputs, self.seed)
+            self.notes.append(note)
+            self.modules["teacher"] = self.teacher.linear  # on another machine it would not be the same bit for bit
         if self.teacher is not None:
             self._teacher = Teacher(self.teacher, sources, self.device, self.precision)
-            self.notes += self._teacher.notes
+            self.notes += [] if self._probe else self._teacher.notes
             self._teacher.check(images, self.outputs, {"": self._source_pass(images)})
         shape = tuple(images.shape[1:])
         self.extra_images = ExtraImages(self.batches, *self._extra, shape, self.seed)
         source_maps = try_layers("source", self.tapped_source, images, training=False)
         target_maps = try_layers("target", self.target, images, training=True)
+        if set(self.term_weights) != {"teacher"}:
+            check_trainable(self.model, target_maps)
         with seeded(derive_seed(self.seed, _TERMS), self.device):
             self.terms = nn.ModuleDict(self._make_terms(source_maps, target_maps, images)).to(images)
         self.modules["terms"] = self.terms
         self.optimizer = make_optimizer(self.settings, nn.ModuleList([self.model, self.terms]))
+
+    def _layers_to_read(self) -> list[Layers | None]:
+        """The layers of the source and of the target: the given ones, else the networks' own, else those in pairs."""
+        layers = []
+        for given, network, side in zip(self._layers, (self.source, self.model), (0, 1), strict=True):
+            own = getattr(unwrapped(network), "feature_layers", None)
+            of_pairs = given is None and own is None and self._pairs
+            layers.append(list(dict.fromkeys(pair[side] for pair in self._pairs)) if of_pairs else given)
+        return layers
 
     def _make_terms(
         self, source_maps: Mapping[str, Tensor], target_maps: Mapping[str, Tensor], images: Tensor
@@ -151,11 +182,9 @@ class BaselineTrainer(Trainer):
         pairs = self._pairs or list(zip(list(source_channels)[-count:], list(target_channels)[-count:], strict=True))
 
         def lwf() -> nn.Module:
-            output, _ = self._source_pass(images)
-            logits = isinstance(output, Tensor) and output.ndim == 2
-            require(logits, "source", "a network whose output is logits", Words(type(output).__name__))
-            classes = output.shape[1]
-            return LearningWithoutForgetting(target_channels[last], classes, last)
+            logits = logits_of("source", self._source_pass(images).output)
+            check_no_probabilities("source", logits)
+            return LearningWithoutForgetting(target_channels[last], logits.shape[1], last)
 
         makers = {
             "lwf": lwf,
@@ -180,6 +209,8 @@ class BaselineTrainer(Trainer):
         unlabelled = self.extra_images.unlabelled
         row["unlabelled"] = None if unlabelled is None else describe_data(unlabelled.data)
         row["teacher"] = None if self.teacher is None else fingerprint(self.teacher.state_dict())
+        if self._probe:
+            row["teacher"] = "probe"
         return row
 
     @torch.no_grad()
@@ -220,7 +251,7 @@ class BaselineTrainer(Trainer):
         if name == "teacher":
             return self._teacher.loss(target.output, images, {"": source}, self.settings.logits)
         if name == "lwf":
-            return self.terms[name](target.maps, source.output)
+            return self.terms[name](target.maps, logits_of("source", source.output))
         return self.terms[name](source.maps, target.maps)
 
 

@@ -5,23 +5,26 @@ worth is in `RESULTS.md`: a few points with few labels on CIFAR-10; on the built
 as well.
 """
 
+from collections.abc import Mapping
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.batches import Batches
+from mtanytime.data.batches import Batches, map_batches
 from mtanytime.data.files import unlabelled_folder
 from mtanytime.data.images import LabelledImages
 from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.training.distributed import Processes
+from mtanytime.transfer.layers import error_context
 
 Unlabelled = LabelledImages | DataLoader | str | PathLike[str]
 Images = Float[Tensor, "_ channel height width"]
@@ -37,14 +40,15 @@ class ExtraImages:
             unlabelled images; None: none. Images are drawn from the training set with replacement, or from the step's
             own batch if the training data is a `DataLoader`.
         view_augment: makes a view, `view_augment(images, generator)`.
-        unlabelled: images whose labels are not read: an image set, a DataLoader of (images, labels), or a folder.
-        per_step: unlabelled images per step; a DataLoader keeps its own batch size.
+        unlabelled: images without labels: an image set, whose labels are not read, a folder, or a DataLoader, whose
+            batches are images, tuples that begin with them or dicts in which they are the only images.
+        per_step: unlabelled images per step; not for a DataLoader, which keeps its own batch size.
         image_shape: channels, height and width of the labelled images.
         seed: of all draws.
 
     Raises:
-        ValueError: unlabelled images of another shape, or none; `per_step` without them; a number that defaults to the
-            batch size of a `DataLoader` without one.
+        ValueError: unlabelled images of another shape, or none; `per_step` without them or with a `DataLoader`; a
+            number that defaults to the batch size of a `DataLoader` without one; a `view_augment` that fails.
     """
 
     def __init__(
@@ -65,23 +69,25 @@ class ExtraImages:
         used = per_step is None or unlabelled is not None
         require(used, "unlabelled", "images to take unlabelled_per_step from", unlabelled)
         self.batches, self.views, self.view_augment, self.seed = batches, views, as_augment(view_augment), seed
+        self._image_shape = image_shape
         if views is not None:
             alone = isinstance(batches.data, LabelledImages) or Processes().count == 1
             expected = "None with a DataLoader and several processes, none of which has the whole batch"
             require(alone, "views", expected, views, "or give an image set")
-            generator = generator_for(seed, _VIEWS, -1)
-            shape = tuple(self.view_augment(torch.rand(2, *image_shape, generator=generator), generator).shape)
-            require(shape == (2, *image_shape), "view_augment", f"views of shape {image_shape}", shape[1:])
+            _try_view_augment(self.view_augment, image_shape, generator_for(seed, _VIEWS, -1))
         self.unlabelled: Batches | None = None
         if unlabelled is not None:
             data = _as_set(unlabelled, image_shape)
-            own = isinstance(data, DataLoader)  # which keeps its batch size
+            own = isinstance(data, DataLoader)
             size = None if own else per_step or _batch_size(batches, "unlabelled_per_step")
+            remedy = "leave it out: the DataLoader has a batch size of its own"
+            require(not own or per_step is None, "unlabelled_per_step", "None beside a DataLoader", per_step, remedy)
             options = {"augment": batches.augment, "remainder": "drop"}
             self.unlabelled = Batches(data, size, derive_seed(seed, _UNLABELLED), **options)
             self._iterator, self._next_step = iter(()), -1
-            shape = tuple(self.unlabelled.batch(0, 0)[0].shape[1:])
-            require(shape == image_shape, "unlabelled", f"images of shape {image_shape}, as the labelled ones", shape)
+            with error_context("unlabelled"):
+                first, _ = self.unlabelled.batch(0, 0)
+            self._check_unlabelled(first)
             processes = Processes()
             if processes.count > 1 and views is None:  # with views, its part differs
                 self.unlabelled.needed = processes.rows
@@ -106,6 +112,9 @@ class ExtraImages:
             chosen = data.load(index).to(images.device).to(images.dtype) / 255
         else:
             chosen = images[index.to(images.device)]
+        size = self._image_shape[1:]
+        if chosen.shape[2:] != size:  # the training's augmentation changes the size
+            chosen = F.interpolate(chosen, size, mode="bilinear", antialias=True).clamp(0, 1)
         return self.view_augment(chosen, generator)
 
     def _draw_unlabelled(self, step: int) -> Images:
@@ -116,7 +125,24 @@ class ExtraImages:
         batch = next(self._iterator, None)
         length = Words(f"one that ends after {position}")
         require(batch is not None, "unlabelled", f"a DataLoader of {len(self.unlabelled)} batches", length)
+        self._check_unlabelled(batch[0])
         return batch[0]
+
+    def _check_unlabelled(self, images: Images) -> None:
+        shape, expected = tuple(images.shape[1:]), f"images of shape {self._image_shape}, as the labelled ones"
+        require(shape == self._image_shape, "unlabelled", expected, shape)
+
+
+def _try_view_augment(augment: Augment, image_shape: tuple[int, int, int], generator: torch.Generator) -> None:
+    """Raise ValueError unless an augmentation turns two images into two of the same shape."""
+    expected = "a function of images and a generator that returns as many images"
+    try:
+        views = augment(torch.rand(2, *image_shape, generator=generator), generator)
+    except Exception as error:
+        raise mismatch("view_augment", expected, Words(f"one that fails: {error}")) from error
+    require(isinstance(views, Tensor) and len(views) == 2, "view_augment", expected, Words("one that does not"))
+    shape = tuple(views.shape[1:])
+    require(shape == image_shape, "view_augment", f"views of shape {image_shape}", shape)
 
 
 def _batch_size(batches: Batches, setting: str) -> int:
@@ -129,12 +155,30 @@ def _batch_size(batches: Batches, setting: str) -> int:
 
 def _as_set(unlabelled: Unlabelled, image_shape: tuple[int, int, int]) -> LabelledImages | DataLoader:
     if isinstance(unlabelled, LabelledImages | DataLoader):
-        if not len(unlabelled):
-            raise mismatch("unlabelled", "a set with images", Words("an empty one"))
-        return unlabelled
+        loader = isinstance(unlabelled, DataLoader)
+        if loader and isinstance(unlabelled.dataset, IterableDataset) and not hasattr(unlabelled.dataset, "__len__"):
+            raise mismatch("unlabelled", "a DataLoader with a length", Words("one of a data set without __len__"))
+        require(len(unlabelled) > 0, "unlabelled", "a set with images", Words("an empty one"))
+        return map_batches(unlabelled, _with_no_labels) if loader else unlabelled
     if isinstance(unlabelled, str | PathLike):
         height, width = image_shape[1:]
         square = f"square labelled images where unlabelled ones come from {Path(unlabelled)}"
-        require(height == width, "data", square, Words(f"{height} × {width}"))
+        remedy = "give an image set of that size in place of the folder"
+        require(height == width, "data", square, Words(f"{height} × {width}"), remedy)
         return unlabelled_folder(unlabelled, height)
     raise mismatch("unlabelled", "an ImageSet, a DataLoader or a folder", Words(type(unlabelled).__name__))
+
+
+def _with_no_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    """The images of a batch, alone or with anything beside them, and zeros in place of labels."""
+    values = batch
+    if isinstance(batch, Mapping):
+        values = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim == 4]
+        values = values[0] if len(values) == 1 else None
+    elif isinstance(batch, tuple | list):
+        values = batch[0] if batch else None
+    if not isinstance(values, Tensor):
+        remedy = "pick the images: mtanytime.data.map_batches(loader, lambda batch: (batch[...], None))"
+        expected = "images, alone or before anything else"
+        raise mismatch("batches of the DataLoader", expected, Words(type(batch).__name__), remedy)
+    return values, torch.zeros(len(values), dtype=torch.int64)

@@ -146,17 +146,17 @@ def _check_pairs(pairs: Sequence[Pair] | None, source_layers: Layers, target_lay
 
 
 def check_apart(networks: Mapping[str, nn.Module], target: nn.Module) -> None:
-    """Raise ValueError for a source that shares a layer or parameter with the target."""
+    """Raise ValueError for a network, such as "source", that shares a layer or parameter with the target."""
     parts = {*target.modules(), *target.parameters()}
     for name, network in networks.items():
         shared = parts & {*network.modules(), *network.parameters()}
-        expected = f"a network that shares no layer or parameter with the {source_name(name)}"
+        expected = f"a network that shares no layer or parameter with the {name}"
         require(not shared, "target", expected, Words("one that does"))
 
 
-def freeze_source(name: str, network: nn.Module, device: torch.device) -> list[str]:
-    """Move a source to the device and put it in eval mode; return notes on what changed."""
-    what, notes = source_name(name), []
+def freeze_source(what: str, network: nn.Module, device: torch.device) -> list[str]:
+    """Move a network, such as "source", to the device and put it in eval mode; return notes on what changed."""
+    notes = []
     before = {str(p.device) for p in network.parameters()}
     with error_context(what):
         network.to(device)
@@ -175,8 +175,8 @@ def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel h
 
     The network stays unchanged.
 
-    In train mode, the maps keep their graph, and a network that skips layers at random runs until each has run, up to
-    50 times.
+    In eval mode, maps that are not finite are an error, too. In train mode, the maps keep their graph, and a network
+    that skips layers at random runs until each has run, up to 50 times.
     """
     maps: Maps = {}
     with (
@@ -189,7 +189,10 @@ def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel h
             maps |= functional_call(tapped, buffers, images, False)[1]
             if len(maps) == len(tapped.layers):
                 return {layer: maps[layer] for layer in tapped.layers}
-        return functional_call(tapped, buffers, images)[1]
+        maps = functional_call(tapped, buffers, images)[1]
+        broken = [layer for layer, value in maps.items() if not value.isfinite().all()]
+        require(training or not broken, "layers", "finite maps", Words(f"some of {', '.join(broken)} that are not"))
+        return maps
 
 
 def check_trainable(target: nn.Module, maps: Maps) -> None:

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import batches_of, class_names
-from mtanytime.data.images import LabelledImages, shuffled_by_class
+from mtanytime.data.images import LabelledImages, Task, shuffled_by_class
 from mtanytime.features import Tapped, tap
 from mtanytime.measure.costs import device_and_dtype
 from mtanytime.randomness import generator_for
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty
 OUTPUT = "output"  # the source's own logits among the features
+FOLDS = 5
 Scoring = Literal["accuracy", "log_loss"]
 
 
@@ -70,7 +71,7 @@ def fit_probe(
     *,
     layers: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
-    folds: int = 5,
+    folds: int | None = FOLDS,
     seed: int = 0,
     scoring: Scoring = "accuracy",
     max_images: int | None = None,
@@ -83,11 +84,11 @@ def fit_probe(
 
     Args:
         source: a trained network; it is put in eval mode and otherwise unchanged.
-        data: labelled images, at least `folds` per class.
+        data: labelled images, at least `folds` per class; the labels of a `DataLoader` start at 0.
         layers: module paths, and `OUTPUT` for the source's own output, which is ignored unless it is a tensor (batch,
             outputs); default: the network's own `feature_layers` and `OUTPUT`.
         strengths: values of scikit-learn's C to compare.
-        folds: of the cross-validation, balanced by class.
+        folds: of the cross-validation, balanced by class; None: as many as the smallest class has images, 2 to 5.
         seed: of the split into folds.
         scoring: what cross-validation compares: "accuracy", or "log_loss" for calibrated answers, as a teacher's should
             be.
@@ -104,20 +105,26 @@ def fit_probe(
     from sklearn.preprocessing import StandardScaler
 
     require(len(strengths) > 0 and min(strengths) > 0, "strengths", "numbers above 0", list(strengths))
-    require(folds >= 2, "folds", "a whole number >= 2", folds)
+    require(folds is None or folds >= 2, "folds", "a whole number >= 2", folds)
+    got, remedy = Words(type(data).__name__), "give its attribute train" if isinstance(data, Task) else ""
+    require(isinstance(data, LabelledImages | DataLoader), "data", "an ImageSet or a DataLoader", got, remedy)
     require(scoring in get_args(Scoring), "scoring", f"one of {get_args(Scoring)}", scoring)
     if layers is None:
         own = getattr(source, "feature_layers", None)
         require(bool(own), "layers", "layers to read, as the network names none itself", own)
         layers = (*own, OUTPUT)
+    layers = (layers,) if isinstance(layers, str) else layers
     tapped = tap(source, [layer for layer in layers if layer != OUTPUT]).eval()
     output, pooled, labels = _read(tapped, data, max_images, seed)
     names = class_names(data)
     counts = np.bincount(labels, minlength=len(names or ()))
     require(len(counts) > 1, "data", "images of at least two classes", Words("those of one"))
-    if counts.min() < folds:
-        few = Words(f"{counts.min()} of {(names or range(len(counts)))[counts.argmin()]!r}")
-        raise mismatch("data", f"at least {folds} images per class", few, "lower folds" * (folds > 2))
+    needed, fewest = 2 if folds is None else folds, int(counts.min())
+    if fewest < needed:
+        few = Words(f"{fewest} of {repr(names[counts.argmin()]) if names else f'class {counts.argmin()}'}")
+        remedy = "lower folds" if fewest > 1 else "" if fewest or names else "number the classes from 0 on"
+        raise mismatch("data", f"at least {needed} images per class", few, remedy)
+    folds = min(fewest, FOLDS) if folds is None else folds
 
     candidates = list(dict.fromkeys([(tapped.layers[-1],), tapped.layers]))
     if OUTPUT in layers and isinstance(output, Tensor) and output.ndim == 2:
@@ -149,13 +156,6 @@ def fit_probe(
     bias = intercept - weight @ scaler.mean_
     as_tensor = (torch.from_numpy(part).to(*device_and_dtype(source)) for part in (weight, bias))
     return LinearProbe(tapped, chosen, *as_tensor, strength, pd.DataFrame(rows))
-
-
-def folds_of(data: LabelledImages | DataLoader, most: int = 5) -> int:
-    """How many folds the smallest class has images for, from 2 to `most`; for a `DataLoader`, `most`."""
-    if not isinstance(data, LabelledImages):
-        return most
-    return min(max(int(torch.bincount(data.labels.cpu(), minlength=len(data.classes)).min()), 2), most)
 
 
 def _read(

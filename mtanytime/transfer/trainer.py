@@ -51,7 +51,7 @@ from mtanytime.transfer.matching import FeatureMatching, source_variances
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
-from mtanytime.transfer.teacher import Teacher, fit_teacher
+from mtanytime.transfer.teacher import Teacher, check_teacher, fit_teacher
 from mtanytime.transfer.trace import Trace
 from mtanytime.transfer.transfer_map import FixedWeights, TransferMap, as_map
 
@@ -110,7 +110,7 @@ class TransferTrainer(Trainer):
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
             and `where` are off), and the pairs are those of the map, except those with λ = 0.
         unlabelled: further images for matching and distillation, of the labelled images' size: an image set, a
-            `DataLoader` or a folder. Labels are not read.
+            `DataLoader` or a folder. Labels, if there are any, are not read.
         teacher: a trained network with the target's classes. It is frozen, and its answers on all images of a step are
             distilled into the target. "probe": a linear probe of the source, fitted to the labelled images when the
             trainer is made (see `teacher.fit_teacher`). None: no distillation.
@@ -152,7 +152,7 @@ class TransferTrainer(Trainer):
         if self.map is not None:
             self.transfer_settings = replace(self.transfer_settings, what=False, where="off", where_start="random")
             pairs = [pair for pair, weight in self.map.pairs.items() if weight > 0] if pairs is None else pairs
-        self.teacher, self._unlabelled, self._arrived_data = teacher, unlabelled, arrived
+        self.teacher, self._unlabelled, self._arrived_data = check_teacher(teacher), unlabelled, arrived
         self.networks = name_sources(source)
         check_pair_form(pairs)
         if self.map is not None and len(self.networks) > 1:  # drop sources that the map does not use
@@ -169,12 +169,12 @@ class TransferTrainer(Trainer):
         with error_context("target"):
             self._try_model()
         teacher = {"teacher": self.teacher} if isinstance(self.teacher, nn.Module) else {}
-        check_apart(self.networks | teacher, self.model)
+        check_apart({source_name(name): network for name, network in self.networks.items()} | teacher, self.model)
         self.sources, target, self.pairs = tap_layers(self.networks, self.model, *self._layers)
 
         source_maps: Maps = {}
         for name, source in self.sources.items():
-            self.notes += freeze_source(name, source.model, self.device)
+            self.notes += freeze_source(source_name(name), source.model, self.device)
             maps = try_layers(source_name(name), source, images, training=False)
             source_maps |= {join_name(name, layer): value for layer, value in maps.items()}
         target_maps = try_layers("target", target, images, training=True)
@@ -225,7 +225,7 @@ class TransferTrainer(Trainer):
         self._teacher: Teacher | None = None
         self._probe = self.teacher == "probe"
         if self._probe:
-            self.teacher, note = fit_teacher(self.sources, self.batches.data, self.seed)
+            self.teacher, note = fit_teacher(self.sources, self.batches.data, self.outputs, self.seed)
             self.notes.append(note)
             self.modules["teacher"] = self.teacher.linear  # refitted elsewhere, it could differ in its last bits
         if self.teacher is not None:
