@@ -9,7 +9,7 @@ from scipy import stats
 
 from mtanytime.__main__ import main
 from mtanytime.experiments.paper_figures import paper_figure
-from mtanytime.experiments.summary import load_results, summarize
+from mtanytime.experiments.summary import as_markdown, load_results, summarize
 from mtanytime.explore import draw
 
 HEADER = "# python -m mtanytime run cifar10-baselines --out FOLDER --seed 0 1 2 --set {}; 2 cores; Python 3.11\n"
@@ -46,17 +46,32 @@ def test_means_and_intervals(tmp_path: Path) -> None:
     assert summary["half"][1:].isna().all()
 
 
+def test_share_taken_over(tmp_path: Path) -> None:
+    """Each seed's share, among runs of the same settings; none for scratch and the probe, or without one of them."""
+    rows = ROWS.replace("1,0,,", "1,0,0.64,").replace("lwf,vgg9-half,0", "lwf,vgg9-half,1")
+    sources = load_results([results(tmp_path, rows=rows)])
+    summary = summarize(sources).set_index("method")
+    assert summary["share"]["lwf"] == pytest.approx((0.50 - 0.44) / (0.64 - 0.44))
+    assert summary["share"][["scratch", "probe"]].isna().all()
+    assert "| lwf | 1 | 50.0 | 0.30 | 43.32 † |" in as_markdown(summary.reset_index())
+    mixed = "\n".join(f"{line},{0.1 if line.startswith('probe') else 0.2}" for line in rows.splitlines()[1:])
+    other = results(tmp_path, "lr.csv", "methods=scratch", rows.splitlines()[0] + ",lr\n" + mixed + "\n")
+    assert "share" not in summarize(load_results([other]), ["method", "lr"])
+
+
 def test_table_on_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Markdown with n, without an interval for one run, and the paper's figures, whose mark says what they are."""
+    """Markdown with n, an interval, shares, and the paper's figures, whose mark says what they are."""
     assert main(["table", str(results(tmp_path))]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "| method | n | accuracy (%) | paper (%) |",
-        "| --- | ---: | ---: | ---: |",
-        "| scratch | 3 | 43.0 ± 6.6 | 39.99 † |",
-        "| lwf | 1 | 50.0 | 43.32 † |",
-        "| probe | 1 (1 diverged) | 60.0 |  |",
+        "| method | n | accuracy (%) | share taken over | paper (%) |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| scratch | 3 | 43.0 ± 6.6 |  | 39.99 † |",
+        "| lwf | 1 | 50.0 | 0.50 | 43.32 † |",
+        "| probe | 1 (1 diverged) | 60.0 |  |  |",
         "",
         "±: half of the mean's 95 % confidence interval over n seeds (Student's t).",
+        "",
+        "Share taken over: of the way from scratch to the source's linear probe, the mean over seeds.",
         "",
         "†: recalled from the paper and not checked again.",
     ]
@@ -185,5 +200,8 @@ def test_picture() -> None:
     assert [label.get_text() for label in picture.axes[0].get_yticklabels()] == ["scratch", "l2t"]
     labels = [text.get_text() for text in picture.legends[0].get_texts()]
     assert labels == ["95 % interval of the mean", "the paper (recalled, not checked)"]
+    probe = pd.DataFrame([{"method": "probe", "n": 3, "diverged": 0, "accuracy": 0.62, "half": 0.01}])
+    ax = draw.accuracy_summary(pd.concat([summary[["method", "n", "accuracy", "half"]][:1], probe])).axes[0]
+    assert [line.get_xdata() for line in ax.lines if line.get_linestyle() == "--"] == [[62, 62]]
     with pytest.raises(ValueError, match="summary: expected a group with an accuracy, got none"):
         draw.accuracy_summary(summary.assign(accuracy=math.nan))

@@ -13,6 +13,7 @@ from mtanytime.experiments.paper_figures import DATA_SETS, paper_figure
 from mtanytime.experiments.recipe import as_text, changed, nearest
 from mtanytime.experiments.runner import RECIPES
 from mtanytime.experiments.sweep import LISTED, collect, read_sweep
+from mtanytime.measure.results import share_taken_over
 from mtanytime.measure.tables import as_numbers, require_columns, require_rows
 
 NAME = "results table"
@@ -102,8 +103,10 @@ def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.
 
     Returns:
         the columns of `by`, n (runs with an accuracy), diverged (runs without), accuracy (mean, a fraction), half
-        (half of its 95 % interval by Student's t; NaN for one run), paper (the paper's figure, a fraction) and
-        paper_is ("verified" or "recalled"); the last two only where the paper has a figure.
+        (half of its 95 % interval by Student's t; NaN for one run), share (the mean of `measure.share_taken_over`;
+        NaN for scratch and the probe themselves), paper (the paper's figure, a fraction) and paper_is ("verified" or
+        "recalled"). share is there only if scratch and the probe are among the methods, the last two only if the paper
+        has a figure.
 
     Raises:
         ValueError: an unknown column; one of several places that does not state its settings; or runs in one group, or
@@ -118,14 +121,27 @@ def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.
     _refuse_other_settings(sources, by)
     groups = table.groupby(by, sort=False, dropna=False)
     shared = {key: value for key, value in sources[0].settings.items() if key not in table}
-    rows = []
     for _, group in groups:
         _refuse_mixing(group, by)
+    shares = _shares(table, by)
+    rows = []
+    for _, group in groups:
         kept = group["accuracy"].dropna()
         key = {name: group[name].iloc[0] for name in by}
         row = key | {"n": len(kept), "diverged": len(group) - len(kept), "accuracy": kept.mean(), "half": _half(kept)}
+        row |= {} if shares is None else {"share": shares[group.index].mean()}
         rows.append(row | _paper(shared | group.iloc[0].to_dict()))
     return pd.DataFrame(rows)
+
+
+def _shares(table: pd.DataFrame, by: Sequence[str]) -> pd.Series | None:
+    """`share_taken_over` of each row among the rows with the same values of `by` but the method; None without any."""
+    if "method" not in by:
+        return None
+    others = [name for name in by if name != "method"]
+    parts = [part for _, part in table.groupby(others, dropna=False)] if others else [table]
+    shares = pd.concat([share_taken_over(part) for part in parts]).mask(table["method"].isin(["scratch", "probe"]))
+    return None if shares.isna().all() else shares
 
 
 def _half(values: pd.Series) -> float:
@@ -215,14 +231,16 @@ def _paper(row: Mapping[str, Any]) -> dict[str, Any]:
 def as_markdown(summary: pd.DataFrame) -> str:
     """A summary as a Markdown table, accuracies in per cent, with footnotes for its marks."""
     by = list(summary.columns[: list(summary.columns).index("n")])
-    paper = "paper" in summary
-    header = [*by, "n", "accuracy (%)", *(["paper (%)"] if paper else [])]
+    share, paper = "share" in summary, "paper" in summary
+    header = [*by, "n", "accuracy (%)", *(["share taken over"] if share else []), *(["paper (%)"] if paper else [])]
     lines = [header, ["---"] * len(by) + ["---:"] * (len(header) - len(by))]
     for row in summary.to_dict("records"):
         runs = str(row["n"]) + f" ({row['diverged']} diverged)" * bool(row["diverged"])
         mean = "none" if math.isnan(row["accuracy"]) else f"{100 * row['accuracy']:.1f}"
         interval = "" if math.isnan(row["half"]) else f" ± {100 * row['half']:.1f}"
         cells = [*(_cell(row[name]) for name in by), runs, mean + interval]
+        if share:
+            cells.append("" if math.isnan(row["share"]) else f"{row['share']:.2f}")
         if paper:
             mark = " †" * (row["paper_is"] == "recalled")
             cells.append("" if math.isnan(row["paper"]) else f"{100 * row['paper']:.2f}{mark}")
@@ -230,6 +248,8 @@ def as_markdown(summary: pd.DataFrame) -> str:
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     if summary["half"].notna().any():
         text += "\n\n±: half of the mean's 95 % confidence interval over n seeds (Student's t)."
+    if share:
+        text += "\n\nShare taken over: of the way from scratch to the source's linear probe, the mean over seeds."
     if paper and (summary["paper_is"] == "recalled").any():
         text += "\n\n†: recalled from the paper and not checked again."
     return text

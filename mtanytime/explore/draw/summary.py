@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mtanytime.checks import Words, require
+from mtanytime.explore.draw.methods import REFERENCES
 from mtanytime.explore.draw.style import LETTER, Picture, add_legend, distinct_looks, log_axis, shortened
 from mtanytime.explore.tables import distinct
 from mtanytime.measure.tables import require_columns
@@ -15,7 +16,8 @@ def accuracy_summary(summary: pd.DataFrame) -> Picture:
     """Draw mean accuracies with their 95 % intervals; hollow marks are the paper's figures.
 
     Where a numeric column varies beside one of names, such as per_class beside method, it is the x-axis and each name
-    is a line; otherwise each group is a row.
+    is a line; otherwise each group is a row. Methods that keep the source's own network (`methods.REFERENCES`) get a
+    dashed line among rows if each is one row.
 
     Args:
         summary: the columns of groups, then n, diverged, accuracy and half (fractions of 1)[, paper, paper_is].
@@ -48,6 +50,10 @@ def accuracy_summary(summary: pd.DataFrame) -> Picture:
 def _draw_rows(picture: Picture, ax: Axes, table: pd.DataFrame, groups: list[str]) -> None:
     rows = range(len(table))
     handles = {INTERVAL: ax.errorbar(table["percent"], rows, xerr=table["bar"], fmt="D", color="black", capsize=3)}
+    for method, (words, colour) in REFERENCES.items():
+        found = table.loc[table["method"] == method, "percent"] if "method" in table else table["percent"][:0]
+        if len(found) == 1:
+            handles[words] = ax.axvline(found.item(), color=colour, ls="--", lw=1.4, zorder=1)
     if table["reported"].notna().any():
         style = {"mfc": "none", "mec": "#D55E00", "ls": ""}
         handles[_paper_label(table)] = ax.plot(table["reported"], rows, "s", **style)[0]
