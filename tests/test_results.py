@@ -332,7 +332,16 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
     parts = [f"{name} {mean[name]:.1f}" for name in ("scratch", "matching_all", "recommended")]
     words = ", ".join([f"probe {mean['probe']:.1f} %", *parts])
     assert words in RECIPES["cifar10-baselines"].expected
+    lengths = tables("steps_cifar10_n50")
+    by_length = 100 * lengths.pivot_table(index="steps", columns="method", values="accuracy")
+    for steps, row in by_length[["scratch", "matching_all", "recommended"]].iterrows():
+        figures.append(f"| {steps:,} | " + " | ".join(f"{accuracy:.1f}" for accuracy in row) + " |")
+    seed, longest = lengths["seed"].unique().item(), lengths[lengths["steps"] == 4000]
+    same = longest.merge(results, on=["method", "seed"])
+    assert same["accuracy_x"].tolist() == same["accuracy_y"].tolist()
+    assert len(same) == 3
     settings = ["4,000 steps of 64 images", "seeds 0, 1 and 2", "Seed 0, and seed 1 from scratch", "2 cores"]
+    settings += [f"accuracy of seed {seed}", "falls to 0 within its steps"]
     settings += ["1 thread", "Python 3.11.7, torch 2.14.1", "--seed 0 1 2"]
     check(section(root, "CIFAR-10 with 50 labels per class, half the width"), figures, settings)
 
