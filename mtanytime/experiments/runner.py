@@ -230,7 +230,7 @@ def write_results(results: Results, csv: Path, command: str, note: str = "") -> 
 
 
 def which_weights(table: pd.DataFrame) -> str:
-    """What the accuracies in a recipe's results are those of, in words."""
+    """Which step's weights the accuracies in a recipe's results belong to, in words."""
     if "last_accuracy" not in table:
         return "accuracy after the last step"
     return "accuracy at the best validation epoch (the last one without validation), last_accuracy after the last"

@@ -135,7 +135,7 @@ def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.
 
 
 def _shares(table: pd.DataFrame, by: Sequence[str]) -> pd.Series | None:
-    """`share_taken_over` of each row among the rows with the same values of `by` but the method; None without any."""
+    """Each row's `share_taken_over`, among rows that differ only in the method; None if all are NaN."""
     if "method" not in by:
         return None
     others = [name for name in by if name != "method"]
