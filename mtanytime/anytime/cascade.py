@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,7 @@ class SliceCascade(ShapedNetwork):
         super().__init__(num_classes, shape, CascadeTrunk([CascadeSlice(shape, j) for j in range(shape.exits)]))
 
     @torch.no_grad()
-    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+    def _slice_features(self, images: Tensor, inputs: dict[Any, list[Tensor]], j: int) -> Tensor:
         slices = self.trunk.slices  # `inputs` holds the outputs of the stages, by slice
         inputs[slices[j]] = self.trunk.next_slice(images, [inputs[part] for part in slices[:j]])
         return _pooled(inputs[slices[j]][-1])

@@ -91,7 +91,7 @@ class SliceSteps:
     `inputs` holds what triangular convolutions read of earlier slices: layer -> a list of the slices' maps.
     """
 
-    def __init__(self, inputs: dict[nn.Module, list[Tensor]], j: int) -> None:
+    def __init__(self, inputs: dict[Any, list[Tensor]], j: int) -> None:
         self.inputs, self.j = inputs, j
 
     def __call__(self, layer: nn.Module, maps: Tensor) -> Tensor:

@@ -146,6 +146,17 @@ def _times(weight: Float[Tensor, "output channel"], maps: Float[Tensor, "batch c
     return torch.bmm(weight.expand(len(maps), -1, -1), maps)
 
 
+def add_product(
+    added: Float[Tensor, "*#batch output #pixel"],
+    weight: Float[Tensor, "output channel"],
+    maps: Float[Tensor, "batch channel pixel"],
+) -> Float[Tensor, "batch output pixel"]:
+    """The product of a 1×1 convolution with maps, added to other maps or to a bias per channel."""
+    if len(maps) > 1 and _few_pixels(maps, 16):
+        return added + _times(weight, maps)
+    return torch.baddbmm(added, weight.expand(len(maps), -1, -1), maps)
+
+
 def _filled(weights: Sequence[Float[Tensor, "output channel *kernel"]], channels: int) -> Tensor:
     """The weights of all slices in one matrix, with zeros for the channels that a slice does not read."""
     # Not F.pad: exporters would compute it, and store the zeros.

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from copy import deepcopy
 from itertools import accumulate
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
+from mtanytime.anytime.prepared import PreparedTrunk, prepared
 from mtanytime.anytime.resnext import (
     Block,
     ResNeXt,
@@ -113,8 +115,11 @@ class SlicedResNeXt(SlicedNetwork):
         check_images(images, self.trunk.stem, len(self.trunk.stages), "SlicedResNeXt")
 
     @torch.no_grad()
-    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+    def _slice_features(self, images: Tensor, inputs: dict[Any, list[Tensor]], j: int) -> Tensor:
         # `inputs` holds, per block, the inputs of its two 1×1 convolutions, of all slices
+        ready = prepared(self.trunk) if j == 0 else next(iter(inputs))
+        if isinstance(ready, PreparedTrunk):
+            return self._pooled(ready.step(self._slice_of_stem(images, j), inputs, j), j)
         if j == 0:
             refresh_weights(*self.trunk.modules())
         return self._features(images, _Buffers(inputs, j))
@@ -130,6 +135,9 @@ class SlicedResNeXt(SlicedNetwork):
                 maps = widen(maps, [maps.shape[1]])
             for block in stage:
                 maps = _slice_of_block(block, maps, inputs)
+        return self._pooled(maps, j)
+
+    def _pooled(self, maps: Tensor, j: int) -> Tensor:
         stop = self.heads[j].in_features
         return Trunk.pooled(slice_of_norm(self.trunk.norm, maps, stop - maps.shape[1], stop))
 
@@ -149,7 +157,7 @@ class _Buffers:
     `inputs` holds them by block; those of slices < j are already there.
     """
 
-    def __init__(self, inputs: dict[nn.Module, list[Tensor]], j: int) -> None:
+    def __init__(self, inputs: dict[Any, list[Tensor]], j: int) -> None:
         self.inputs, self.j = inputs, j
 
     def __call__(self, block: Block, convolution: int, part: Tensor) -> Tensor:

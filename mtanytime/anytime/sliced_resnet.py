@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -68,7 +69,7 @@ class SlicedResNet(ShapedNetwork):
         super().__init__(num_classes, shape, SliceTrunk(shape))
 
     @torch.no_grad()
-    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+    def _slice_features(self, images: Tensor, inputs: dict[Any, list[Tensor]], j: int) -> Tensor:
         if j == 0:
             refresh_weights(*self.trunk.modules())
         return self.trunk(images, SliceSteps(inputs, j))

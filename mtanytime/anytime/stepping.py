@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,7 +38,7 @@ class SlicedNetwork(AnytimeNetwork):
         step for images without three channels, and for a `keep` of another shape or dtype.
         """
         self._check_images(images)
-        inputs: dict[nn.Module, list[Tensor]] = {}
+        inputs: dict[Any, list[Tensor]] = {}
         features: list[Tensor] = []  # per slice
         for j in range(self.exits):
             features.append(self._slice_features(images, inputs, j))
@@ -74,7 +75,7 @@ class SlicedNetwork(AnytimeNetwork):
         """Raise ValueError for images that the network cannot read."""
 
     @abstractmethod
-    def _slice_features(self, images: Tensor, inputs: dict[nn.Module, list[Tensor]], j: int) -> Tensor:
+    def _slice_features(self, images: Tensor, inputs: dict[Any, list[Tensor]], j: int) -> Tensor:
         """Compute the features of slice j, without gradients.
 
         `inputs` holds what layers or blocks read of earlier slices; what later slices read of slice j is added to it.
