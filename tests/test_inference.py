@@ -236,9 +236,10 @@ def test_images_are_taken_to_the_network() -> None:
     assert answer.logits.dtype == torch.float64
 
 
-def test_answer_by() -> None:
+@pytest.mark.parametrize("kind", ["sliced", "msdnet"])
+def test_answer_by(kind: str) -> None:
     """No time gives the first answer and unlimited time the last; `on_answer` gets every answer."""
-    network = trained_like("sliced")
+    network = trained_like(kind)
     predictor, wanted = AnytimePredictor(network, (3, 16, 16)), network.eval()(some_images())
     first = predictor.answer_by(some_images(), 0)
     assert first.exit == 1
@@ -261,9 +262,10 @@ def test_a_step_that_would_end_late_is_not_begun(monkeypatch: pytest.MonkeyPatch
     assert (answer.exit, answer.milliseconds) == (2, pytest.approx(20))
 
 
-def test_leave_early_is_what_the_whole_network_would_say() -> None:
+@pytest.mark.parametrize("kind", ["sliced", "msdnet"])
+def test_leave_early_is_what_the_whole_network_would_say(kind: str) -> None:
     """Refining some images gives the same logits as the whole batch; each leaves at its first confident exit."""
-    network = trained_like("sliced")
+    network = trained_like(kind)
     images = some_images(16)
     outputs = torch.stack(network.eval()(images))
     confidence = outputs.softmax(dim=2).amax(dim=2)
@@ -312,7 +314,7 @@ def test_bad_requests() -> None:
     with pytest.raises(ValueError, match=r"thresholds: expected 3, one per exit, got \[0\.5, 0\.0\]"):
         predictor.leave_early(some_images(), [0.5, 0.0])
     with pytest.raises(ValueError, match=r"network: expected one with refine, .*, got one without it"):
-        AnytimePredictor(trained_like("msdnet"), (3, 16, 16)).answer_by(some_images(), 10)
+        AnytimePredictor(trained_like("inclusive"), (3, 16, 16)).answer_by(some_images(), 10)
     with pytest.raises(ValueError, match="network: expected an AnytimeNetwork, got a Conv2d"):
         AnytimePredictor(nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match=r"costs: expected columns exit and macs, got \['exit'\]"):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typechecker import unchecked
 
 from mtanytime.anytime.msdnet import MSDNet
+from mtanytime.measure.costs import exit_costs
 
 DEFAULTS = {"base": 4, "step": 2, "step_mode": "even", "channels": 16, "growth": 6, "factors": (1, 2, 4)}
 DEFAULTS |= {"num_classes": 10, "blocks": 10, "reduction": 0.5}
@@ -229,6 +230,39 @@ def test_exit_alone_costs_what_it_needs(options: dict[str, Any], which: int) -> 
     alone = MSDNet(**options).extract(k)
     size = 2 ** (len(options["factors"]) + 1)
     assert (parameters(alone), multiply_adds(alone, size)["Global"]) == by_hand(k, size, options)
+
+
+@given(options=any_options, training=st.booleans())
+@settings(max_examples=20)
+def test_refine_agrees_with_one_pass(options: dict[str, Any], training: bool) -> None:
+    """Step by step: the same logits and, in train mode, the same running statistics; no step computes too early."""
+    network = made(**options).train(training)
+    other = made(**options).train(training)
+    inputs = images(3, 3, 32, 32, seed=2)
+    wanted = network(inputs)
+    for stepped, logits in zip(other.refine(inputs), wanted, strict=True):
+        assert not stepped.requires_grad
+        torch.testing.assert_close(stepped, logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.state_dict(), network.state_dict(), rtol=1e-10, atol=1e-10)
+    image = torch.zeros(1, 3, 32, 32).double()
+    for k, macs in enumerate(exit_costs(network)["macs"], 1):
+        with FlopCounterMode(display=False) as counter:
+            list(islice(network.eval().refine(image), k))
+        assert counter.get_total_flops() // 2 == macs
+
+
+def test_refine_goes_on_with_the_images_that_are_kept() -> None:
+    """Some images leave after each answer; the others' logits stay those of the whole batch."""
+    network = made(blocks=3, base=2, step=1).eval()
+    inputs = images(4, 3, 32, 32, seed=2)
+    wanted, steps = network(inputs), network.refine(inputs)
+    torch.testing.assert_close(next(steps), wanted[0])
+    torch.testing.assert_close(steps.send(torch.tensor([True, False, True, True])), wanted[1][[0, 2, 3]])
+    torch.testing.assert_close(steps.send(torch.tensor([False, False, True])), wanted[2][[3]])
+    steps = network.refine(inputs)
+    next(steps)
+    with pytest.raises(ValueError, match=r"keep: expected torch.bool \(4,\), one per image, got torch.int64 \(4,\)"):
+        steps.send(torch.ones(4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(

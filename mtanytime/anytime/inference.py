@@ -189,7 +189,7 @@ class AnytimePredictor:
 
     def _refine(self, images: Tensor) -> Generator[Tensor, Tensor | None, None]:
         can_refine = self._refiner is not None
-        require(can_refine, "network", "one with refine, such as SlicedResNeXt", Words("one without it"))
+        require(can_refine, "network", "one with refine, a sliced network or an MSDNet", Words("one without it"))
         return self._refiner.refine(self._normalised(images))
 
     def _here(self) -> dict[str, str | int]:

@@ -1,18 +1,18 @@
 """MSDNet: exits along the depth of a densely connected network with fine and coarse maps; the usual baseline."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from copy import deepcopy
 from itertools import accumulate, pairwise
 from numbers import Integral
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy
-from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.network import AnytimeNetwork, check_keep
 from mtanytime.backbones import check_image_shape
 from mtanytime.checks import require
 
@@ -114,6 +114,30 @@ class MSDNet(AnytimeNetwork):
             outputs.append(head(maps))
         return outputs
 
+    def refine(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
+        """Yield the K logits one by one, shallow to deep, and compute for each only what it needs and is not there yet.
+
+        Finer scales that an exit does not need wait for the exit that does. The logits equal those of `forward`, also
+        in train mode (which then updates the running statistics of what has been computed only). They carry no
+        gradient. `send(keep)` instead of `next()` continues with the images for which `keep` is True; it has one entry
+        per row of the last logits. Raises ValueError as `forward`, at the first step, and for a `keep` of another shape
+        or dtype.
+        """
+        maps: _LazyMaps | None = None
+        ends = accumulate(len(block) for block in self.blocks)
+        for end, head in zip(ends, self.heads, strict=True):
+            with torch.no_grad():
+                if maps is None:
+                    maps = _LazyMaps([layer for block in self.blocks for layer in block], self.stem(images))
+                logits = head([maps(end - 1, 0)])
+            keep = yield logits
+            if keep is not None:
+                check_keep(keep, images)
+                images = images[keep]
+                maps.known = {place: values[keep] for place, values in maps.known.items()}
+
     def extract(self, k: int) -> nn.Sequential:
         """Copy the stem, the layers up to exit k and its head: `logits = network.extract(k)(images)`.
 
@@ -187,6 +211,24 @@ class _Layer(nn.ModuleList):
         count = len(self)
         finer = [None, *maps][-count - 1 : -1]
         return [cell(*pair) for cell, *pair in zip(self, maps[-count:], finer, strict=True)]
+
+
+class _LazyMaps:
+    """The maps of all layers and scales, each computed when it is first read.
+
+    `known` holds those that are there: (layer, scale from the coarsest on) -> maps. Layer -1 is the stem.
+    """
+
+    def __init__(self, layers: Sequence[_Layer], stem: Maps) -> None:
+        self.layers = layers
+        self.known = {(-1, scale): maps for scale, maps in enumerate(reversed(stem))}
+
+    def __call__(self, layer: int, scale: int) -> Float[Tensor, "batch channel height width"]:
+        if (layer, scale) not in self.known:
+            cell = self.layers[layer][-1 - scale]
+            finer = None if cell.down is None else self(layer - 1, scale + 1)
+            self.known[layer, scale] = cell(self(layer - 1, scale), finer)
+        return self.known[layer, scale]
 
 
 class _Head(nn.Sequential):

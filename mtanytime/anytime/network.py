@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtanytime.checks import require
+from mtanytime.checks import Words, mismatch, require
 
 
 class AnytimeNetwork(nn.Module, ABC):
@@ -31,3 +32,10 @@ class AnytimeNetwork(nn.Module, ABC):
 
     def _check_exit(self, k: int) -> None:
         require(isinstance(k, int) and 1 <= k <= self.exits, "k", f"an exit from 1 to {self.exits}", k)
+
+
+def check_keep(keep: Tensor, images: Tensor) -> None:
+    """Raise ValueError unless `keep`, which was sent to `refine`, says of each image whether to go on with it."""
+    if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
+        got = Words(f"{keep.dtype} {tuple(keep.shape)}")
+        raise mismatch("keep", f"torch.bool ({len(images)},), one per image", got)

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.network import AnytimeNetwork, check_keep
 from mtanytime.anytime.slice_layers import HandingOn
-from mtanytime.checks import Words, mismatch
 
 
 class SlicedNetwork(AnytimeNetwork):
@@ -44,9 +43,7 @@ class SlicedNetwork(AnytimeNetwork):
             features.append(self._slice_features(images, inputs, j))
             keep = yield self.heads[j](torch.cat(features, dim=1)).detach()
             if keep is not None:
-                if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
-                    got = Words(f"{keep.dtype} {tuple(keep.shape)}")
-                    raise mismatch("keep", f"torch.bool ({len(images)},), one per image", got)
+                check_keep(keep, images)
                 images, features = images[keep], [part[keep] for part in features]
                 inputs = {layer: [part[keep] for part in parts] for layer, parts in inputs.items()}
 

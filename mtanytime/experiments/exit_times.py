@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtanytime.anytime import AnytimeNetwork, fold_batch_norms
-from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.checks import require
 from mtanytime.experiments.anytime_recipes import build_network
 from mtanytime.experiments.recipe import Settings, check_names
@@ -73,7 +72,7 @@ def _answers(
     """What computes each exit's answer: its own network or, if there is a way, the steps up to it."""
     exits = range(1, network.exits + 1)
     answers = {"alone": [prepare(fold_batch_norms(network.extract(k), dense=True), images, runtime) for k in exits]}
-    if runtime in ("eager", "channels-last") and isinstance(network, SlicedNetwork):
+    if runtime in ("eager", "channels-last") and hasattr(network, "refine"):
         layout = torch.channels_last if runtime == "channels-last" else torch.contiguous_format
         folded, images = (part.to(memory_format=layout) for part in (fold_batch_norms(network), images))
         answers["step-up"] = [lambda k=k: list(islice(folded.refine(images), k)) for k in exits]
