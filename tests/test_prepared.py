@@ -1,20 +1,20 @@
-"""Weights cut out in advance are used only as long as they are the network's: after any change, refine agrees."""
+"""Slices cut out in advance answer as the network does, and whatever cannot be cut runs as it is."""
 
-from collections.abc import Callable
+import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
-from mtanytime.anytime import SlicedResNeXt
-from mtanytime.anytime.prepared import prepared
+from mtanytime.anytime import MSDNet, SlicedResNeXt
+from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.prepared import PreparedSlices, prepare_steps
 
 
-def made(seed: int = 0) -> SlicedResNeXt:
+def made(**sizes: object) -> SlicedResNeXt:
     """A small network in eval mode, with batch norms that are not in their initial state."""
-    torch.manual_seed(seed)
-    network = SlicedResNeXt(3, width=8, bottleneck=2, branches=4, blocks=2)
+    torch.manual_seed(0)
+    network = SlicedResNeXt(3, **{"width": 8, "bottleneck": 2, "branches": 4, "blocks": 2} | sizes)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean)
@@ -22,104 +22,106 @@ def made(seed: int = 0) -> SlicedResNeXt:
     return network.double().eval()
 
 
-def images() -> Tensor:
-    """Two images."""
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+def images(count: int = 2, size: int = 16) -> Tensor:
+    """A few images."""
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
 
 
-def check(network: SlicedResNeXt) -> None:
-    """Assert that refine answers as one pass of the network as it is."""
+def check(network: AnytimeNetwork, inputs: Tensor, cut: bool = True) -> None:
+    """Assert that the prepared steps give the network's logits, whether by slices that were cut out or not."""
+    steps = prepare_steps(network)
+    assert isinstance(steps, PreparedSlices) == cut
     with torch.no_grad():
-        wanted = network(images())
-    for stepped, logits in zip(network.refine(images()), wanted, strict=True):
+        wanted = network(inputs)
+    for stepped, logits in zip(steps.refine(inputs), wanted, strict=True):
+        assert not stepped.requires_grad
         torch.testing.assert_close(stepped, logits, rtol=1e-10, atol=1e-10)
 
 
-@torch.no_grad()
-def in_place(network: SlicedResNeXt) -> None:
-    """As an optimizer changes weights."""
-    network.trunk.stages[1][0].conv1.weights[2].add_(1)
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"blocks": [1, 2]},
+        {"slice_widths": [1, 5, 2], "slice_branches": [1, 2, 1]},
+        {"width": 4, "branches": 1},
+        {"stem": "224x224", "blocks": 1},
+    ],
+)
+def test_steps_are_those_of_the_network(sizes: dict[str, object], count: int) -> None:
+    """For every shape, for small maps, one image, several or none."""
+    check(made(**sizes), images(count))
+    check(made(**sizes), images(count, 32))
 
 
-def by_data(network: SlicedResNeXt) -> None:
-    """As `.to` changes weights."""
-    weight = network.trunk.stages[0][1].conv2.weight
-    weight.data = weight.data + 1
-
-
-def replaced(network: SlicedResNeXt) -> None:
-    """Another parameter of the same name."""
-    block = network.trunk.stages[2][1]
-    block.conv2.weight = nn.Parameter(block.conv2.weight.detach() + 1)
-
-
-def statistics(network: SlicedResNeXt) -> None:
-    """As a pass in train mode changes the statistics."""
-    network.train()(images())
-    network.eval()
-
-
-def loaded(network: SlicedResNeXt) -> None:
-    """The state of another network."""
-    network.load_state_dict(made(1).state_dict())
-
-
-def assigned(network: SlicedResNeXt) -> None:
-    """The same, with the tensors of the other network in place of copies."""
-    network.load_state_dict(made(1).state_dict(), assign=True)
-
-
-def parametrized(network: SlicedResNeXt) -> None:
-    """A weight that is computed from others."""
-    weight_norm(network.trunk.stages[0][0].conv2)
-
-
-def norm_in_train_mode(network: SlicedResNeXt) -> None:
-    """One norm in train mode, whose statistics each pass changes and no pass reads."""
-    network.trunk.stages[0][0].bn1.train()
-
-
-CHANGES = (in_place, by_data, replaced, statistics, loaded, assigned, parametrized, norm_in_train_mode)
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_every_change_is_noticed(change: Callable[[SlicedResNeXt], None]) -> None:
-    """What was cut out before a change is not used after it."""
+def test_images_that_are_kept() -> None:
+    """Some images leave after an answer, or all do."""
     network = made()
-    check(network)
-    before = [logits.clone() for logits in network.refine(images())]
-    change(network)
-    check(network)
-    assert not torch.equal(torch.stack(before), torch.stack(list(network.refine(images()))))
+    with torch.no_grad():
+        wanted = network(images(3))
+    steps = prepare_steps(network).refine(images(3))
+    torch.testing.assert_close(next(steps), wanted[0], rtol=1e-10, atol=1e-10)
+    kept = steps.send(torch.tensor([True, False, True]))
+    torch.testing.assert_close(kept, wanted[1][[0, 2]], rtol=1e-10, atol=1e-10)
+    assert steps.send(torch.tensor([False, False])).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"keep: expected torch.bool \(0,\), one per image, got torch.bool \(3,\)"):
+        steps.send(torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"images: expected \(batch, 3, "):
+        next(prepare_steps(network).refine(torch.rand(1, 1, 16, 16)))
 
 
-def test_weights_are_cut_out_once() -> None:
-    """Without a change, a second call uses what the first has prepared; a copy of the network has its own."""
+def test_the_network_changes_and_its_copy_does_not() -> None:
+    """Two calls at a time have nothing to do with each other, nor with the network after it was copied."""
     network = made()
-    first = prepared(network.trunk)
-    assert first is not None
-    list(network.refine(images()))
-    assert prepared(network.trunk) is first
-    assert prepared(made().trunk) is not first
+    steps = prepare_steps(network)
+    first, second = steps.refine(images()), steps.refine(images(1))
+    wanted = [logits.clone() for logits in network.refine(images())]
+    next(second)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    for logits in wanted:
+        torch.testing.assert_close(next(first), logits, rtol=1e-10, atol=1e-10)
+    check(network, images())
 
 
-def test_changes_between_steps_do_not_matter() -> None:
-    """A call of refine that has begun goes on with the blocks with which it began, also if they train by then."""
-    network = made()
-    wanted = list(network.refine(images()))
-    steps = network.refine(images())
-    assert torch.equal(next(steps), wanted[0])
-    in_place(network)
-    network.trunk.stages.train()
-    assert torch.equal(next(steps), wanted[1])
+class Convolution(nn.Conv2d):
+    """A kind of convolution whose batch norm cannot be folded."""
 
 
-def test_not_prepared() -> None:
-    """Train mode, autocast and weights made in inference mode: the usual layers run, with the usual answers."""
-    assert prepared(made().train().trunk) is None
-    with torch.autocast("cpu", torch.bfloat16):
-        assert prepared(made().trunk) is None
-    with torch.inference_mode():
-        network = made()
-    assert prepared(network.trunk) is None
-    check(network)
+def exchanged_convolution(network: SlicedResNeXt) -> SlicedResNeXt:
+    """One convolution of another kind."""
+    block = network.trunk.stages[0][0]
+    old = block.conv2
+    block.conv2 = Convolution(old.in_channels, old.out_channels, 3, padding=1, groups=old.groups, bias=False).double()
+    return network
+
+
+def exchanged_norm(network: SlicedResNeXt) -> SlicedResNeXt:
+    """One batch norm without statistics of its own."""
+    block = network.trunk.stages[0][0]
+    block.bn1 = nn.BatchNorm2d(block.bn1.num_features, track_running_stats=False).double()
+    return network
+
+
+def more_biases(network: SlicedResNeXt) -> SlicedResNeXt:
+    """A bias where the network has none."""
+    convolution = network.trunk.stages[1][0].conv3
+    convolution.bias = nn.Parameter(torch.randn(sum(convolution.outputs)).double())
+    return network
+
+
+@pytest.mark.parametrize("change", [exchanged_convolution, exchanged_norm, more_biases])
+def test_layers_of_another_kind(change: object) -> None:
+    """A network in which someone has exchanged layers runs by its own layers."""
+    check(change(made()), images(), cut=False)
+
+
+def test_other_networks_and_types() -> None:
+    """Other networks run by their own `refine`; so do types in which folded weights would lose digits."""
+    check(MSDNet(3, 2, 1, 1).double().eval(), images(), cut=False)
+    half = copy.deepcopy(made()).bfloat16()
+    steps = prepare_steps(half)
+    assert not isinstance(steps, PreparedSlices)
+    assert [logits.dtype for logits in steps.refine(images().bfloat16())] == [torch.bfloat16] * 4

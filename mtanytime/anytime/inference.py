@@ -19,6 +19,7 @@ from mtanytime._moved import find
 from mtanytime.anytime.early_exit import confidence
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.prepared import prepare_steps
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import processor, synchronise
@@ -82,7 +83,7 @@ class AnytimePredictor:
         self._image_shape, self._batch = tuple(image_shape), batch
         self._normalise = network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
         self._exits = [fold_batch_norms(inner.extract(k), dense=True) for k in range(1, inner.exits + 1)]
-        self._refiner = fold_batch_norms(inner) if hasattr(inner, "refine") else None
+        self._refiner = prepare_steps(inner) if hasattr(inner, "refine") else None
         exits = list(range(1, inner.exits + 1))
         self._file = Path(costs) if isinstance(costs, str | Path) else None
         if costs is None or self._file is not None:

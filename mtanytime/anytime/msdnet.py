@@ -117,25 +117,22 @@ class MSDNet(AnytimeNetwork):
     def refine(
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
-        """Yield the K logits one by one, shallow to deep, and compute for each only what it needs and is not there yet.
+        """Yield the K logits one by one, shallow to deep; each step computes only the maps that are still missing.
 
-        Finer scales that an exit does not need wait for the exit that does. The logits equal those of `forward`, also
-        in train mode (which then updates the running statistics of what has been computed only). They carry no
+        Maps of finer scales are computed when an exit first needs them. The logits equal those of `forward`, also in
+        train mode (which then updates only the running statistics of the layers computed so far). They carry no
         gradient. `send(keep)` instead of `next()` continues with the images for which `keep` is True; it has one entry
         per row of the last logits. Raises ValueError as `forward`, at the first step, and for a `keep` of another shape
         or dtype.
         """
-        maps: _LazyMaps | None = None
-        ends = accumulate(len(block) for block in self.blocks)
-        for end, head in zip(ends, self.heads, strict=True):
+        with torch.no_grad():
+            maps = _LazyMaps([layer for block in self.blocks for layer in block], self.stem(images))
+        for end, head in zip(accumulate(len(block) for block in self.blocks), self.heads, strict=True):
             with torch.no_grad():
-                if maps is None:
-                    maps = _LazyMaps([layer for block in self.blocks for layer in block], self.stem(images))
                 logits = head([maps(end - 1, 0)])
             keep = yield logits
             if keep is not None:
-                check_keep(keep, images)
-                images = images[keep]
+                check_keep(keep, logits)
                 maps.known = {place: values[keep] for place, values in maps.known.items()}
 
     def extract(self, k: int) -> nn.Sequential:
@@ -216,7 +213,8 @@ class _Layer(nn.ModuleList):
 class _LazyMaps:
     """The maps of all layers and scales, each computed when it is first read.
 
-    `known` holds those that are there: (layer, scale from the coarsest on) -> maps. Layer -1 is the stem.
+    `known` holds the maps that are there and may be read again: (layer, scale from the coarsest on) -> maps. Layer -1
+    is the stem.
     """
 
     def __init__(self, layers: Sequence[_Layer], stem: Maps) -> None:
@@ -226,8 +224,9 @@ class _LazyMaps:
     def __call__(self, layer: int, scale: int) -> Float[Tensor, "batch channel height width"]:
         if (layer, scale) not in self.known:
             cell = self.layers[layer][-1 - scale]
+            self(layer - 1, scale)  # before the finer scale, so that this cell is the last to read these maps
             finer = None if cell.down is None else self(layer - 1, scale + 1)
-            self.known[layer, scale] = cell(self(layer - 1, scale), finer)
+            self.known[layer, scale] = cell(self.known.pop((layer - 1, scale)), finer)
         return self.known[layer, scale]
 
 

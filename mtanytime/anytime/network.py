@@ -34,8 +34,8 @@ class AnytimeNetwork(nn.Module, ABC):
         require(isinstance(k, int) and 1 <= k <= self.exits, "k", f"an exit from 1 to {self.exits}", k)
 
 
-def check_keep(keep: Tensor, images: Tensor) -> None:
-    """Raise ValueError unless `keep`, which was sent to `refine`, says of each image whether to go on with it."""
-    if keep.dtype != torch.bool or keep.shape != images.shape[:1]:
+def check_keep(keep: Tensor, logits: Float[Tensor, "images classes"]) -> None:
+    """Raise ValueError unless `keep`, for `refine`, is a boolean mask with one entry per row of the last logits."""
+    if keep.dtype != torch.bool or keep.shape != logits.shape[:1]:
         got = Words(f"{keep.dtype} {tuple(keep.shape)}")
-        raise mismatch("keep", f"torch.bool ({len(images)},), one per image", got)
+        raise mismatch("keep", f"torch.bool ({len(logits)},), one per image", got)

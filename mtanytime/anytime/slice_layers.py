@@ -161,4 +161,5 @@ def slice_of_norm(norm: nn.Module, maps: Tensor, start: int, stop: int) -> Tenso
         None if part is None else part[start:stop]
         for part in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
-    return F.batch_norm(maps, mean, var, weight, bias, norm.training, norm.momentum, norm.eps)
+    of_batch = norm.training or mean is None
+    return F.batch_norm(maps, mean, var, weight, bias, of_batch, norm.momentum, norm.eps)

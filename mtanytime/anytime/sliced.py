@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
-from mtanytime.anytime.prepared import PreparedTrunk, prepared
 from mtanytime.anytime.resnext import (
     Block,
     ResNeXt,
@@ -117,9 +116,6 @@ class SlicedResNeXt(SlicedNetwork):
     @torch.no_grad()
     def _slice_features(self, images: Tensor, inputs: dict[Any, list[Tensor]], j: int) -> Tensor:
         # `inputs` holds, per block, the inputs of its two 1×1 convolutions, of all slices
-        ready = prepared(self.trunk) if j == 0 else next(iter(inputs))
-        if isinstance(ready, PreparedTrunk):
-            return self._pooled(ready.step(self._slice_of_stem(images, j), inputs, j), j)
         if j == 0:
             refresh_weights(*self.trunk.modules())
         return self._features(images, _Buffers(inputs, j))

@@ -1,7 +1,7 @@
 """Step-up: a sliced network answers exit by exit, and each step computes one slice."""
 
 from abc import abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -37,15 +37,7 @@ class SlicedNetwork(AnytimeNetwork):
         step for images without three channels, and for a `keep` of another shape or dtype.
         """
         self._check_images(images)
-        inputs: dict[Any, list[Tensor]] = {}
-        features: list[Tensor] = []  # per slice
-        for j in range(self.exits):
-            features.append(self._slice_features(images, inputs, j))
-            keep = yield self.heads[j](torch.cat(features, dim=1)).detach()
-            if keep is not None:
-                check_keep(keep, images)
-                images, features = images[keep], [part[keep] for part in features]
-                inputs = {layer: [part[keep] for part in parts] for layer, parts in inputs.items()}
+        yield from step_up(self.heads, images, self._slice_features)
 
     def one_slice(
         self, images: Float[Tensor, "batch channel height width"], earlier: Sequence[Sequence[Tensor]]
@@ -77,3 +69,24 @@ class SlicedNetwork(AnytimeNetwork):
 
         `inputs` holds what layers or blocks read of earlier slices; what later slices read of slice j is added to it.
         """
+
+
+def step_up(
+    heads: nn.ModuleList,
+    images: Float[Tensor, "batch channel height width"],
+    slice_features: Callable[[Tensor, dict[Any, list[Tensor]], int], Tensor],
+) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
+    """The steps of `SlicedNetwork.refine`, from a function that computes a slice's features.
+
+    The function gets the images, a dictionary for what later slices read of earlier ones, and the slice's number.
+    """
+    inputs: dict[Any, list[Tensor]] = {}
+    features: list[Tensor] = []  # per slice
+    for j, head in enumerate(heads):
+        features.append(slice_features(images, inputs, j))
+        logits = head(torch.cat(features, dim=1)).detach()
+        keep = yield logits
+        if keep is not None:
+            check_keep(keep, logits)
+            images, features = images[keep], [part[keep] for part in features]
+            inputs = {layer: [part[keep] for part in parts] for layer, parts in inputs.items()}

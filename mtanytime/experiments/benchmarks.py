@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms
+from mtanytime.anytime.prepared import PreparedSlices, prepare_steps
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.data.images import ImageSet
 from mtanytime.deploy import export
@@ -224,10 +225,11 @@ def bench_anytime(
         Seconds of training steps (forward, backward and SGD): "sliced_joint_s", all exits of a `SlicedResNeXt`;
         "widest_s", its widest sub-network alone, `extract(K)`; "inclusive_joint_s", all exits of an `InclusiveResNeXt`;
         "authors_joint_s", all exits of the authors' network. Seconds of inference with folded batch norms: "full_s",
-        one forward pass of the widest sub-network; "stepup_s", all outputs by `refine`; "first_s", the first of them.
-        Other ways of inference, in turn with that one: "unfolded", with batch norms; "channels_last", in that memory
-        layout; "joined", "stepup_s" where each slice's maps are concatenated with those of earlier slices, in place of
-        `refine`'s preallocated buffers; "compiled", "full_s" under torch.compile, and "compile_s", the duration of the
+        one forward pass of the widest sub-network; "stepup_s", all outputs by `prepare_steps(…).refine`; "first_s", the
+        first of them. Other ways of inference, in turn with that one: "unfolded", with batch norms, and
+        "channels_last", in that memory layout, both by the network's own `refine`; "joined", "stepup_s" where each
+        slice's maps are concatenated with those of earlier slices, in place of `refine`'s preallocated buffers;
+        "compiled", "full_s" under torch.compile, and "compile_s", the duration of the
         first call; "onnxruntime". "batch_1", "unfolded_batch_1", …: the same for one image. "config".
     """
     sizes = sizes or AnytimeSizes()
@@ -296,7 +298,7 @@ def inference_ways(network: SlicedResNeXt, images: Images, compiled: bool = Fals
     folded, last = ([fold_batch_norms(network), fold_batch_norms(widest)] for _ in range(2))
     layout = torch.channels_last
     ways = {
-        "folded": _inference(*folded, images),
+        "folded": _inference(prepare_steps(network), folded[1], images),
         "unfolded": _inference(network, widest, images),
         "channels_last": _inference(*(part.to(memory_format=layout) for part in last), images.to(memory_format=layout)),
         "joined": {"stepup": partial(_joined_steps, folded[0], images)},
@@ -309,7 +311,7 @@ def inference_ways(network: SlicedResNeXt, images: Images, compiled: bool = Fals
     return ways, time.perf_counter() - started
 
 
-def _inference(network: SlicedResNeXt, widest: nn.Module, images: Images) -> Work:
+def _inference(network: SlicedResNeXt | PreparedSlices, widest: nn.Module, images: Images) -> Work:
     """All outputs step by step, the first output, and one pass of the widest sub-network."""
     return {
         "stepup": lambda: list(network.refine(images)),

@@ -1,6 +1,7 @@
 """Milliseconds of every exit of a recipe's anytime networks, all timed in one run, in turn."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtanytime.anytime import AnytimeNetwork, fold_batch_norms
+from mtanytime.anytime.prepared import prepare_steps
 from mtanytime.checks import require
 from mtanytime.experiments.anytime_recipes import build_network
 from mtanytime.experiments.recipe import Settings, check_names
@@ -74,6 +76,7 @@ def _answers(
     answers = {"alone": [prepare(fold_batch_norms(network.extract(k), dense=True), images, runtime) for k in exits]}
     if runtime in ("eager", "channels-last") and hasattr(network, "refine"):
         layout = torch.channels_last if runtime == "channels-last" else torch.contiguous_format
-        folded, images = (part.to(memory_format=layout) for part in (fold_batch_norms(network), images))
-        answers["step-up"] = [lambda k=k: list(islice(folded.refine(images), k)) for k in exits]
+        steps = prepare_steps(deepcopy(network).to(memory_format=layout))
+        images = images.to(memory_format=layout)
+        answers["step-up"] = [lambda k=k: list(islice(steps.refine(images), k)) for k in exits]
     return answers
