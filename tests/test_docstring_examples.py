@@ -26,6 +26,7 @@ IDEAS = [
     anytime.SlicedResNet,
     anytime.SliceCascade,
     anytime.fold_batch_norms,
+    anytime.prepare_steps,
     anytime.choose_thresholds,
     anytime.AnytimePredictor,
     search_shapes,

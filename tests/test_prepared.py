@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtanytime.anytime import MSDNet, SlicedResNeXt
+from mtanytime.anytime import InclusiveResNeXt, MSDNet, SlicedResNeXt, prepare_steps
 from mtanytime.anytime.network import AnytimeNetwork
-from mtanytime.anytime.prepared import PreparedSlices, prepare_steps
+from mtanytime.anytime.prepared import PreparedSlices
 
 
 def made(**sizes: object) -> SlicedResNeXt:
@@ -121,6 +121,8 @@ def test_layers_of_another_kind(change: object) -> None:
 def test_other_networks_and_types() -> None:
     """Other networks run by their own `refine`; so do types in which folded weights would lose digits."""
     check(MSDNet(3, 2, 1, 1).double().eval(), images(), cut=False)
+    with pytest.raises(ValueError, match=r"network: expected one with refine, .*, got a InclusiveResNeXt"):
+        prepare_steps(InclusiveResNeXt(3, 8, 2, 2, 1))
     half = copy.deepcopy(made()).bfloat16()
     steps = prepare_steps(half)
     assert not isinstance(steps, PreparedSlices)

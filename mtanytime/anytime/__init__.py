@@ -8,6 +8,7 @@ from mtanytime.anytime.inference import AnytimePredictor
 from mtanytime.anytime.joint_loss import JointLoss
 from mtanytime.anytime.msdnet import MSDNet
 from mtanytime.anytime.network import AnytimeNetwork
+from mtanytime.anytime.prepared import prepare_steps
 from mtanytime.anytime.resnext import ResNeXt, resnext
 from mtanytime.anytime.slice_shape import SliceShape, doubling_widths
 from mtanytime.anytime.sliced import SlicedResNeXt
@@ -36,5 +37,6 @@ __all__ = [
     "evaluate_exits",
     "exits_taken",
     "fold_batch_norms",
+    "prepare_steps",
     "resnext",
 ]

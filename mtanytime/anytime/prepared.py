@@ -17,6 +17,7 @@ from mtanytime.anytime.resnext import Block, widen
 from mtanytime.anytime.slice_pattern import TriangularConv, add_product
 from mtanytime.anytime.sliced import SlicedResNeXt
 from mtanytime.anytime.stepping import step_up
+from mtanytime.checks import Words, require
 
 
 class BlockSlice(NamedTuple):
@@ -95,17 +96,32 @@ class PreparedSlices:
 
 
 @torch.no_grad()
-def prepare_steps(network: AnytimeNetwork) -> PreparedSlices | nn.Module:
-    """Copy a network for `refine` in eval mode: batch norms folded and, where it helps, weights cut out per slice.
+def prepare_steps(network: AnytimeNetwork) -> PreparedSlices | AnytimeNetwork:
+    """Copy a network for quick answers one by one, in eval mode: the copy's `refine` gives those of the network's.
 
-    What is changed in the network later does not change the copy.
+    Batch norms are folded and, in a sliced ResNeXt, the weights of each slice are cut out. What is changed in the
+    network later does not change the copy. `AnytimePredictor` uses such a copy.
+
+    Example:
+        >>> from mtanytime.anytime import SlicedResNeXt, prepare_steps
+        >>> network = SlicedResNeXt(10, width=16, branches=2, blocks=1)
+        >>> steps = prepare_steps(network)
+        >>> for logits in steps.refine(torch.rand(1, 3, 32, 32)):
+        ...     print(logits.shape)
+        torch.Size([1, 10])
+        torch.Size([1, 10])
+
+    Raises:
+        ValueError: a network without `refine`.
     """
+    got = Words(f"a {type(network).__name__}")
+    require(hasattr(network, "refine"), "network", "one with refine, a sliced network or an MSDNet", got)
     folded = fold_batch_norms(network)
     if not isinstance(folded, SlicedResNeXt):
         return folded
     dtypes = {tensor.dtype for tensor in folded.state_dict().values() if tensor.is_floating_point()}
     known = all(_can_be_cut(block) for stage in folded.trunk.stages for block in stage)
-    return PreparedSlices(folded) if known and dtypes <= {torch.float32, torch.float64} and len(dtypes) == 1 else folded
+    return PreparedSlices(folded) if known and dtypes in ({torch.float32}, {torch.float64}) else folded
 
 
 def _can_be_cut(block: Block) -> bool:

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtanytime.anytime import AnytimeNetwork, fold_batch_norms
-from mtanytime.anytime.prepared import prepare_steps
+from mtanytime.anytime import AnytimeNetwork, fold_batch_norms, prepare_steps
 from mtanytime.checks import require
 from mtanytime.experiments.anytime_recipes import build_network
 from mtanytime.experiments.recipe import Settings, check_names
