@@ -327,14 +327,14 @@ def test_bench_of_layers_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_bench_of_exits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """One row per model, way to answer and exit; sliced networks also answer step by step."""
+    """One row per model, way to answer and exit; networks with `refine` also answer step by step."""
     csv = tmp_path / "exits.csv"
     small = ["slice_widths=4,4", "msdnet_blocks=2", "msdnet_base=1", "models=sliced,msdnet"]
     sizes = ["--rounds", "1", "--batch", "1", "2", "--runtime", "eager", "channels-last"]
     assert main(["bench", "exits", *sizes, "--set", *small, "--csv", str(csv)]) == 0
     table = pd.read_csv(csv, comment="#")
     answers = table.groupby(["model", "runtime", "answer"])["exit"].apply(list).to_dict()
-    ways = [("msdnet", "alone"), ("sliced", "alone"), ("sliced", "step-up")]
+    ways = [(model, way) for model in ("msdnet", "sliced") for way in ("alone", "step-up")]
     assert answers == {(model, runtime, way): [1, 2] for model, way in ways for runtime in ("eager", "channels-last")}
     assert (table[["latency1_ms", "latency2_ms"]] > 0).all(axis=None)
     sliced = table[table["model"] == "sliced"].groupby("exit")["macs_own_head"].unique()
