@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms
-from mtanytime.anytime.prepared import PreparedSlices, prepare_steps
+from mtanytime.anytime import InclusiveResNeXt, JointLoss, SlicedResNeXt, fold_batch_norms, prepare_steps
+from mtanytime.anytime.prepared import PreparedSlices
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.data.images import ImageSet
 from mtanytime.deploy import export
@@ -229,8 +229,8 @@ def bench_anytime(
         first of them. Other ways of inference, in turn with that one: "unfolded", with batch norms, and
         "channels_last", in that memory layout, both by the network's own `refine`; "joined", "stepup_s" where each
         slice's maps are concatenated with those of earlier slices, in place of `refine`'s preallocated buffers;
-        "compiled", "full_s" under torch.compile, and "compile_s", the duration of the
-        first call; "onnxruntime". "batch_1", "unfolded_batch_1", …: the same for one image. "config".
+        "compiled", "full_s" under torch.compile, and "compile_s", the duration of the first call; "onnxruntime".
+        "batch_1", "unfolded_batch_1", …: the same for one image. "config".
     """
     sizes = sizes or AnytimeSizes()
     torch.manual_seed(0)
