@@ -127,3 +127,14 @@ def test_other_networks_and_types() -> None:
     steps = prepare_steps(half)
     assert not isinstance(steps, PreparedSlices)
     assert [logits.dtype for logits in steps.refine(images().bfloat16())] == [torch.bfloat16] * 4
+
+
+def test_autocast() -> None:
+    """Under autocast the copy's own layers run, as without preparation."""
+    network = made().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = list(network.refine(images().float()))
+        stepped = list(prepare_steps(network).refine(images().float()))
+    assert [logits.dtype for logits in stepped] == [torch.bfloat16] * 4
+    for logits, expected in zip(stepped, wanted, strict=True):
+        torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.1)

@@ -77,6 +77,9 @@ class PreparedSlices:
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Generator[Float[Tensor, "images classes"], Bool[Tensor, " images"] | None, None]:
         """As `SlicedResNeXt.refine`, in a half to two thirds of the time for one image."""
+        if torch.is_autocast_enabled(images.device.type):  # the operations here would mix types
+            yield from self._network.refine(images)
+            return
         self._network._check_images(images)
         yield from step_up(self._network.heads, images, self._slice_features)
 
