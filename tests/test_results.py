@@ -14,7 +14,9 @@ import pytest
 from scipy import stats
 
 from mtanytime import measure
-from mtanytime.experiments.anytime_recipes import build_network
+from mtanytime.anytime import SliceShape
+from mtanytime.anytime.shape_search import exit_layers
+from mtanytime.experiments.anytime_recipes import build_network, slice_widths
 from mtanytime.experiments.export_bench import kept_deadlines
 from mtanytime.experiments.recipe import changed
 from mtanytime.experiments.runner import RECIPES
@@ -58,6 +60,12 @@ HALF_WIDTH = {
     "random_search": "the best of sixteen random maps, with views",
     "search_then_train": "nine pairs, searched by trials, with views",
     "l2t": "L2T-ww, with views",
+}
+CONVOLUTIONS = {
+    "dense 3×3": "dense 3×3",
+    "dense 1×1": "dense 1×1",
+    "groups of 4": "3×3 in groups of 4",
+    "depthwise": "depthwise 3×3",
 }
 MODELS = {"sliced": "sliced ResNeXt", "msdnet": "MSDNet", "inclusive": "inclusive", "separate": "separate networks"}
 PAIR = ["source", "target"]
@@ -458,6 +466,44 @@ def test_longer_trials_are_of_the_networks_that_they_name(tables: Callable[[str]
         costs = measure.exit_costs(build_network(model, settings, 10))
         for cost in ("macs", "macs_own_head", "params"):
             assert rows.sort_values("exit")[cost].tolist() == costs[cost].tolist(), changes
+
+
+def test_convolutions(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section on the times of convolutions agrees with its tables, and the shapes have the multiply-adds stated."""
+    times = tables("layer_times")
+    speed = times["batch"] * times["macs"] / times["ms"] / 1e6
+    assert times["gmacs_per_s"].to_numpy() == pytest.approx(speed.to_numpy(), rel=0.01, abs=0.006)
+    at = times[times["side"] == 16].set_index(["kind", "outputs", "batch", "runtime"])
+    columns = [(batch, runtime) for batch in (1, 64) for runtime in ("eager", "channels-last", "onnxruntime")]
+    figures = []
+    for kind, words in CONVOLUTIONS.items():
+        for channels in (32, 64, 128):
+            speeds = [f"{at.loc[(kind, channels, *column), 'gmacs_per_s']:.1f}" for column in columns]
+            figures.append(" | ".join([f"| {words}", str(channels), *speeds]) + " |")
+    onnx = at.xs((64, "onnxruntime"), level=("batch", "runtime"))
+    speed, dense = onnx["gmacs_per_s"].unstack(), onnx.loc["dense 3×3"]
+    ratio = speed.loc["dense 3×3", [32, 64, 128]] / speed.loc["depthwise", [32, 64, 128]]
+    figures.append(f"does {ratio.min():.0f} to {ratio.max():.0f} times as many multiply-adds per second")
+    ms = [f"{dense['ms'][channels]:.1f} ms" for channels in (24, 32)]
+    figures.append(f"takes {ms[0]} for a dense 3×3 convolution of 24 channels and {ms[1]} for one")
+    figures.append(f"of 32, which has {dense['macs'][32] / dense['macs'][24]:.1f} times as many")
+    shapes = tables("shapes")
+    keys = ["block", "blocks", "reads", "batch", "runtime", "rank", "slice_widths"]
+    for (block, blocks, reads, batch, runtime, rank, widths), exits in shapes.groupby(keys, sort=False):
+        depth = tuple(map(int, blocks.split(",")))
+        shape = SliceShape(slice_widths(widths, len(depth), 16), depth, block)
+        if reads == "stages":  # of slices that read layers, the zeros of absent connections are not counted
+            layers = [exit_layers(shape, k, reads=reads) for k in exits["exit"]]
+            assert exits["macs"].tolist() == [sum(layer.macs for layer in parts) for parts in layers]
+        if rank == 1:
+            ms = " ".join(f"{value:.{2 if batch == 1 else 1}f}" for value in exits["ms"])
+            macs = " ".join(f"{value:.1f}" for value in exits["macs"] / 1e6)
+            figures.append(f"| {block}, {reads} | {batch} | {runtime} | `{widths}` | {ms} | {macs} |")
+    command, machine, *versions = provenance(root, "layer_times")
+    settings = [f"`{command}`", machine, *versions, "3×3 convolution as in", "16×16 pixels", "8×8"]
+    settings += ["16, 24 and 48 channels", "multiples of 16 channels", "for one image and for 64", "1 image: eager"]
+    settings += ["64 images: eager", "For 64 images", "for 64 images"]
+    check(section(root, "Which convolutions are fast"), figures, settings)
 
 
 def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
