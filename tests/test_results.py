@@ -67,6 +67,29 @@ CONVOLUTIONS = {
     "groups of 4": "3×3 in groups of 4",
     "depthwise": "depthwise 3×3",
 }
+BALANCED = "(gradients of each slice divided by the number of exits that read it)"
+CASCADE = (
+    "slice_reads=stages slice_block=inverted slice_blocks=2,2,2 slice_widths=16,8,16,16/48,16,32,32/128,32,64,64 {}"
+    "precision=bfloat16"
+)
+BASIC = (
+    "slice_reads=layers slice_block=basic slice_blocks=1,1,1 slice_widths=26,11,13,14 slice_squeeze=4 {}"
+    "precision=bfloat16"
+)
+LEVERS = {  # tried on held-back images, and the settings of their rows
+    "cascade": CASCADE.format(""),
+    "cascade, distillation from the widest exit (0.5)": CASCADE.format("distillation=0.5 "),
+    "cascade, gradients balanced": CASCADE.format(f"{BALANCED} "),
+    "cascade, learning rate 0.05": CASCADE.format("lr=0.05 "),
+    "cascade, weight decay 0.001": CASCADE.format("weight_decay=1e-3 "),
+    "basic blocks with squeeze-and-excitation": BASIC.format(""),
+    "basic blocks with squeeze-and-excitation, 20 epochs": BASIC.format("epochs=20 "),
+}
+EFFECTS = {
+    "distillation changes them by": "cascade, distillation from the widest exit (0.5)",
+    "balanced gradients by": "cascade, gradients balanced",
+    "twice as many epochs by": "basic blocks with squeeze-and-excitation, 20 epochs",
+}
 MODELS = {"sliced": "sliced ResNeXt", "msdnet": "MSDNet", "inclusive": "inclusive", "separate": "separate networks"}
 PAIR = ["source", "target"]
 
@@ -377,15 +400,16 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     assert (curves["epochs"] == 10).all()
     assert (curves["accuracy"] == curves["last_accuracy"]).all()
     figures, ends, seeds = [], [], curves["seed"].nunique()
-    for model, words in {"sliced": "sliced cascade", "msdnet": "MSDNet"}.items():
+    for model, words in {"sliced": "sliced cascade", "msdnet": "MSDNet", "inclusive": "inclusive ResNeXt"}.items():
         exits = curves[curves["model"] == model].groupby("exit")
         for number, runs in exits:
-            assert runs["seed"].tolist() == list(range(seeds))
+            assert runs["seed"].tolist() == list(range(1 if model == "inclusive" else seeds))
             costs = [f"{runs[column].iloc[0] / 1e6:.1f}" for column in ("macs", "macs_own_head")]
             costs += [f"{runs['latency1_ms'].iloc[0]:.2f}", f"{runs['latency64_ms'].iloc[0]:.1f}"]
             figures.append(" | ".join([f"| {words}", str(number), *costs, f"{spread(runs['accuracy'])} |"]))
         means = 100 * exits["accuracy"].mean()
-        ends.append(f"{words.split()[0]} {means.min():.1f} to {means.max():.1f} %")
+        if model != "inclusive":
+            ends.append(f"{words.split()[0]} {means.min():.1f} to {means.max():.1f} %")
     assert RECIPES["anytime-cifar10-full"].expected == "on test images " + ", ".join(ends)
     gaps, saving = {}, {}
     for cost in ("macs", "macs_own_head", "latency1_ms", "latency64_ms"):
@@ -402,6 +426,17 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     figures.append(f"{ranges['macs']} points with all heads counted, {ranges['macs_own_head']} with the answering")
     figures.append(f"{ranges['latency64_ms']} at equal milliseconds for 64 images and {ranges['latency1_ms']} for one")
     figures.append(f"up to {saving['macs'].max():.0f} % fewer multiply-adds and {saving['latency64_ms'].max():.0f} %")
+    beside = measure.gap(curves, "sliced", "inclusive", last_stands=True)["gap_points"]
+    *first, last = [signed(f"{gap:+.1f}") for gap in beside]
+    figures.append(f"at the costs of its exits, {', '.join(first)} and {last} points")
+    search = tables("anytime_full_search").set_index(["changes", "exit"])["accuracy"].unstack()
+    for words, changes in LEVERS.items():
+        accuracies = 100 * search.loc[changes]
+        figures.append(" | ".join([f"| {words}", *(f"{accuracies[k]:.1f}" for k in range(1, 5))]) + " |")
+    for phrase, tried in EFFECTS.items():
+        plain = LEVERS["basic blocks with squeeze-and-excitation" if "epochs" in tried else "cascade"]
+        effects = [signed(f"{effect:+.1f}") for effect in 100 * (search.loc[LEVERS[tried]] - search.loc[plain])[:4]]
+        figures.append(f"{phrase} {', '.join(effects[:3])} and {effects[3]}")
     area = measure.area_under_curve(curves, (7.84e6, 37.7e6)).groupby("model")["area"]
     figures.append(
         f"is {spread(area.get_group('sliced'))} for sliced and {spread(area.get_group('msdnet'))} for MSDNet"
@@ -412,10 +447,12 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
         "All 50,000 training images, 10 epochs",
         f"seeds {', '.join(map(str, range(seeds - 1)))} and {seeds - 1}",
         "for one image and for 64",
-        f"`{commands}`",
+        *(f"`{command}`" for command in commands.split(", and the same ")[:1]),
+        f"the same {commands.split(', and the same ')[1].replace('with ', 'with `')}`",
     ]
     settings += ["from 7.84 to 37.7 million multiply-adds", "5,000 training images", "300 epochs; 10 of them"]
     settings += ["ms, 1 image", "ms, 64 images", "ms of 1 image", "ms of 64 images", *versions]
+    settings += ["seed 0 alone", "exit 1 | exit 2 | exit 3 | exit 4"]
     settings += [f"`{timing.removeprefix('milliseconds: ')}`", "2 cores of AMD EPYC, 1 thread"]
     check(section(root, "Anytime networks on CIFAR-10"), figures, settings)
 
@@ -462,7 +499,9 @@ def test_longer_trials_are_of_the_networks_that_they_name(tables: Callable[[str]
     trials = tables("anytime_full_search")
     defaults = RECIPES["anytime-cifar10-full"].settings
     for (model, changes), rows in trials.groupby(["model", "changes"]):
-        settings = changed(defaults, dict(change.split("=", 1) for change in changes.split()))
+        named = re.sub(r"\([^)]*\) ", "", changes).split()  # in brackets: what is no setting
+        settings = changed(defaults, dict(change.split("=", 1) for change in named))
+        assert (rows["epochs"] == settings["epochs"]).all()
         costs = measure.exit_costs(build_network(model, settings, 10))
         for cost in ("macs", "macs_own_head", "params"):
             assert rows.sort_values("exit")[cost].tolist() == costs[cost].tolist(), changes
