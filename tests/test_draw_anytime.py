@@ -22,6 +22,8 @@ def test_accuracy_by_budget_shows_means_and_spread_over_seeds() -> None:
     assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "multiply-adds (MACs), log scale")
     assert len({line.lines[0].get_marker() for line in lines.values()}) == 2  # told apart without colours
     assert "model, ± 1 standard\ndeviation of 3 runs" in words(picture)
+    one_run = tables.curve()[lambda rows: (rows["model"] == "sliced") | (rows["seed"] == rows["seed"].min())]
+    assert "model, ± 1 standard\ndeviation of 1 to 3 runs" in words(draw.accuracy_by_budget(one_run))
     assert {"1 M", "10 M"} <= set(words(picture))
     latency = draw.accuracy_by_budget(tables.curve(seeds=1), "latency_ms").axes[0]
     np.testing.assert_allclose(latency.containers[1].lines[0].get_xydata()[:, 0], [3, 6, 9, 12])

@@ -69,7 +69,9 @@ def accuracy_by_budget(
     if exits["accuracy"].isna().all():
         ax.text(0.5, 0.5, "no run has an accuracy", transform=ax.transAxes, ha="center")
     title = "model"
-    if (runs := int(exits["runs"].max())) > 1:
+    fewest, most = int(exits["runs"].min()), int(exits["runs"].max())
+    if most > 1:
+        runs = f"{most}" if fewest == most else f"{fewest} to {most}"
         title = f"model, ± 1 standard\ndeviation of {runs} runs"
     style = {"loc": "outside right upper", "frameon": False, "fontsize": 9, "title_fontsize": 9, "alignment": "left"}
     add_legend(picture, handles, title=title, **style)
