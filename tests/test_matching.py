@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mtanytime.transfer import FeatureMatching, MetaNetworks
-from mtanytime.transfer.matching import source_variances
+from mtanytime.transfer.matching import source_standards
 from mtanytime.transfer.meta_networks import PairWeights
 
 SOURCE = {"s1": (5, 8), "s2": (7, 4)}  # layer: channels, size
@@ -126,25 +127,40 @@ def test_old_call() -> None:
     assert torch.equal(loss, matching(source, target, weights))
 
 
-def test_in_units_of_the_sources_variance() -> None:
+def test_standardized_source_maps() -> None:
     """A regressor that answers with each channel's mean has an error of 1 in every pair, whatever the layers' scale."""
     matching, _ = built(ALL)
     source, target = maps(SOURCE, 1), maps(TARGET, 2)
     source = {layer: 10.0**i * value + i for i, (layer, value) in enumerate(source.items())}
     sizes = {t: (n, n) for t, (_, n) in TARGET.items()}
     halves = [{layer: value[part] for layer, value in source.items()} for part in (slice(0, 1), slice(1, 2))]
-    variances = source_variances(halves, ALL, sizes)
-    for (s, t), variance in variances.items():
+    matching.standards = source_standards(halves, ALL, sizes)
+    for (s, t), standard in matching.standards.items():
         resized = F.interpolate(source[s], size=sizes[t], mode="bilinear", align_corners=False)
+        torch.testing.assert_close(standard.mean, resized.mean(dim=(0, 2, 3)))
         by_channel = resized.var(dim=(0, 2, 3), correction=0)
-        assert variance == pytest.approx(by_channel.mean().item(), rel=1e-9)
-        weight, bias = matching.regressor((s, t))
-        with torch.no_grad():
-            weight.zero_()
-            bias.copy_(resized.mean(dim=(0, 2, 3)))
+        assert standard.scale**2 == pytest.approx(by_channel.mean().item(), rel=1e-9)
+    for parameter in matching.parameters():
+        nn.init.zeros_(parameter)  # the mean of standardized maps
     uniform = MetaNetworks(ALL, {s: c for s, (c, _) in SOURCE.items()}, what=False, where="off").double()(source)
-    matching.variances = variances
     assert matching(source, target, uniform).mean().item() == pytest.approx(len(ALL), rel=1e-9)
+
+
+@pytest.mark.parametrize("by_network", [False, True])
+def test_training_does_not_depend_on_the_size_of_the_sources_features(by_network: bool) -> None:
+    """Loss and gradients are the same for a source whose features are larger, smaller or shifted."""
+    target, sizes = maps(TARGET, 2), {t: (n, n) for t, (_, n) in TARGET.items()}
+    outcomes = []
+    for factor, shift in ((1.0, 0.0), (1e3, 5.0), (1e-3, -2.0)):
+        matching, _ = built(ALL)  # the same initial weights each time
+        source = {layer: factor * value + shift for layer, value in maps(SOURCE, 1).items()}
+        matching.standards = source_standards([source], ALL, sizes, by_network)
+        weights = MetaNetworks(ALL, {s: c for s, (c, _) in SOURCE.items()}, what=False, where="off").double()(source)
+        leaves = {layer: value.clone().requires_grad_() for layer, value in target.items()}
+        loss = matching(source, leaves, weights).sum()
+        outcomes.append([loss, *torch.autograd.grad(loss, [*leaves.values(), *matching.parameters()])])
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0], rtol=1e-6, atol=1e-9)
 
 
 def test_one_unit_for_each_source_network() -> None:
@@ -152,16 +168,17 @@ def test_one_unit_for_each_source_network() -> None:
     source, size = maps(SOURCE, 1), {"t": (3, 3)}
     one, other = {f"a/{layer}": value for layer, value in source.items()}, {"b/s": 100 * source["s1"]}
     pairs = [(layer, "t") for layer in [*one, *other]]
-    each = source_variances([one | other], pairs, size)
-    units = source_variances([one | other], pairs, size, by_network=True)
-    mean = sum(each[layer, "t"] for layer in one) / len(one)
-    assert units == pytest.approx({pair: mean if pair[0] in one else each[pair] for pair in pairs})
+    each = source_standards([one | other], pairs, size)
+    units = source_standards([one | other], pairs, size, by_network=True)
+    mean = sum(each[layer, "t"].scale ** 2 for layer in one) / len(one)
+    for pair, unit in units.items():
+        assert unit.scale**2 == pytest.approx(mean if pair[0] in one else each[pair].scale ** 2)
     dead = {"x": torch.ones(4, 2, 3, 3), "y": torch.rand(4, 2, 3, 3)}
-    assert set(source_variances([dead], [("x", "t"), ("y", "t")], size, by_network=True)) == {("x", "t"), ("y", "t")}
+    assert set(source_standards([dead], [("x", "t"), ("y", "t")], size, by_network=True)) == {("x", "t"), ("y", "t")}
 
 
 def test_constant_features_have_no_unit() -> None:
     """A dead source layer is named."""
     dead = {"s1": torch.ones(4, 2, 3, 3)}
     with pytest.raises(ValueError, match="source: expected maps of 's1' that differ between images, got constant ones"):
-        source_variances([dead], [("s1", "t1")], {"t1": (3, 3)})
+        source_standards([dead], [("s1", "t1")], {"t1": (3, 3)})

@@ -37,7 +37,7 @@ def test_the_defaults() -> None:
     assert {name: shown[name].default for name in expected} == expected
     source = tiny.made(5, seed=2).eval()
     run = transfer(source)
-    assert len(set(run.student.matching.variances.values())) == 1
+    assert len({standard.scale for standard in run.student.matching.standards.values()}) == 1
     assert (run.settings.schedule, run.settings.remainder) == ("warm-up cosine", "drop")
     probe = fit_probe(source, LABELLED, scoring="log_loss")
     by_hand = transfer(source, teacher=probe, views=6)

@@ -20,6 +20,7 @@ from mtanytime.experiments.recipe import (
     check_files,
     check_names,
     check_scored_on,
+    error_units,
     load_cifar10,
     row_of,
     run_folder,
@@ -117,7 +118,7 @@ def _trainer(
     if method in TERMS:
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
-    options |= {"normalize_errors": bool(settings["normalize_errors"]), "teacher_weight": settings["weight_teacher"]}
+    options |= {"normalize_errors": error_units(settings), "teacher_weight": settings["weight_teacher"]}
     options = {"views": None, "teacher": None, "beta": settings["beta"]} | options
     if method == "l2t":
         outer = FreshBatch(task.train, labelled, options["augment"])

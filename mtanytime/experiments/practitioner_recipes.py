@@ -24,6 +24,7 @@ from mtanytime.experiments.recipe import (
     check_files,
     check_names,
     check_scored_on,
+    error_units,
     load_cifar10,
     row_of,
     run_folder,
@@ -74,7 +75,7 @@ def practitioner(settings: Settings, seed: int, folder: Path | None, progress: b
             continue
         layers = {"source_layers": SOURCE_LAYERS, "target_layers": TARGET_LAYERS[target]}
         how = {"beta": settings["beta"], "teacher_weight": settings["weight_teacher"]}
-        how |= {"normalize_errors": bool(settings["normalize_errors"]), "views": batch_size // 2}
+        how |= {"normalize_errors": error_units(settings), "views": batch_size // 2}
         batch = {"batch_size": batch_size - batch_size // 2}
         yield method, TransferTrainer(source, make, task, teacher=probe, **layers, **how, **batch, **options)
 

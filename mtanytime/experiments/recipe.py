@@ -130,6 +130,17 @@ def check_scored_on(settings: Settings) -> None:
     require(scored_on in ("test", "validation"), "scored_on", "'test' or 'validation'", scored_on)
 
 
+def error_units(settings: Settings) -> bool | str:
+    """`normalize_errors` of `TransferSettings` by the recipe's number: 0 off, 1 per pair, 2 one scale per network.
+
+    ValueError for another number.
+    """
+    units = {0: False, 1: True, 2: "network"}
+    number = settings["normalize_errors"]
+    require(number in units, "normalize_errors", "0 (off), 1 (a scale per pair) or 2 (one per network)", number)
+    return units[number]
+
+
 def check_files(settings: Settings, *names: str, how: Mapping[str, str] = HOW_TO_GET) -> None:
     """Check that the files or folders that these settings name exist. ValueError that says `how` to get them if not."""
     for name in names:

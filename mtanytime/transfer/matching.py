@@ -22,6 +22,7 @@ second derivative is that of Σ α·(e·δ), summed over channels and pixels. Au
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -58,8 +59,8 @@ class FeatureMatching(nn.Module):
         generator: draws the initial weights of the regressors, as `nn.Conv2d` does (uniform in ± 1/√D_n).
 
     Attributes:
-        variances: the variance of the source maps by pair, which `stack` divides errors by (see `source_variances`);
-            None, the default, for the paper's loss.
+        standards: mean and scale of the source maps by pair, by which `align` standardizes them (see
+            `source_standards`); None, the default, for the paper's loss.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class FeatureMatching(nn.Module):
         for source, target in pairs:
             self.sources.setdefault(target, []).append(source)
         self.source_channels = dict(source_channels)
-        self.variances: Mapping[Pair, float] | None = None
+        self.standards: Mapping[Pair, Standard] | None = None
         convolution = partial(nn.utils.skip_init, nn.Conv2d)  # nn.Conv2d would draw from torch's global generator
         self.regressors = nn.ModuleList(
             convolution(target_channels[target], sum(source_channels[s] for s in sources), 1)
@@ -99,27 +100,31 @@ class FeatureMatching(nn.Module):
         source_features: Mapping[str, Float[Tensor, "batch _ _ _"]],
         target_sizes: Mapping[str, tuple[int, int]],
     ) -> dict[str, Float[Tensor, "batch channels height width"]]:
-        """The source maps by target layer, resized to its (height, width) and stacked over its pairs.
+        """The source maps by target layer, resized to its (height, width), standardized and stacked over its pairs.
 
         Target layers without a size are left out.
         """
+
+        def wanted(source: str, target: str) -> Tensor:
+            maps = resize_maps(source_features[source], target_sizes[target])
+            return maps if self.standards is None else self.standards[source, target].apply(maps)
+
         return {
-            target: torch.cat([resize_maps(source_features[s], target_sizes[target]) for s in sources], dim=1)
+            target: torch.cat([wanted(source, target) for source in sources], dim=1)
             for target, sources in self.sources.items()
             if target in target_sizes
         }
 
     def stack(self, weights: PairWeights) -> dict[str, Float[Tensor, "batch channels"]]:
-        """The weights λ·w by target layer, concatenated in the order of `align`, each divided by its pair's variance.
+        """The weights λ·w by target layer, concatenated in the order of `align`.
 
         Raises ValueError for the weights of other pairs.
         """
         pairs = {(source, target) for target, sources in self.sources.items() for source in sources}
         others = sorted(pairs ^ set(weights.pairs))
         require(not others, "weights", "those of the pairs that are matched", Words(f"others: {others}"))
-        scale = {pair: 1 / (1.0 if self.variances is None else self.variances[pair]) for pair in pairs}
         return {
-            t: torch.cat([weights.channels[s, t] * weights.pairs[s, t] * scale[s, t] for s in sources], dim=1)
+            t: torch.cat([weights.channels[s, t] * weights.pairs[s, t] for s in sources], dim=1)
             for t, sources in self.sources.items()
         }
 
@@ -175,16 +180,29 @@ class FeatureMatching(nn.Module):
         return total
 
 
-def source_variances(
+@dataclass(frozen=True)
+class Standard:
+    """What a pair's source maps are standardized by: the mean of each channel, and one scale for all channels."""
+
+    mean: Float[Tensor, " channel"]
+    scale: float
+
+    def apply(self, maps: Float[Tensor, "batch channel _ _"]) -> Float[Tensor, "batch channel _ _"]:
+        """The maps less their channels' means, divided by the scale."""
+        return (maps - self.mean[:, None, None]) / self.scale
+
+
+def source_standards(
     batches: Iterable[Mapping[str, Float[Tensor, "batch _ _ _"]]],
     pairs: Sequence[Pair],
     target_sizes: Mapping[str, tuple[int, int]],
     by_network: bool = False,
-) -> dict[Pair, float]:
-    """The variance of each pair's source maps, resized to the target's, over images and pixels; a mean over channels.
+) -> dict[Pair, Standard]:
+    """Mean and scale of each pair's source maps, resized to the target's, over images and pixels.
 
-    With uniform channel weights, an error divided by this variance is 1 - R² of the regressor; a regressor that
-    predicts each channel's mean has the error 1.
+    The scale is the root of the channels' mean variance. With uniform channel weights, the error of standardized maps
+    is 1 - R² of the regressor; a regressor that predicts each channel's mean has the error 1. The regressors learn
+    maps of the same size for every source, so a learning rate and β suit sources of any size of features.
 
     Raises ValueError for a layer whose maps are constant or, with `by_network`, for a network whose maps all are.
 
@@ -192,8 +210,8 @@ def source_variances(
         batches: the source's maps by layer, one batch of images after another.
         pairs: the (source layer, target layer) pairs.
         target_sizes: height and width of the target's maps by layer.
-        by_network: take the mean of the variances for all pairs of a source network, so that layers whose maps vary
-            more keep their larger share of the loss.
+        by_network: one scale for all pairs of a source network, from the mean of their variances, so that layers whose
+            maps vary more keep their larger share of the loss.
     """
     moments: dict[Pair, Tensor] = {}
     count = 0
@@ -203,19 +221,20 @@ def source_variances(
             values = resize_maps(maps[source], target_sizes[target]).flatten(2)
             sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu().double()
             moments[source, target] = moments.get((source, target), 0) + sums
-    variances, squares = {}, {}
-    for pair, (first, second) in moments.items():
-        squares[pair] = (second / count).mean().item()
-        variances[pair] = (second / count - (first / count) ** 2).mean().item()
+    means = {pair: first / count for pair, (first, _) in moments.items()}
+    squares = {pair: (second / count).mean().item() for pair, (_, second) in moments.items()}
+    variances = {pair: squares[pair] - mean.square().mean().item() for pair, mean in means.items()}
     units: dict[str, list[Pair]] = {}
-    for pair in variances:  # "network/layer" if there are several networks
+    for pair in pairs:  # "network/layer" if there are several networks
         units.setdefault(pair[0].rpartition("/")[0] if by_network else repr(pair), []).append(pair)
+    scales: dict[Pair, float] = {}
     for group in units.values():
-        mean, square = (sum(values[pair] for pair in group) / len(group) for values in (variances, squares))
+        variance, square = (sum(values[pair] for pair in group) / len(group) for values in (variances, squares))
         layers = ", ".join(dict.fromkeys(repr(source) for source, _ in group))
-        require(mean > 1e-9 * square, "source", f"maps of {layers} that differ between images", Words("constant ones"))
-        variances |= dict.fromkeys(group, mean)
-    return variances
+        varied = variance > 1e-9 * square
+        require(varied, "source", f"maps of {layers} that differ between images", Words("constant ones"))
+        scales |= dict.fromkeys(group, variance**0.5)
+    return {pair: Standard(means[pair].to(maps[pair[0]]), scales[pair]) for pair in pairs}
 
 
 Maps = Float[Tensor, "batch target pixel"]

@@ -38,10 +38,7 @@ class PairWeights:
     pairs: dict[Pair, Float[Tensor, "batch 1"]]
 
     def by_target(self) -> dict[str, Float[Tensor, "batch channels"]]:
-        """λ·w by target layer: the weights of its pairs, concatenated in the order of the pairs.
-
-        `FeatureMatching.stack` also divides them by the pairs' variances.
-        """
+        """λ·w by target layer: the weights of its pairs, concatenated in the order of the pairs."""
         parts: dict[str, list[Tensor]] = {}
         for (source, target), weights in self.channels.items():
             parts.setdefault(target, []).append(weights * self.pairs[source, target])

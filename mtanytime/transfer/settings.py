@@ -53,10 +53,10 @@ class TransferSettings:
         where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
-        normalize_errors: divide matching errors by the variance of the source's features, so that β means the same for
-            every network (see `matching.source_variances`). "network": one variance for all layers of a source, which
-            keeps their shares of the loss; True: one per pair, so that a constant prediction has the error 1; False:
-            no division, as in the paper.
+        normalize_errors: standardize the source's features, so that β and the learning rate mean the same for every
+            network (see `matching.source_standards`). "network": one scale for all layers of a source, which keeps
+            their shares of the loss; True: one per pair, so that a constant prediction has the error 1; False: the
+            features as they are, as in the paper.
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         meta_every: steps from one lookahead to the next; 1 in the paper. The steps between use the meta-networks'
             current weights and cost as much as plain matching.

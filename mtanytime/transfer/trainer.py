@@ -47,7 +47,7 @@ from mtanytime.transfer.layers import (
     try_layers,
 )
 from mtanytime.transfer.lookahead import Lookahead, Losses, Shares, Student
-from mtanytime.transfer.matching import FeatureMatching, source_variances
+from mtanytime.transfer.matching import FeatureMatching, source_standards
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
@@ -191,7 +191,7 @@ class TransferTrainer(Trainer):
         if settings.normalize_errors:
             sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
             by_network = settings.normalize_errors == "network"
-            matching.variances = source_variances(self._source_batches(), self.pairs, sizes, by_network)
+            matching.standards = source_standards(self._source_batches(), self.pairs, sizes, by_network)
         self.optimizer = make_optimizer(self.settings, self.student)
         self.meta_optimizer, fast_layers = None, True
         if learned := list(self.meta.parameters()):
