@@ -48,7 +48,7 @@ from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.reviewkd import ReviewKD
 from mtanytime.transfer.semckd import SemCKD
 from mtanytime.transfer.settings import FEW_LABELS
-from mtanytime.transfer.teacher import Teacher, check_no_probabilities, check_teacher, fit_teacher, logits_of
+from mtanytime.transfer.teacher import check_no_probabilities, check_teacher, logits_of, make_teacher
 
 _TERMS = -7  # purpose of a derived seed
 
@@ -138,15 +138,9 @@ class BaselineTrainer(Trainer):
         sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers_to_read(), None)
         self.tapped_source = sources[""]
         self.notes += freeze_source("source", self.source, self.device)
-        self._teacher: Teacher | None = None
         self._probe = self.teacher == "probe"
-        if self._probe:
-            self.teacher, note = fit_teacher(sources, self.batches.data, self.outputs, self.seed)
-            self.notes.append(note)
-            self.modules["teacher"] = self.teacher.linear  # on another machine it would not be the same bit for bit
-        if self.teacher is not None:
-            self._teacher = Teacher(self.teacher, sources, self.device, self.precision)
-            self.notes += [] if self._probe else self._teacher.notes
+        self._teacher = make_teacher(self, sources)
+        if self._teacher is not None:
             self._teacher.check(images, self.outputs, {"": self._source_pass(images)})
         shape = tuple(images.shape[1:])
         self.extra_images = ExtraImages(self.batches, *self._extra, shape, self.seed)

@@ -13,6 +13,7 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped, bare
 from mtanytime.measure.logits import Pick, describe_output, find_logits
+from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
 from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe
@@ -76,6 +77,23 @@ class Teacher:
         same = tuple(logits.shape) == (len(images), classes)
         require(same, "teacher", f"logits of the target's {classes} classes", Words(str(tuple(logits.shape))))
         check_no_probabilities("teacher", logits)
+
+
+def make_teacher(trainer: Trainer, sources: Mapping[str, Tapped]) -> Teacher | None:
+    """The teacher of a run, from the trainer's `teacher`; a probe is fitted first, and takes its place there.
+
+    A probe's weights are kept with the run: fitted again elsewhere, they could differ in their last bits. What is worth
+    knowing is added to the trainer's notes. Raises ValueError as `fit_teacher`.
+    """
+    if trainer.teacher is None:
+        return None
+    note = None
+    if trainer.teacher == "probe":
+        trainer.teacher, note = fit_teacher(sources, trainer.batches.data, trainer.outputs, trainer.seed)
+        trainer.modules["teacher"] = trainer.teacher.linear
+    teacher = Teacher(trainer.teacher, sources, trainer.device, trainer.precision)
+    trainer.notes += teacher.notes if note is None else [note]
+    return teacher
 
 
 def check_teacher(teacher: nn.Module | str | None) -> nn.Module | str | None:

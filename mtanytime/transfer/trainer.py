@@ -17,6 +17,7 @@ from mtanytime.checks import Words, require
 from mtanytime.data.batches import batches_of
 from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import autocast
+from mtanytime.features import Tapped
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import generator_for
 from mtanytime.training.contents import contents_hash
@@ -51,7 +52,7 @@ from mtanytime.transfer.matching import FeatureMatching, source_standards
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
-from mtanytime.transfer.teacher import Teacher, check_teacher, fit_teacher
+from mtanytime.transfer.teacher import check_teacher, make_teacher
 from mtanytime.transfer.trace import Trace
 from mtanytime.transfer.transfer_map import FixedWeights, TransferMap, as_map
 
@@ -59,7 +60,7 @@ Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
 
 _REGRESSORS, _META = -3, -4  # purposes of derived seeds
-_MEASURED = 512  # images that the variance of the source's features is estimated from
+_MEASURED = 512  # images that mean and scale of the source's features are estimated from
 
 
 class TransferResult(TrainingResult):
@@ -166,53 +167,10 @@ class TransferTrainer(Trainer):
         if settings.trace_every is None:
             self.transfer_settings = settings = replace(settings, trace_every=max(1, self.steps // 100))
         images, labels = self._probe_batch()
-        with error_context("target"):
-            self._try_model()
-        teacher = {"teacher": self.teacher} if isinstance(self.teacher, nn.Module) else {}
-        check_apart({source_name(name): network for name, network in self.networks.items()} | teacher, self.model)
-        self.sources, target, self.pairs = tap_layers(self.networks, self.model, *self._layers)
-
-        source_maps: Maps = {}
-        for name, source in self.sources.items():
-            self.notes += freeze_source(source_name(name), source.model, self.device)
-            maps = try_layers(source_name(name), source, images, training=False)
-            source_maps |= {join_name(name, layer): value for layer, value in maps.items()}
-        target_maps = try_layers("target", target, images, training=True)
-        check_trainable(self.model, target_maps)
+        target, source_maps, target_maps = self._tap(images)
         source_channels = {layer: maps.shape[1] for layer, maps in source_maps.items()}
-        target_channels = {layer: maps.shape[1] for layer, maps in target_maps.items()}
-
-        dtype = next(self.model.parameters()).dtype
-        generator = generator_for(self.seed, _REGRESSORS)
-        matching = FeatureMatching(self.pairs, source_channels, target_channels, generator).to(self.device, dtype)
-        self.meta = self._make_meta(source_channels).to(self.device, dtype)
-        self.student = Student(target, matching)
-        self.modules |= {"matching": matching, "meta": self.meta}
-        if settings.normalize_errors:
-            sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
-            by_network = settings.normalize_errors == "network"
-            matching.standards = source_standards(self._source_batches(), self.pairs, sizes, by_network)
-        self.optimizer = make_optimizer(self.settings, self.student)
-        self.meta_optimizer, fast_layers = None, True
-        if learned := list(self.meta.parameters()):
-            differentiable, kind = type(self.optimizer) is torch.optim.SGD, Words(type(self.optimizer).__name__)
-            remedy = 'leave optimizer out, or learn nothing: what=False, where="off"'
-            require(differentiable, "optimizer", "torch.optim.SGD, whose steps the lookahead repeats", kind, remedy)
-            SGDState.read(self.student, self.optimizer)  # raises for settings that the lookahead does not cover
-            self.meta_optimizer = torch.optim.Adam(learned, settings.meta_lr, weight_decay=settings.meta_weight_decay)
-            self.optimizers["meta_optimizer"] = self.meta_optimizer
-            fast_layers = allows_fast_layers(self.model, images)
-            if not fast_layers:
-                self.notes.append(
-                    "target: it takes a gradient itself or recomputes activations, so torch's own layers are used, "
-                    "which are slower"
-                )
-            if settings.outer is not None:
-                if isinstance(settings.outer, FreshBatch):
-                    check_labels("outer", settings.outer.labels, self.outputs)
-                try_outer(settings.outer, self.model, images, labels, self.precision)
-        elif settings.outer is not None:
-            self.notes.append("outer: not used, as nothing is learned")
+        self._make_student(target, source_channels, target_maps)
+        fast_layers = self._make_meta_optimizer(images, labels)
         self.extra_images = ExtraImages(
             self.batches,
             settings.views,
@@ -222,15 +180,9 @@ class TransferTrainer(Trainer):
             tuple(images.shape[1:]),
             self.seed,
         )
-        self._teacher: Teacher | None = None
         self._probe = self.teacher == "probe"
-        if self._probe:
-            self.teacher, note = fit_teacher(self.sources, self.batches.data, self.outputs, self.seed)
-            self.notes.append(note)
-            self.modules["teacher"] = self.teacher.linear  # refitted elsewhere, it could differ in its last bits
-        if self.teacher is not None:
-            self._teacher = Teacher(self.teacher, self.sources, self.device, self.precision)
-            self.notes += [] if self._probe else self._teacher.notes
+        self._teacher = make_teacher(self, self.sources)
+        if self._teacher is not None:
             self._teacher.check(images, self.outputs, self._source_passes(images))
         self.lookahead = Lookahead(
             self.student,
@@ -255,6 +207,62 @@ class TransferTrainer(Trainer):
         self._rows_every |= {"trace": settings.trace_every, "channels": 5 * settings.trace_every}
         self.trace = Trace(self.pairs, source_channels)
 
+    def _tap(self, images: Images) -> tuple[Tapped, Maps, Maps]:
+        """Check and tap the networks' layers; return the target, and the maps of sources and target for the images."""
+        with error_context("target"):
+            self._try_model()
+        teacher = {"teacher": self.teacher} if isinstance(self.teacher, nn.Module) else {}
+        check_apart({source_name(name): network for name, network in self.networks.items()} | teacher, self.model)
+        self.sources, target, self.pairs = tap_layers(self.networks, self.model, *self._layers)
+        source_maps: Maps = {}
+        for name, source in self.sources.items():
+            self.notes += freeze_source(source_name(name), source.model, self.device)
+            maps = try_layers(source_name(name), source, images, training=False)
+            source_maps |= {join_name(name, layer): value for layer, value in maps.items()}
+        target_maps = try_layers("target", target, images, training=True)
+        check_trainable(self.model, target_maps)
+        return target, source_maps, target_maps
+
+    def _make_student(self, target: Tapped, source_channels: Mapping[str, int], target_maps: Maps) -> None:
+        """Make what the inner steps train, the target with its regressors, and the networks that weight its errors."""
+        target_channels = {layer: maps.shape[1] for layer, maps in target_maps.items()}
+        dtype = next(self.model.parameters()).dtype
+        generator = generator_for(self.seed, _REGRESSORS)
+        matching = FeatureMatching(self.pairs, source_channels, target_channels, generator).to(self.device, dtype)
+        self.meta = self._make_meta(source_channels).to(self.device, dtype)
+        self.student = Student(target, matching)
+        self.modules |= {"matching": matching, "meta": self.meta}
+        if units := self.transfer_settings.normalize_errors:
+            sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
+            maps = (self.source_features(images) for images in _measured_images(self))
+            matching.standards = source_standards(maps, self.pairs, sizes, units == "network")
+        self.optimizer = make_optimizer(self.settings, self.student)
+
+    def _make_meta_optimizer(self, images: Images, labels: Labels) -> bool:
+        """Make Adam for the meta-networks, if they learn; return whether the lookahead may use fast layers."""
+        settings, self.meta_optimizer = self.transfer_settings, None
+        learned = list(self.meta.parameters())
+        if not learned:
+            self.notes += [] if settings.outer is None else ["outer: not used, as nothing is learned"]
+            return True
+        differentiable, kind = type(self.optimizer) is torch.optim.SGD, Words(type(self.optimizer).__name__)
+        remedy = 'leave optimizer out, or learn nothing: what=False, where="off"'
+        require(differentiable, "optimizer", "torch.optim.SGD, whose steps the lookahead repeats", kind, remedy)
+        SGDState.read(self.student, self.optimizer)  # raises for settings that the lookahead does not cover
+        self.meta_optimizer = torch.optim.Adam(learned, settings.meta_lr, weight_decay=settings.meta_weight_decay)
+        self.optimizers["meta_optimizer"] = self.meta_optimizer
+        fast_layers = allows_fast_layers(self.model, images)
+        if not fast_layers:
+            self.notes.append(
+                "target: it takes a gradient itself or recomputes activations, so torch's own layers are used, which "
+                "are slower"
+            )
+        if settings.outer is not None:
+            if isinstance(settings.outer, FreshBatch):
+                check_labels("outer", settings.outer.labels, self.outputs)
+            try_outer(settings.outer, self.model, images, labels, self.precision)
+        return fast_layers
+
     def _make_meta(self, source_channels: Mapping[str, int]) -> MetaNetworks | FixedWeights:
         if self.map is not None:
             return FixedWeights(self.map, self.pairs, source_channels)
@@ -274,16 +282,6 @@ class TransferTrainer(Trainer):
         if self.arrived is not None:
             row["arrived"] = describe_data(self.arrived.data)
         return row
-
-    def _source_batches(self) -> Iterator[Maps]:
-        """The sources' maps for up to `_MEASURED` training images, batch by batch, without augmentation."""
-        data, like, count = self.batches.data, next(self.model.parameters()), 0
-        batches = batches_of(data, min(self.settings.batch_size, _MEASURED), seed=self.seed)
-        for images, _ in batches.epoch(0):
-            yield self.source_features(images.to(self.device, like.dtype))
-            count += len(images)
-            if count >= _MEASURED:
-                return
 
     @property
     def beta(self) -> float:
@@ -387,6 +385,17 @@ class TransferTrainer(Trainer):
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.trace.load_state(state)
+
+
+def _measured_images(trainer: Trainer) -> Iterator[Images]:
+    """Up to `_MEASURED` training images on the run's device, batch by batch, without augmentation."""
+    like, count = next(trainer.model.parameters()), 0
+    batches = batches_of(trainer.batches.data, min(trainer.settings.batch_size, _MEASURED), seed=trainer.seed)
+    for images, _ in batches.epoch(0):
+        yield images.to(trainer.device, like.dtype)
+        count += len(images)
+        if count >= _MEASURED:
+            return
 
 
 def _in_words(mean_lambda: Float[Tensor, " pairs"], normalized: bool) -> str:
