@@ -43,8 +43,8 @@ FEW_LABELS: dict[str, Any] = {
 class TransferSettings:
     """How `TransferTrainer` transfers. All but `mode` identify the run.
 
-    The defaults follow what wins in our tables of CIFAR-10 with few labels; their unit of errors and its β were not
-    measured there (see `RESULTS.md`).
+    The defaults follow what wins in our tables of CIFAR-10 with few labels; standardized features and their β were
+    compared there in one short trial (see `RESULTS.md`).
 
     Args:
         what: learn channel weights.
