@@ -63,7 +63,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     for name, data in (("source", trained), ("shuffled", Task(shuffled_labels(trained.train), trained.test))):
         if name == "source" or "source" in settings["tasks"]:
             trainer = Trainer(
-                lambda: resnet(settings["source_depth"], 37),
+                lambda: resnet(settings["source_depth"], 37).to(memory_format=torch.channels_last),
                 data,
                 epochs=settings["source_epochs"],
                 batch_size=64,
@@ -76,7 +76,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     options |= {name: settings[name] for name in names} | {"seed": seed, "views": settings["views"] or None}
     options |= {"teacher": None, "normalize_errors": False}
     options |= {"schedule": "warm-up cosine", "remainder": "drop", "view_augment": StrongViews(flip=False)}
-    make = lambda: vgg9(10, width=settings["target_width"])  # noqa: E731
+    make = lambda: vgg9(10, width=settings["target_width"]).to(memory_format=torch.channels_last)  # noqa: E731
     data = digits(per_class=settings["digits_per_class"], seed=seed)
     for task in settings["tasks"]:
         networks, layers = _source_of(task, sources, settings, seed)
@@ -101,7 +101,7 @@ def _source_of(
     if task == "layer":
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(seed)
-            untrained = resnet(settings["source_depth"], 37)
+            untrained = resnet(settings["source_depth"], 37).to(memory_format=torch.channels_last)
         return {"trained": trained, "useless": untrained}, {"trained": ("layer1", "layer3"), "useless": ("layer2",)}
     noisy = deepcopy(trained)
     noisy.layer3 = nn.Sequential(noisy.layer3, NoisyChannels(noise_channels(trained.fc.in_features, seed)))

@@ -9,15 +9,17 @@ Where the sizes of the maps differ, the source map is resized to the target map'
 All pairs of one target layer are computed together: their regressors are one convolution with Σ_m C_m outputs, and
 their source maps are stacked in one tensor. It is the same arithmetic in fewer, larger operations.
 
-The loss has its own first and second derivative. They compute the error e = r(T^n) - S^m once. The rest are products
-of e with the target map, summed over space: one channels × channels matrix per image. With α = 2gw/P for P pixels and
-an incoming gradient g,
+The loss has its own first and second derivative. A row of a matrix is a pixel of an image; t has the target's channels
+as columns, e = t Rᵀ + bias - s the errors. With α = 2gw/P for P pixels and an incoming gradient g,
 
-    ∂/∂t = (α∘R)ᵀe,   ∂/∂R = Σ_b α∘(e tᵀ),   ∂/∂bias = Σ_b α·Σ_p e,   ∂/∂w = g·mean_p e²
+    ∂/∂t = (α∘e) R,   ∂/∂R = (α∘e)ᵀ t,   ∂/∂bias = Σ α∘e,   ∂/∂w = g·mean_p e²
 
-For incoming gradients (a, A, z) of the first three, let δ = R a + A t + z be the change of e in that direction. The
-second derivative is that of Σ α·(e·δ), summed over channels and pixels. Autograd would take a dozen passes over maps of
-Σ_m C_m channels instead.
+For incoming gradients (a, A, z) of the first three, let δ = a Rᵀ + t Aᵀ + z be the change of e in that direction. The
+second derivative is that of Σ α∘e∘δ over channels and pixels. All are products of two matrices that hold the whole
+batch. Autograd would take a dozen passes over maps of Σ_m C_m channels instead.
+
+Maps in torch's memory format `channels_last` have these rows already; others are copied. With both networks in that
+format, a training step with matching takes about two thirds of the time.
 """
 
 import warnings
@@ -102,11 +104,12 @@ class FeatureMatching(nn.Module):
     ) -> dict[str, Float[Tensor, "batch channels height width"]]:
         """The source maps by target layer, resized to its (height, width), standardized and stacked over its pairs.
 
-        Target layers without a size are left out.
+        They are in memory format `channels_last`. Target layers without a size are left out.
         """
+        pixels = {name: maps.contiguous(memory_format=torch.channels_last) for name, maps in source_features.items()}
 
         def wanted(source: str, target: str) -> Tensor:
-            maps = resize_maps(source_features[source], target_sizes[target])
+            maps = resize_maps(pixels[source], target_sizes[target])
             return maps if self.standards is None else self.standards[source, target].apply(maps)
 
         return {
@@ -168,10 +171,10 @@ class FeatureMatching(nn.Module):
             require(detached, "source_features", "detached maps", Words(f"maps for {target!r} that require grad"))
             with torch.autocast(maps.device.type, enabled=False):  # the loss keeps the precision of the parameters
                 total = total + _WeightedError.apply(
-                    maps.to(weight.dtype).flatten(2),
+                    _rows(maps.to(weight.dtype)),
                     weight.flatten(1),
                     regressor.bias,
-                    aligned[target].to(weight.dtype).flatten(2),
+                    _rows(aligned[target].to(weight.dtype)),
                     weights[target].to(weight.dtype),
                 )
         if isinstance(total, float):  # nothing to match: a zero that requires grad, like any loss
@@ -237,24 +240,30 @@ def source_standards(
     return {pair: Standard(means[pair].to(maps[pair[0]]), scales[pair]) for pair in pairs}
 
 
-Maps = Float[Tensor, "batch target pixel"]
+Rows = Float[Tensor, "row target"]  # the pixels of all images, one image after another
+Errors = Float[Tensor, "row source"]
 Matrix = Float[Tensor, "source target"]
+ByImage = Float[Tensor, "batch source"]
+
+
+def _rows(maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "row channel"]:
+    return maps.flatten(2).mT.flatten(0, 1)
+
+
+def _scaled(error: Errors, factors: ByImage) -> Errors:
+    """Errors times a factor of their image and channel."""
+    return (error.unflatten(0, (len(factors), -1)) * factors[:, None]).flatten(0, 1)
 
 
 class _WeightedError(torch.autograd.Function):
-    """Σ_c w_c · mean_p (R t + bias - s)²_c of each image; differentiable twice, but not with respect to s."""
+    """Σ_c w_c · mean_p (t Rᵀ + bias - s)²_c of each image; differentiable twice, but not with respect to s."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        t: Maps,
-        r: Matrix,
-        bias: Float[Tensor, " source"],
-        s: Float[Tensor, "batch source pixel"],
-        w: Float[Tensor, "batch source"],
+        ctx: FunctionCtx, t: Rows, r: Matrix, bias: Float[Tensor, " source"], s: Errors, w: ByImage
     ) -> Float[Tensor, " batch"]:
-        error = torch.baddbmm(s, r.expand(len(t), -1, -1), t, beta=-1).add_(bias[:, None])
-        squares = torch.linalg.vector_norm(error, dim=2).square_() / t.shape[2]
+        error = torch.addmm(bias, t, r.mT).sub_(s)
+        squares = error.square().unflatten(0, (len(w), -1)).mean(1)
         ctx.save_for_backward(t, r, bias, w, error, squares)
         ctx.for_parameters = for_parameters()
         return torch.linalg.vecdot(squares, w)
@@ -275,56 +284,43 @@ class _WeightedErrorBackward(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         g: Float[Tensor, " batch"],
-        t: Maps,
+        t: Rows,
         r: Matrix,
         bias: Float[Tensor, " source"],
-        w: Float[Tensor, "batch source"],
-        error: Float[Tensor, "batch source pixel"],
-        squares: Float[Tensor, "batch source"],
+        w: ByImage,
+        error: Errors,
+        squares: ByImage,
         for_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.for_parameters = for_parameters
-        per_pixel = w / t.shape[2]
-        alpha = 2 * g[:, None] * per_pixel
-        correlation, total = error @ t.mT, error.sum(dim=2)
-        ctx.save_for_backward(g, t, r, w, error, squares, correlation, total)
+        ctx.save_for_backward(g, t, r, w, error, squares)
         ctx.set_materialize_grads(False)
-        for_t = (alpha[:, :, None] * r).mT @ error
-        return for_t, (alpha[:, :, None] * correlation).sum(0), (alpha * total).sum(0), g[:, None] * squares
+        alpha = g[:, None] * w * (2 * len(g) / len(t))
+        weighted = _scaled(error, alpha)
+        return weighted @ r, weighted.mT @ t, weighted.sum(0), g[:, None] * squares
 
     @staticmethod
     def backward(
         ctx: FunctionCtx, a: Tensor | None, big_a: Tensor | None, z: Tensor | None, y: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         refuse_a_third_derivative()
-        g, t, r, w, error, squares, correlation, total = ctx.saved_tensors
-        pixels = t.shape[2]
+        g, t, r, w, error, squares = ctx.saved_tensors
         a = torch.zeros_like(t) if a is None else a
         big_a = torch.zeros_like(r) if big_a is None else big_a
-        z = torch.zeros_like(total[0]) if z is None else z
+        z = torch.zeros_like(error[0]) if z is None else z
         y = torch.zeros_like(w) if y is None else y  # the incoming gradient of ∂/∂w
-        along = error @ a.mT  # e aᵀ
-        slope = ((r * along).sum(2) + (big_a * correlation).sum(2) + z * total) / pixels  # mean_p e·δ
+        delta = torch.addmm(z, a, r.mT).addmm_(t, big_a.mT)
+        slope = (error * delta).unflatten(0, (len(g), -1)).mean(1)  # mean_p e·δ
         for_w = 2 * g[:, None] * slope
         for_g = (2 * w * slope + y * squares).sum(1)
         if not ctx.for_parameters:
             return for_g, None, None, None, for_w, None, None, None
-        alpha = (2 / pixels) * g[:, None] * w
-        beta = ((2 / pixels) * g[:, None] * y)[:, :, None]
-        delta = (r.expand(len(t), -1, -1) @ a).baddbmm_(big_a.expand(len(t), -1, -1), t).add_(z[:, None])
-        alpha_r, alpha_a = alpha[:, :, None] * r, alpha[:, :, None] * big_a
-        for_t = (alpha_r.mT @ delta).baddbmm_((alpha_a + beta * r).mT, error)
-        by_image = alpha[:, :, None] * (delta @ t.mT + along) + beta * correlation
-        return (
-            for_g,
-            for_t,
-            by_image.sum(0),
-            (alpha * delta.sum(2) + beta[:, :, 0] * total).sum(0),
-            for_w,
-            None,
-            None,
-            None,
-        )
+        factor = g[:, None] * (2 * len(g) / len(t))
+        weighted = _scaled(error, factor * w)
+        for_error = _scaled(delta, factor * w).add_(_scaled(error, factor * y))
+        for_t = (for_error @ r).addmm_(weighted, big_a)
+        for_r = (for_error.mT @ t).addmm_(weighted.mT, a)
+        return for_g, for_t, for_r, for_error.sum(0), for_w, None, None, None
 
 
 def resize_maps(maps: Float[Tensor, "batch channel _ _"], size: tuple[int, int]) -> Float[Tensor, "batch channel _ _"]:
