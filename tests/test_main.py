@@ -192,6 +192,7 @@ def test_bench_transfer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         assert figures[f"{name}_s"] > 0
         assert figures[f"{name}_mb"] > 100
     assert {"source_s", "step_s", "matching_s", "meta_gradient_s"} == set(figures["parts"])
+    assert min(figures["fixed_weights"].values()) > 0
     assert 0 < figures["first_order_error"]["relative_error"] < 1 < 2 * figures["first_order_error"]["cosine"]
     assert {"source", "target", "pairs", "batch", "inner_steps", "dtype", "threads"} <= set(figures["config"])
     assert figures["config"]["batch"] == 2
@@ -204,6 +205,7 @@ def test_bench_transfer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         "torch.compile: source",
         "torch.compile: step",
     ]
+    assert f"channels_last {figures['fixed_weights']['channels_last_s']:.3f} s" in "\n".join(lines)
 
 
 def test_bench_without_a_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

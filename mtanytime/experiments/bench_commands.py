@@ -149,6 +149,8 @@ def _bench_transfer(options: argparse.Namespace) -> int:
         print(f"{name:12} {columns}  {_range(ranges[name])}")
     for part, seconds in figures["parts"].items():
         print(f"of ours: {part.removesuffix('_s'):14} {seconds:.3f} s")
+    fixed = figures["fixed_weights"]
+    print(f"fixed weights: {fixed['contiguous_s']:.3f} s, channels_last {fixed['channels_last_s']:.3f} s")
     error = figures["first_order_error"]
     print(f"first order against exact: relative error {error['relative_error']}, cosine {error['cosine']}")
     if compiled := figures.get("compiled"):

@@ -45,8 +45,9 @@ TRANSFER_MODES: dict[str, dict[str, Any]] = {
     "first_order": {"first_order": True},
 }
 # Parts of one iteration: the source's forward pass, the target's step on the task's loss alone, and the source's pass
-# and the target's step with the matching loss added; only the meta-gradient is missing from the last.
-PARTS = ("source", "step", "matching")
+# and the target's step with the matching loss added, where only the meta-gradient is missing; and the same with both
+# networks in torch's memory format channels_last.
+PARTS = ("source", "step", "matching", "channels_last")
 
 
 class Report(NamedTuple):
@@ -109,7 +110,8 @@ def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Im
     pixels = torch.randint(0, 256, (batch, 3, 32, 32), generator=generator)
     data = ImageSet(pixels.to(torch.uint8), torch.arange(batch) % 10, tuple("0123456789"[:batch]))
     torch.manual_seed(0)
-    source, target = resnet(32, 200).eval(), vgg9(10)
+    layout = torch.channels_last if name == "channels_last" else torch.contiguous_format
+    source, target = (network.to(memory_format=layout) for network in (resnet(32, 200).eval(), vgg9(10)))
     common = {"epochs": 1, "batch_size": batch, "progress": False}
     common["lr"] = 1e-3  # at the paper's rate, training on random images and labels soon diverges
     if name == "step":
@@ -143,7 +145,8 @@ def bench_transfer(
     Returns figures:
         "MODE_s", seconds, and "MODE_mb", mebibytes of a whole process, for each of `TRANSFER_MODES` and "authors".
         "parts", seconds of "ours" in parts: the source's forward pass, the target's own step, the matching loss in that
-        step, and the meta-gradient with the step of the meta-networks. "first_order_error": see that function.
+        step, and the meta-gradient with the step of the meta-networks. "fixed_weights": seconds of
+        a step without a meta-gradient, by the memory format of both networks. "first_order_error": see that function.
         "compiled": seconds of the source's forward pass and the target's own step, plain and compiled, and "compile_s",
         the duration of the first compiled calls. "config".
     """
@@ -160,6 +163,10 @@ def bench_transfer(
         "step_s": round(medians["step"], 4),
         "matching_s": round(medians["matching"] - medians["step"] - medians["source"], 4),
         "meta_gradient_s": round(medians["ours"] - medians["matching"], 4),
+    }
+    figures["fixed_weights"] = {
+        "contiguous_s": round(medians["matching"], 4),
+        "channels_last_s": round(medians["channels_last"], 4),
     }
     figures["first_order_error"] = first_order_error(batch, inner_steps)
     if parts_compiled is not None:
