@@ -172,7 +172,7 @@ def test_a_trainer_comes_to_the_same_bits(pictures: Path, tmp_path: Path, one_th
         assert run.result().log["loss"].tolist() == runs[0].result().log["loss"].tolist()
 
 
-EXTRAS = [{}, {"views": 3, "teacher": "probe", "normalize_errors": "network", "beta": 0.1, "lr": 0.01}]
+EXTRAS = [{}, {"views": 3, "teacher": "probe", "standardize": "network", "beta": 0.1, "lr": 0.01}]
 
 
 @pytest.mark.parametrize("extras", EXTRAS, ids=["plain", "all extras"])

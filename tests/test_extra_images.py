@@ -96,7 +96,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "teacher": {"teacher": TEACHER},
     "all, learned": {"views": 3, "unlabelled": UNLABELLED, "teacher": TEACHER, "teacher_weight": 0.5},
     "all, fixed": {"views": 3, "unlabelled": UNLABELLED, "teacher": TEACHER, "what": False, "where": "off"},
-    "normalized": {"views": 3, "normalize_errors": True, "beta": 0.01, "what": False, "where": "off"},
+    "normalized": {"views": 3, "standardize": True, "beta": 0.01, "what": False, "where": "off"},
 }
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from mtanytime.transfer import FeatureMatching, MetaNetworks
 from mtanytime.transfer.matching import source_standards
 from mtanytime.transfer.meta_networks import PairWeights
+from mtanytime.transfer.second_order import second_order
 
 SOURCE = {"s1": (5, 8), "s2": (7, 4)}  # layer: channels, size
 TARGET = {"t1": (3, 8), "t2": (6, 2)}
@@ -80,8 +81,9 @@ def test_initial_regressors_are_torchs() -> None:
         assert ours.std().item() == pytest.approx(other.std().item(), rel=0.2)
 
 
-def test_first_and_second_derivative() -> None:
-    """All closed forms against finite differences."""
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_first_and_second_derivative(layout: torch.memory_format) -> None:
+    """All closed forms against finite differences, for maps in both memory formats."""
     generator = torch.Generator().manual_seed(0)
     matching = FeatureMatching([("a", "t"), ("b", "t")], {"a": 2, "b": 3}, {"t": 4}, generator).double()
     shapes = [(3, 4, 2, 2), (5, 4, 1, 1), (5,), (3, 5)]
@@ -100,10 +102,40 @@ def test_first_and_second_derivative() -> None:
 
     def loss(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         state = {"matching.regressors.0.weight": weight, "matching.regressors.0.bias": bias}
+        features = features.contiguous(memory_format=layout)
         return torch.func.functional_call(aligned_loss, state, ({"t": features}, aligned, {"t": w}))
 
     assert torch.autograd.gradcheck(loss, values)
     assert torch.autograd.gradgradcheck(loss, values)
+
+
+def test_second_derivative_for_weights_alone() -> None:
+    """With `for_parameters=False`, the weights get the same second derivative, maps and regressors none."""
+    matching, meta = built(ALL)
+    source, target = maps(SOURCE, 1), {layer: value.requires_grad_() for layer, value in maps(TARGET, 2).items()}
+    outcomes = []
+    for for_parameters in (True, False):
+        weights = matching.stack(meta(source))
+        with second_order(for_parameters):
+            sizes = {layer: tuple(value.shape[2:]) for layer, value in target.items()}
+            loss = matching.aligned_loss(target, matching.align(source, sizes), weights).sum()
+        inputs = [*target.values(), *matching.parameters()]
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        squares = sum(gradient.square().sum() for gradient in first)
+        phi = list(meta.parameters())
+        outcomes.append(torch.autograd.grad(squares, [*phi, *inputs], allow_unused=True))
+    count = len(list(meta.parameters()))
+    torch.testing.assert_close(outcomes[1][:count], outcomes[0][:count])
+    assert all(gradient is not None for gradient in outcomes[0])
+    assert all(gradient is None for gradient in outcomes[1][count:])
+
+
+def test_maps_of_other_layers_are_not_touched() -> None:
+    """A dictionary may hold more than the layers of the pairs, such as a classifier's output without pixels."""
+    matching, _ = built([("s1", "t1")])
+    source = maps(SOURCE, 1)
+    with_output = source | {"fc": torch.rand(2, 10)}
+    assert torch.equal(matching.align(with_output, {"t1": (4, 4)})["t1"], matching.align(source, {"t1": (4, 4)})["t1"])
 
 
 def test_source_maps_are_not_trained() -> None:
@@ -144,6 +176,13 @@ def test_standardized_source_maps() -> None:
         nn.init.zeros_(parameter)  # the mean of standardized maps
     uniform = MetaNetworks(ALL, {s: c for s, (c, _) in SOURCE.items()}, what=False, where="off").double()(source)
     assert matching(source, target, uniform).mean().item() == pytest.approx(len(ALL), rel=1e-9)
+
+
+def test_scale_of_maps_far_from_zero() -> None:
+    """In single precision, the spread of maps beside a mean ten thousand times as large is still found."""
+    values = 1e4 + torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    (standard,) = source_standards([{"s": values}], [("s", "t")], {"t": (16, 16)}).values()
+    assert standard.scale == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("by_network", [False, True])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mtanytime.backbones import Normalized
 from mtanytime.data.images import ImageSet, Task
 from mtanytime.experiments import practitioner_recipes as practitioner
+from mtanytime.experiments.recipe import standardization
 from mtanytime.experiments.runner import load_part, run
 
 SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "size": "32", "images": "."}
@@ -88,3 +89,10 @@ def test_the_source_pads_as_tensorflow_does() -> None:
 def _enlarged(data: ImageSet) -> set[bytes]:
     images = F.interpolate(data.images, (32, 32), mode="bilinear", antialias=True)
     return {image.numpy().tobytes() for image in images}
+
+
+def test_scales_of_the_sources_features() -> None:
+    """The number in the table is the trainer's setting."""
+    assert [standardization({"standardize": number}) for number in (0, 1, 2)] == [False, True, "network"]
+    with pytest.raises(ValueError, match=r"^standardize: expected 0 \(off\), 1 \(a scale per pair\) or 2 .*, got 3$"):
+        standardization({"standardize": 3})

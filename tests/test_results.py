@@ -316,8 +316,8 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
 
     search = tables("baselines_cifar10_search")
     search["accuracy"] *= 100
-    (standard,) = search.loc[search["normalize_errors"] == 2, "accuracy"]
-    pairs = search[(search["precision"] == "bfloat16") & (search["normalize_errors"] == 0)]
+    (standard,) = search.loc[search["standardize"] == 2, "accuracy"]
+    pairs = search[(search["precision"] == "bfloat16") & (search["standardize"] == 0)]
     pairs = pairs.set_index(["method", "pairs", "beta"])["accuracy"]
     nine, kinds = pairs["recommended"]["not later"], pairs["recommended"]
     figures.append(
@@ -325,7 +325,7 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     )
     figures.append(f"one-to-one {kinds['one', 2]:.1f}")
     search = search[(search["weight_teacher"].fillna(1) == 1) & (search["precision"] == "float32")]
-    search = search.set_index(["method", "beta", "normalize_errors"])["accuracy"]
+    search = search.set_index(["method", "beta", "standardize"])["accuracy"]
     read = {beta: search["matching_all", beta, 0] for beta in (0.5, 2, 5)}
     own = {beta: search["recommended", beta, 0] for beta in (0.5, 2)}
     figures.append(f"β = 2 reads {read[2]:.1f} for all-to-all matching and {own[2]:.1f} for `recommended`")
@@ -389,10 +389,10 @@ def test_practitioner(root: Path, tables: Callable[[str], pd.DataFrame]) -> None
     figures.append(f"{(percent['probe'] - percent['recommended']).mean():.1f} points better")
     words = ", ".join(f"{method} {percent[method].mean():.1f} %" for method in ("scratch", "probe", "recommended"))
     assert words in RECIPES["practitioner"].expected
-    tried = 100 * tables("practitioner_search").set_index("normalize_errors")["accuracy"]
+    tried = 100 * tables("practitioner_search").set_index("standardize")["accuracy"]
     figures.append(f"it reads {tried[2]:.1f} there, one scale per pair of layers {tried[1]:.1f}")
     settings = RECIPES["practitioner"].settings
-    assert settings["normalize_errors"] == tried.idxmax()
+    assert settings["standardize"] == tried.idxmax()
     stated = [f"{settings['per_class']} labels per class", f"{settings['size']}×{settings['size']}"]
     stated += [f"{settings['steps']:,} steps", f"β = {settings['beta']:g}", "16 labelled images and 16 strong views"]
     stated += ["32 labelled images per step", "seeds 0, 1 and 2", "seeds 1 and 2", "seed 100", "2 cores", "1 thread"]

@@ -59,7 +59,7 @@ def test_the_papers_settings(tmp_path: Path) -> None:
     """`**PAPER` learns what and where with nothing beside, and its record is that of runs from before the defaults."""
     run = transfer(**PAPER | {"epochs": 1, "steps": None}, folder=tmp_path)
     assert {"what": True, "where": "relu6", "beta": 0.5}.items() <= record(run.transfer_settings).items()
-    assert not {"views", "view_augment", "normalize_errors"} & record(run.transfer_settings).keys()
+    assert not {"views", "view_augment", "standardize"} & record(run.transfer_settings).keys()
     assert "teacher" not in run._config()
     assert (run.settings.batch_size, run.settings.lr, run.settings.weight_decay) == (128, 0.1, 1e-4)
     assert run._teacher is None

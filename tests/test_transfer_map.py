@@ -100,7 +100,7 @@ def test_a_strong_map_diverges_unless_it_is_normalized() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         source = resnet(8, 37, width=8).eval()
-    options = {"steps": 20, "batch_size": 20, "beta": 16.0, "teacher": None, "normalize_errors": False}
+    options = {"steps": 20, "batch_size": 20, "beta": 16.0, "teacher": None, "standardize": False}
     options |= {"device": "cpu", "progress": False}
     data = tiny.images(40, classes=10, size=32)
 

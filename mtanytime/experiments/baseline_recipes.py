@@ -20,10 +20,10 @@ from mtanytime.experiments.recipe import (
     check_files,
     check_names,
     check_scored_on,
-    error_units,
     load_cifar10,
     row_of,
     run_folder,
+    standardization,
 )
 from mtanytime.experiments.search_run import SearchRun, search_run
 from mtanytime.training.trainer import Trainer, TrainingResult
@@ -94,8 +94,7 @@ def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
     """The target of a method, with fresh weights. ValueError for methods that train the source's own network."""
     require(part not in ON_SOURCE, "part", "a method that trains a target", part, "its network is the source's")
     network = Normalized(vgg9(classes, width=settings["width"]), IMAGENET_MEAN, IMAGENET_STD)
-    # Faster, but for the lookahead of l2t.
-    return network if part == "l2t" else network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # faster on a CPU
 
 
 def _trainer(
@@ -120,7 +119,7 @@ def _trainer(
     if method in TERMS:
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
-    options |= {"normalize_errors": error_units(settings), "teacher_weight": settings["weight_teacher"]}
+    options |= {"standardize": standardization(settings), "teacher_weight": settings["weight_teacher"]}
     options = {"views": None, "teacher": None, "beta": settings["beta"]} | options
     if method == "l2t":
         outer = FreshBatch(task.train, labelled, options["augment"])
@@ -200,7 +199,7 @@ BASELINES: Settings = {
     "lr_fine_tuning": 0.02,
     "weight_decay": 5e-4,
     "beta": 2.0,  # chosen on validation images, see data/results/baselines_cifar10_search.csv
-    "normalize_errors": 0,
+    "standardize": 0,
     "weight_lwf": 1.0,
     "weight_at": 1000.0,
     "weight_semckd": 1.0,

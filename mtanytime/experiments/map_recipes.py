@@ -5,7 +5,6 @@ views. Each has its own strength of matching, chosen on validation digits.
 """
 
 from collections.abc import Callable
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -55,16 +54,10 @@ def baselines_builtin(settings: Settings, seed: int, folder: Path | None, progre
     options |= {name: settings[name] for name in ("steps", "batch_size", "lr", "weight_decay")}
     options |= {"seed": seed, "schedule": "warm-up cosine", "remainder": "drop"}
     task = digits_task(settings["digits_per_class"], seed, settings["scored_on"] == "validation")
+    make = lambda: vgg9(10, width=settings["target_width"]).to(memory_format=torch.channels_last)  # noqa: E731
     for method in settings["methods"]:
-        # Faster, but for the lookahead of l2t.
-        layout = torch.contiguous_format if method == "l2t" else torch.channels_last
-        make = partial(_target, settings["target_width"], layout)
         place = run_folder(folder, f"{method}-seed{seed}")
         yield method, _trainer(method, settings, source.model, make, task, options | {"folder": place})
-
-
-def _target(width: int, layout: torch.memory_format) -> nn.Module:
-    return vgg9(10, width=width).to(memory_format=layout)
 
 
 def _trainer(
@@ -76,7 +69,7 @@ def _trainer(
         probe, seconds = timed_probe(source, task.train)
         return ProbeRun(probe, task, seconds)
     options |= {"views": settings["views"] or None, "view_augment": StrongViews(flip=False)}
-    options |= {"teacher": None, "normalize_errors": False}
+    options |= {"teacher": None, "standardize": False}
     options["beta"] = settings[f"beta_{method}"]
     if method in PAIRS:
         return TransferTrainer(source, make, task, pairs=PAIRS[method], **options)

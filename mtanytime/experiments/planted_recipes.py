@@ -74,7 +74,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             sources[name] = trainer.model
     names = ("steps", "batch_size", "lr", "weight_decay")
     options |= {name: settings[name] for name in names} | {"seed": seed, "views": settings["views"] or None}
-    options |= {"teacher": None, "normalize_errors": False}
+    options |= {"teacher": None, "standardize": False}
     options |= {"schedule": "warm-up cosine", "remainder": "drop", "view_augment": StrongViews(flip=False)}
     make = lambda: vgg9(10, width=settings["target_width"]).to(memory_format=torch.channels_last)  # noqa: E731
     data = digits(per_class=settings["digits_per_class"], seed=seed)

@@ -24,10 +24,10 @@ from mtanytime.experiments.recipe import (
     check_files,
     check_names,
     check_scored_on,
-    error_units,
     load_cifar10,
     row_of,
     run_folder,
+    standardization,
 )
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer import TransferTrainer
@@ -75,7 +75,7 @@ def practitioner(settings: Settings, seed: int, folder: Path | None, progress: b
             continue
         layers = {"source_layers": SOURCE_LAYERS, "target_layers": TARGET_LAYERS[target]}
         how = {"beta": settings["beta"], "teacher_weight": settings["weight_teacher"]}
-        how |= {"normalize_errors": error_units(settings), "views": batch_size // 2}
+        how |= {"standardize": standardization(settings), "views": batch_size // 2}
         batch = {"batch_size": batch_size - batch_size // 2}
         yield method, TransferTrainer(source, make, task, teacher=probe, **layers, **how, **batch, **options)
 
@@ -145,7 +145,7 @@ RECIPES = {
             "lr": 0.05,
             "weight_decay": 5e-4,
             "beta": 5.0,
-            "normalize_errors": 2,  # see data/results/practitioner_search.csv
+            "standardize": 2,  # see data/results/practitioner_search.csv
             "strengths": (0.1, 1.0),
             "weight_teacher": 1.0,
             "checkpoint_seconds": 60.0,

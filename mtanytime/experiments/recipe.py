@@ -130,14 +130,14 @@ def check_scored_on(settings: Settings) -> None:
     require(scored_on in ("test", "validation"), "scored_on", "'test' or 'validation'", scored_on)
 
 
-def error_units(settings: Settings) -> bool | str:
-    """`normalize_errors` of `TransferSettings` by the recipe's number: 0 off, 1 per pair, 2 one scale per network.
+def standardization(settings: Settings) -> bool | str:
+    """`standardize` of `TransferSettings` by the recipe's number: 0 off, 1 per pair, 2 one scale per network.
 
     ValueError for another number.
     """
     units = {0: False, 1: True, 2: "network"}
-    number = settings["normalize_errors"]
-    require(number in units, "normalize_errors", "0 (off), 1 (a scale per pair) or 2 (one per network)", number)
+    number = settings["standardize"]
+    require(number in units, "standardize", "0 (off), 1 (a scale per pair) or 2 (one per network)", number)
     return units[number]
 
 

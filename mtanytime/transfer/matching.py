@@ -9,16 +9,17 @@ Where the sizes of the maps differ, the source map is resized to the target map'
 All pairs of one target layer are computed together: their regressors are one convolution with Σ_m C_m outputs, and
 their source maps are stacked in one tensor. It is the same arithmetic in fewer, larger operations.
 
-The loss has its own first and second derivative. A row of a matrix is a pixel of an image; t has the target's channels
-as columns, e = t Rᵀ + bias - s the errors. With α = 2gw/P for P pixels and an incoming gradient g,
+The loss has its own first and second derivative. They compute the error e = t Rᵀ + bias - s once, with a row for each
+of an image's P pixels. The rest are products of e with the target map t, summed over pixels: one channels × channels
+matrix per image. With α = 2gw/P and an incoming gradient g,
 
-    ∂/∂t = (α∘e) R,   ∂/∂R = (α∘e)ᵀ t,   ∂/∂bias = Σ α∘e,   ∂/∂w = g·mean_p e²
+    ∂/∂t = e (α∘R),   ∂/∂R = Σ_b α∘(eᵀ t),   ∂/∂bias = Σ_b α·Σ_p e,   ∂/∂w = g·mean_p e²
 
-For incoming gradients (a, A, z) of the first three, let δ = a Rᵀ + t Aᵀ + z be the change of e in that direction. The
-second derivative is that of Σ α∘e∘δ over channels and pixels. All are products of two matrices that hold the whole
-batch. Autograd would take a dozen passes over maps of Σ_m C_m channels instead.
+For incoming gradients (a, A, z, y) of these four, let δ = a Rᵀ + t Aᵀ + z be the change of e in that direction. The
+second derivative is that of Σ α·(e·δ) + Σ y·g·mean_p e². Autograd would take a dozen passes over maps of Σ_m C_m
+channels instead.
 
-Maps in torch's memory format `channels_last` have these rows already; others are copied.
+Maps in torch's memory format `channels_last` have a row for each pixel already.
 """
 
 import warnings
@@ -105,12 +106,13 @@ class FeatureMatching(nn.Module):
 
         They are in memory format `channels_last`. Target layers without a size are left out.
         """
-        pixels = {name: maps.contiguous(memory_format=torch.channels_last) for name, maps in source_features.items()}
 
         def wanted(source: str, target: str) -> Tensor:
             maps = resize_maps(pixels[source], target_sizes[target])
             return maps if self.standards is None else self.standards[source, target].apply(maps)
 
+        used = {source for target, sources in self.sources.items() if target in target_sizes for source in sources}
+        pixels = {source: source_features[source].contiguous(memory_format=torch.channels_last) for source in used}
         return {
             target: torch.cat([wanted(source, target) for source in sources], dim=1)
             for target, sources in self.sources.items()
@@ -170,10 +172,10 @@ class FeatureMatching(nn.Module):
             require(detached, "source_features", "detached maps", Words(f"maps for {target!r} that require grad"))
             with torch.autocast(maps.device.type, enabled=False):  # the loss keeps the precision of the parameters
                 total = total + _WeightedError.apply(
-                    _rows(maps.to(weight.dtype)),
+                    _by_pixel(maps.to(weight.dtype)),
                     weight.flatten(1),
                     regressor.bias,
-                    _rows(aligned[target].to(weight.dtype)),
+                    _by_pixel(aligned[target].to(weight.dtype)),
                     weights[target].to(weight.dtype),
                 )
         if isinstance(total, float):  # nothing to match: a zero that requires grad, like any loss
@@ -191,7 +193,7 @@ class Standard:
 
     def apply(self, maps: Float[Tensor, "batch channel _ _"]) -> Float[Tensor, "batch channel _ _"]:
         """The maps less their channels' means, divided by the scale."""
-        return (maps - self.mean[:, None, None]) / self.scale
+        return (maps - self.mean.to(maps)[:, None, None]) / self.scale
 
 
 def source_standards(
@@ -220,8 +222,8 @@ def source_standards(
     for maps in batches:
         count += len(next(iter(maps.values())))
         for source, target in pairs:
-            values = resize_maps(maps[source], target_sizes[target]).flatten(2)
-            sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu().double()
+            values = resize_maps(maps[source], target_sizes[target]).flatten(2).double()
+            sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu()
             moments[source, target] = moments.get((source, target), 0) + sums
     means = {pair: first / count for pair, (first, _) in moments.items()}
     squares = {pair: (second / count).mean().item() for pair, (_, second) in moments.items()}
@@ -239,19 +241,14 @@ def source_standards(
     return {pair: Standard(means[pair].to(maps[pair[0]]), scales[pair]) for pair in pairs}
 
 
-Rows = Float[Tensor, "row target"]  # the pixels of all images, one image after another
-Errors = Float[Tensor, "row source"]
+Pixels = Float[Tensor, "batch pixel target"]
+Errors = Float[Tensor, "batch pixel source"]
 Matrix = Float[Tensor, "source target"]
 ByImage = Float[Tensor, "batch source"]
 
 
-def _rows(maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "row channel"]:
-    return maps.flatten(2).mT.flatten(0, 1)
-
-
-def _scaled(error: Errors, factors: ByImage) -> Errors:
-    """Errors times a factor of their image and channel."""
-    return (error.unflatten(0, (len(factors), -1)) * factors[:, None]).flatten(0, 1)
+def _by_pixel(maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch pixel channel"]:
+    return maps.flatten(2).mT
 
 
 class _WeightedError(torch.autograd.Function):
@@ -259,10 +256,10 @@ class _WeightedError(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, t: Rows, r: Matrix, bias: Float[Tensor, " source"], s: Errors, w: ByImage
+        ctx: FunctionCtx, t: Pixels, r: Matrix, bias: Float[Tensor, " source"], s: Errors, w: ByImage
     ) -> Float[Tensor, " batch"]:
-        error = torch.addmm(bias, t, r.mT).sub_(s)
-        squares = error.square().unflatten(0, (len(w), -1)).mean(1)
+        error = F.linear(t, r, bias).sub_(s)
+        squares = error.square().mean(1)
         ctx.save_for_backward(t, r, bias, w, error, squares)
         ctx.for_parameters = for_parameters()
         return torch.linalg.vecdot(squares, w)
@@ -283,7 +280,7 @@ class _WeightedErrorBackward(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         g: Float[Tensor, " batch"],
-        t: Rows,
+        t: Pixels,
         r: Matrix,
         bias: Float[Tensor, " source"],
         w: ByImage,
@@ -292,34 +289,46 @@ class _WeightedErrorBackward(torch.autograd.Function):
         for_parameters: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.for_parameters = for_parameters
-        ctx.save_for_backward(g, t, r, w, error, squares)
+        alpha = g[:, None] * w * (2 / t.shape[1])
+        correlation, total = error.mT @ t, error.sum(dim=1)
+        ctx.save_for_backward(g, t, r, w, error, squares, correlation, total)
         ctx.set_materialize_grads(False)
-        alpha = g[:, None] * w * (2 * len(g) / len(t))
-        weighted = _scaled(error, alpha)
-        return weighted @ r, weighted.mT @ t, weighted.sum(0), g[:, None] * squares
+        for_r = (alpha[:, :, None] * correlation).sum(0)
+        return error @ (alpha[:, :, None] * r), for_r, (alpha * total).sum(0), g[:, None] * squares
 
     @staticmethod
     def backward(
         ctx: FunctionCtx, a: Tensor | None, big_a: Tensor | None, z: Tensor | None, y: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         refuse_a_third_derivative()
-        g, t, r, w, error, squares = ctx.saved_tensors
+        g, t, r, w, error, squares, correlation, total = ctx.saved_tensors
+        pixels = t.shape[1]
         a = torch.zeros_like(t) if a is None else a
         big_a = torch.zeros_like(r) if big_a is None else big_a
-        z = torch.zeros_like(error[0]) if z is None else z
+        z = torch.zeros_like(total[0]) if z is None else z
         y = torch.zeros_like(w) if y is None else y  # the incoming gradient of ∂/∂w
-        delta = torch.addmm(z, a, r.mT).addmm_(t, big_a.mT)
-        slope = (error * delta).unflatten(0, (len(g), -1)).mean(1)  # mean_p e·δ
+        along = error.mT @ a
+        slope = ((r * along).sum(2) + (big_a * correlation).sum(2) + z * total) / pixels  # mean_p e·δ
         for_w = 2 * g[:, None] * slope
         for_g = (2 * w * slope + y * squares).sum(1)
         if not ctx.for_parameters:
             return for_g, None, None, None, for_w, None, None, None
-        factor = g[:, None] * (2 * len(g) / len(t))
-        weighted = _scaled(error, factor * w)
-        for_error = _scaled(delta, factor * w).add_(_scaled(error, factor * y))
-        for_t = (for_error @ r).addmm_(weighted, big_a)
-        for_r = (for_error.mT @ t).addmm_(weighted.mT, a)
-        return for_g, for_t, for_r, for_error.sum(0), for_w, None, None, None
+        alpha = (2 / pixels) * g[:, None] * w
+        beta = ((2 / pixels) * g[:, None] * y)[:, :, None]
+        delta = F.linear(a, r, z).add_(F.linear(t, big_a))
+        alpha_r, alpha_a = alpha[:, :, None] * r, alpha[:, :, None] * big_a
+        for_t = (delta @ alpha_r).baddbmm_(error, alpha_a + beta * r)
+        by_image = alpha[:, :, None] * (delta.mT @ t + along) + beta * correlation
+        return (
+            for_g,
+            for_t,
+            by_image.sum(0),
+            (alpha * delta.sum(1) + beta[:, :, 0] * total).sum(0),
+            for_w,
+            None,
+            None,
+            None,
+        )
 
 
 def resize_maps(maps: Float[Tensor, "batch channel _ _"], size: tuple[int, int]) -> Float[Tensor, "batch channel _ _"]:

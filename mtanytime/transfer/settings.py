@@ -18,7 +18,7 @@ PAPER: dict[str, Any] = {
     "what": True,
     "where": "relu6",
     "beta": 0.5,
-    "normalize_errors": False,
+    "standardize": False,
     "views": None,
     "teacher": None,
     "epochs": 200,
@@ -53,10 +53,10 @@ class TransferSettings:
         where_start: "random" (the authors' code) or, for relu6 and relu, "even", λ = 1 for all pairs (see
             `MetaNetworks`).
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
-        normalize_errors: standardize the source's features, so that β and the learning rate mean the same for every
+        standardize: standardize the source's features, so that β and the learning rate mean the same for every
             network (see `matching.source_standards`). "network": one scale for all layers of a source, which keeps
             their shares of the loss; True: one per pair, so that a constant prediction has the error 1; False: the
-            features as they are, as in the paper.
+            features as they are, as in the paper. The meta-networks read the features as they are in any case.
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         meta_every: steps from one lookahead to the next; 1 in the paper. The steps between use the meta-networks'
             current weights and cost as much as plain matching.
@@ -90,7 +90,7 @@ class TransferSettings:
     meta_every: int = field(default=1, metadata=new(1))
     meta_clip: float | None = field(default=None, metadata=new(None))
     normalize_weights: bool = field(default=False, metadata=new(False))
-    normalize_errors: bool | Literal["network"] = field(default="network", metadata=new(False))
+    standardize: bool | Literal["network"] = field(default="network", metadata=new(False))
     views: int | Literal["batch"] | None = field(default="batch", metadata=new(None))
     view_augment: Augment = field(default=StrongViews(), metadata=new(StrongViews()))
     unlabelled_per_step: int | None = field(default=None, metadata=new(None))
@@ -101,7 +101,7 @@ class TransferSettings:
         require(self.what in (False, True), "what", "True or False", self.what)
         check_where(self.where, self.where_start)
         units = (False, True, "network")
-        require(self.normalize_errors in units, "normalize_errors", f"one of {units}", self.normalize_errors)
+        require(self.standardize in units, "standardize", f"one of {units}", self.standardize)
         check_settings(self)
         for name in ("teacher_weight", "temperature"):
             require(0 < getattr(self, name) < math.inf, name, "a number > 0", getattr(self, name))

@@ -100,7 +100,7 @@ class TransferTrainer(Trainer):
     `TransferTrainer(..., **PAPER)` is the paper's L2T-ww. Deviations from the authors' code are named in
     `meta_networks`, `matching` and `lookahead`. One more: the source runs once per batch.
 
-    With fixed weights, training is faster on a CPU if both networks have torch's memory format `channels_last`
+    On a CPU, training with fixed weights is faster if both networks have torch's memory format `channels_last`
     (`network.to(memory_format=torch.channels_last)`; `python -m mtanytime bench transfer` measures it).
 
     Args:
@@ -235,7 +235,7 @@ class TransferTrainer(Trainer):
         self.meta = self._make_meta(source_channels).to(self.device, dtype)
         self.student = Student(target, matching)
         self.modules |= {"matching": matching, "meta": self.meta}
-        if units := self.transfer_settings.normalize_errors:
+        if units := self.transfer_settings.standardize:
             sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
             maps = (self.source_features(images) for images in _measured_images(self))
             matching.standards = source_standards(maps, self.pairs, sizes, units == "network")
@@ -391,7 +391,7 @@ class TransferTrainer(Trainer):
 
 
 def _measured_images(trainer: Trainer) -> Iterator[Images]:
-    """Up to `_MEASURED` training images on the run's device, batch by batch, without augmentation."""
+    """Training images on the run's device, batch by batch, until there are `_MEASURED`; without `augment`."""
     like, count = next(trainer.model.parameters()), 0
     batches = batches_of(trainer.batches.data, min(trainer.settings.batch_size, _MEASURED), seed=trainer.seed)
     for images, _ in batches.epoch(0):

@@ -133,7 +133,7 @@ def search_then_train(
         ValueError: as the searcher and `TransferTrainer`, before the search.
     """
     # What only the final training reads, such as the test set, must not fail after the search.
-    unchecked = {"teacher": None, "normalize_errors": False}  # slow, and checked by the search
+    unchecked = {"teacher": None, "standardize": False}  # slow, and checked by the search
     TransferTrainer(source, maker(target)(), data, test, **dict(settings) | unchecked)
     searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
     if folder is not None and Processes().first:
