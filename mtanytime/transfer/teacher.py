@@ -1,7 +1,7 @@
 """A teacher: a trained network with the target's classes, whose answers are distilled into the target."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,10 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped, bare
 from mtanytime.measure.logits import Pick, describe_output, find_logits
+from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
 from mtanytime.transfer.probe import OUTPUT, LinearProbe, fit_probe
-
-if TYPE_CHECKING:
-    from mtanytime.transfer.baselines import BaselineTrainer
-    from mtanytime.transfer.trainer import TransferTrainer
 
 Images = Float[Tensor, "batch channel height width"]
 Passes = Mapping[str, tuple[Any, Mapping[str, Tensor]]]
@@ -82,7 +79,7 @@ class Teacher:
         check_no_probabilities("teacher", logits)
 
 
-def make_teacher(trainer: "TransferTrainer | BaselineTrainer", sources: Mapping[str, Tapped]) -> Teacher | None:
+def make_teacher(trainer: Trainer, sources: Mapping[str, Tapped]) -> Teacher | None:
     """The teacher of a run, from the trainer's `teacher`; a probe is fitted first, and takes its place there.
 
     A probe's weights are kept with the run: fitted again elsewhere, they could differ in their last bits. What is worth
