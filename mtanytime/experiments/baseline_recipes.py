@@ -200,7 +200,7 @@ BASELINES: Settings = {
     "weight_decay": 5e-4,
     "beta": 2.0,  # chosen on validation images, see data/results/baselines_cifar10_search.csv
     "standardize": 0,
-    "weight_lwf": 1.0,
+    "weight_lwf": 0.3,
     "weight_at": 1000.0,
     "weight_semckd": 1.0,
     "weight_reviewkd": 1.0,
