@@ -145,8 +145,8 @@ def bench_transfer(
     Returns figures:
         "MODE_s", seconds, and "MODE_mb", mebibytes of a whole process, for each of `TRANSFER_MODES` and "authors".
         "parts", seconds of "ours" in parts: the source's forward pass, the target's own step, the matching loss in that
-        step, and the meta-gradient with the step of the meta-networks. "fixed_weights": seconds of
-        a step without a meta-gradient, by the memory format of both networks. "first_order_error": see that function.
+        step, and the meta-gradient with the step of the meta-networks. "fixed_weights": seconds of a
+        step without a meta-gradient, by the memory format of both networks. "first_order_error": see that function.
         "compiled": seconds of the source's forward pass and the target's own step, plain and compiled, and "compile_s",
         the duration of the first compiled calls. "config".
     """
