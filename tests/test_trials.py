@@ -42,7 +42,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     noise = np.random.default_rng(5)
 
     def init(self: module._Trials, *_: object) -> None:
-        self.seed, self.maps, self.losses, self.seconds = 0, [], [], 0.0
+        self.seed, self.maps, self.losses, self.seconds, self._folder = 0, [], [], 0.0, None
         self.pairs = [(f"s{i}", "t") for i in range(pairs)]
         self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
 
@@ -193,6 +193,18 @@ def test_search_then_train_by_trials(tmp_path: Path) -> None:
     _, again = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
     assert again.losses == found.losses
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")} == before
+
+
+def test_a_search_goes_on_with_its_own_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's last bits may propose other pairs; the trials that were begun keep theirs."""
+    found = trial_search(SOURCE, target, DATA, trials=6, kept=1, folder=tmp_path, **SETTINGS)
+    (tmp_path / "trial5.json").unlink()  # not begun
+    monkeypatch.setattr(PairSearch, "propose", lambda search: search.pairs[-1:])
+    (tmp_path / "trial5").rename(tmp_path / "elsewhere")
+    again = trial_search(SOURCE, target, DATA, trials=6, kept=1, folder=tmp_path, **SETTINGS)
+    assert again.maps[:5] == found.maps[:5]
+    assert again.losses[:5] == found.losses[:5]
+    assert list(again.maps[5].pairs.values())[-1] > 0
 
 
 def test_sources_that_a_map_leaves_out_are_not_needed() -> None:

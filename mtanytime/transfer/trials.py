@@ -8,6 +8,7 @@ lookaheads. This is ours, not the paper's. `search_then_train` adds the training
 `random_search` is the rival: it tries as many random maps and keeps the one with the lowest loss.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
@@ -96,7 +97,7 @@ def trial_search(
     if channels is not None:
         tried.learn_channels(channels)
     for _ in range(trials):
-        pairs = search.propose()
+        pairs = tried.next_pairs(search.propose())
         tried.run(tried.map_of(pairs))
         search.add(pairs, tried.losses[-1])
     by_pair = dict(zip(tried.pairs, search.effects()[0].tolist(), strict=True))
@@ -238,6 +239,23 @@ class _Trials:
         weights = dict.fromkeys(self.pairs, 0.0) | dict.fromkeys(chosen, len(self.pairs) / len(chosen))
         return TransferMap(weights, self.channels)
 
+    def next_pairs(self, proposed: Sequence[Pair]) -> list[Pair]:
+        """The pairs of the next trial: those of its file if it was begun, else the proposed ones, now in its file.
+
+        What a search proposes depends on last bits, which differ between machines. So a machine that resumes a search
+        reads the pairs, and several processes take those of the first.
+        """
+        processes, pairs = Processes(), list(proposed)
+        if self._folder is not None and processes.first:
+            file = Path(self._folder) / f"trial{len(self.maps)}.json"
+            stored = _read_pairs(file)
+            if len(stored) == len(pairs) and set(stored) <= set(self.pairs):  # else the trainer refuses it
+                pairs = stored
+            elif not stored:
+                _write_pairs(file, pairs)
+        chosen = torch.tensor([float(pair in pairs and processes.first) for pair in self.pairs])
+        return [pair for pair, one in zip(self.pairs, processes.sums([chosen])[0].tolist(), strict=True) if one]
+
     def run(self, drawn: TransferMap) -> None:
         """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
         place = subfolder(self._folder, f"trial{len(self.maps)}")
@@ -254,6 +272,20 @@ class _Trials:
         self.seconds += trainer.seconds
         self.maps.append(drawn)
         self.losses.append(loss)
+
+
+def _read_pairs(file: Path) -> list[Pair]:
+    """The pairs that `_write_pairs` wrote; none without the file."""
+    if not file.exists():
+        return []
+    return [(source, target) for source, target in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _write_pairs(file: Path, pairs: Sequence[Pair]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.tmp")
+    part.write_text(json.dumps(list(pairs)), encoding="utf-8")
+    part.replace(file)  # so that the file is complete or missing
 
 
 def fewest_trials(pairs: int) -> int:
