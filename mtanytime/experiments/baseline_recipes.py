@@ -120,7 +120,8 @@ def _trainer(
         weights = {term: settings[f"weight_{term}"] for term in TERMS[method]}
         return BaselineTrainer(source, make, task, terms=weights, pairs=PAIRS["one"], **options)
     options |= {"standardize": standardization(settings), "teacher_weight": settings["weight_teacher"]}
-    options = {"views": None, "teacher": None, "beta": settings["beta"]} | options
+    beta = settings.get(f"beta_{method}", settings["beta"])
+    options = {"views": None, "teacher": None, "beta": beta} | options
     if method == "l2t":
         outer = FreshBatch(task.train, labelled, options["augment"])
         options |= L2T | {"outer": outer}
@@ -198,14 +199,16 @@ BASELINES: Settings = {
     "lr": 0.05,
     "lr_fine_tuning": 0.02,
     "weight_decay": 5e-4,
-    "beta": 2.0,  # chosen on validation images, see data/results/baselines_cifar10_search.csv
+    "beta": 2.0,  # strengths were chosen on validation images, see data/results/baselines_cifar10_search.csv
+    "beta_matching_single": 4.0,
+    "beta_matching_one": 8.0,
     "standardize": 0,
     "weight_lwf": 0.3,
     "weight_at": 1000.0,
-    "weight_semckd": 1.0,
-    "weight_reviewkd": 1.0,
+    "weight_semckd": 30.0,
+    "weight_reviewkd": 30.0,
     "weight_teacher": 1.0,
-    "l2sp_alpha": 0.1,
+    "l2sp_alpha": 0.001,
     "l2sp_beta": 0.01,
     "precision": "bfloat16",
     "checkpoint_seconds": 60.0,
