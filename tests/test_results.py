@@ -404,7 +404,7 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
     settings = ["4,000 steps of 64 images", "seeds 0, 1 and 2", "2 cores"]
     settings += ["Seed 0 of these targets, and seed 1 from scratch"]
     settings += [f"accuracy of seed {seed}", "falls to 0 within its steps"]
-    settings += ["β = 2 for all-to-all matching", "after 1,000 steps"]
+    settings += [f"β = {RECIPES['cifar10-baselines'].settings['beta']:g} for all-to-all matching", "after 1,000 steps"]
     settings += ["1 thread", "Python 3.11.7, torch 2.14.1", "--seed 0 1 2"]
     check(section(root, "CIFAR-10 with 50 labels per class, half the width"), figures, settings)
 
