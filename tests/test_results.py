@@ -21,6 +21,7 @@ from mtanytime.experiments.anytime_recipes import build_network, slice_widths
 from mtanytime.experiments.export_bench import kept_deadlines
 from mtanytime.experiments.recipe import changed
 from mtanytime.experiments.runner import RECIPES
+from mtanytime.transfer.settings import TransferSettings
 
 METHODS = {
     "scratch": "from scratch",
@@ -42,7 +43,7 @@ BUILT_IN = {
 }
 HALF_WIDTH = {
     "probe": "the source, linear probe",
-    "fine_tuning": "the source, fine-tuned",
+    "fine_tuning": "the source, fine-tuned, the start of its head chosen",
     "l2sp": "the source, fine-tuned with L2-SP",
     "scratch": "from scratch",
     "lwf": "LwF",
@@ -166,9 +167,9 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
         figures.append(f"| {words} | `{method}` | {beta} | {accuracy} | {against} | {time} |")
     best = percent.mean().drop(["scratch", "probe", "search_then_train"]).idxmax()
     figures.append(f"The best of the rivals, which also train a target by matching, is `{best}`")
-    for method, words in (("search_then_train", "A searched map"), ("l2t", "L2T-ww")):
+    for method, words in (("search_then_train", "Compared with it, a searched map"), ("l2t", "and L2T-ww")):
         mean, low, high = points(percent[method] - percent[best])
-        figures.append(signed(f"{words} is at {mean:+.1f} points ({low:+.1f} to {high:+.1f}) against the best rival"))
+        figures.append(signed(f"{words} is at {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
     agreed = tables("map_agreement").groupby("method")["correlation"].mean()
     figures.append(f"correlate by {agreed['search_then_train']:.2f} on average")
     figures.append(f"those of the random searches by {agreed['random_search']:.2f}")
@@ -180,7 +181,9 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     seeds = " ".join(map(str, percent.index))
     assert command == f"python -m mtanytime run baselines-builtin --out FOLDER --seed {seeds}"
     settings = [f"Seeds 0 to {percent.index.max()}", "seeds 100 to 103", "seeds 100 to 107", "its 95 % interval"]
-    settings += ["240 steps, each on 25 labelled images and 25 strong views", "λ = 1", f"`{command}`"]
+    settings += ["240 steps, each on 25 labelled images", "on 25 strong views", "λ = 1", f"`{command}`"]
+    paper = TransferSettings().meta_lr
+    settings.append(f"the learning rate of the meta-networks is {recipe['meta_lr_l2t']:g}, not {paper:g}")
     settings += ["2 cores of AMD EPYC, 1 thread", versions.removesuffix("+cu130")]
     assert machine.startswith("2 cores of AMD EPYC, 1 thread")
     check(section(root, "Built-in task: letters to digits"), figures, settings)
@@ -209,6 +212,10 @@ def test_papers_objective(root: Path, tables: Callable[[str], pd.DataFrame]) -> 
     assert gains.min() > 30
     figures.append(f"L2T-ww is {mean:.1f} points below one-to-one, with a 95 % interval of {low:.1f} to {high:.1f}")
     figures.append(f"takes {seconds['l2t'] / seconds['matching_one']:.1f} times as long")
+    for method, words in (("what", "all-to-all matching: {:+.1f} points"), ("where", "is at {:+.1f} points")):
+        difference, low, high = points(percent[method] - percent["matching_all"])
+        assert low < 0 < high
+        figures.append(signed(f"{words.format(difference)} ({low:+.1f} to {high:+.1f})"))
 
     search = tables("transfer_builtin_search").groupby(["method", "beta"])["accuracy"].mean().mul(100).unstack()
     assert search.idxmax(axis="columns").to_dict() == {"l2t": 4.0, "matching_all": 4.0, "matching_one": 16.0}
@@ -288,7 +295,7 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     summary = measure.summarize(results).set_index("method")
     names = {
         "probe": "the source, linear probe",
-        "fine_tuning_probe": "the source, fine-tuned",
+        "fine_tuning_probe": "the source, fine-tuned from the probe",
         "scratch": "VGG-9, from scratch",
         "matching_all": "VGG-9, all-to-all, λ = 1",
         "recommended": "VGG-9, labels only",
@@ -322,16 +329,16 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     pairs = pairs.set_index(["method", "pairs", "beta"])["accuracy"]
     nine, kinds = pairs["recommended"]["not later"], pairs["recommended"]
     figures.append(
-        f"nine pairs read {nine[2]:.1f} at β = 2 and {nine[4]:.1f} at β = 4, all pairs {kinds['all', 2]:.1f}"
+        f"nine pairs reach {nine[2]:.1f} at β = 2 and {nine[4]:.1f} at β = 4; at β = 2, all pairs reach {kinds['all', 2]:.1f}"
     )
     figures.append(f"one-to-one {kinds['one', 2]:.1f}")
     search = search[(search["weight_teacher"].fillna(1) == 1) & (search["precision"] == "float32")]
     search = search.set_index(["method", "beta", "standardize"])["accuracy"]
     read = {beta: search["matching_all", beta, 0] for beta in (0.5, 2, 5)}
     own = {beta: search["recommended", beta, 0] for beta in (0.5, 2)}
-    figures.append(f"β = 2 reads {read[2]:.1f} for all-to-all matching and {own[2]:.1f} for `recommended`")
-    figures.append(f"β = 0.5 reads {read[0.5]:.1f} and {own[0.5]:.1f}, β = 5 reads {read[5]:.1f} for the first")
-    figures.append(f"reads {kinds['all', 2]:.1f} at β = 2, and {standard:.1f} with the defaults")
+    figures.append(f"β = 2 gives {read[2]:.1f} for all-to-all matching and {own[2]:.1f} for `recommended`")
+    figures.append(f"β = 0.5 gives {read[0.5]:.1f} and {own[0.5]:.1f}, β = 5 gives {read[5]:.1f} for the first")
+    figures.append(f"reaches {kinds['all', 2]:.1f} at β = 2, and {standard:.1f} with the defaults")
     settings = [
         "4,000 steps",
         "32 labelled images and 32 strong views",
@@ -366,8 +373,8 @@ def chosen_strengths(search: pd.DataFrame, settings: dict[str, Any]) -> list[str
         read = 100 * search[search["method"] == method].set_index(column)["accuracy"]
         chosen = settings[setting]
         if method == "l2sp":
-            figures.append(f"{name} {chosen}, which reads {read[chosen]:.1f}, not 0.0001, which reads {read[1e-4]:.1f}")
-            figures.append(f"the 0.1 of the library's default reads {read[0.1]:.1f}")
+            figures.append(f"{name} {chosen}, which gives {read[chosen]:.1f}, not 0.0001, which gives {read[1e-4]:.1f}")
+            figures.append(f"the 0.1 of the library's default gives {read[0.1]:.1f}")
         else:
             assert read.idxmax() == chosen, method
             figures.append(f"{name} {chosen:,g} (of {read.index.min():g} to {read.index.max():,g})")
@@ -402,7 +409,10 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
     assert same["accuracy_x"].tolist() == same["accuracy_y"].tolist()
     assert len(same) == 3
     settings = ["4,000 steps of 64 images", "seeds 0, 1 and 2", "2 cores"]
-    settings += ["Seed 0 of these targets, and seed 1 from scratch"]
+    header = "; ".join(provenance(root, "baselines_cifar10_n50"))
+    names = "`scratch`, `matching_all`, `matching_all_views`, `recommended` and `recommended_unlabelled`"
+    settings.append(f"Seed 0 of {names}, and seed 1 of `scratch`, were trained in float32")
+    assert settings[-1].split(", were")[0].replace("Seed", "seed").replace("`", "") in header
     settings += [f"accuracy of seed {seed}", "falls to 0 within its steps"]
     settings += [f"β = {RECIPES['cifar10-baselines'].settings['beta']:g} for all-to-all matching", "after 1,000 steps"]
     settings += ["1 thread", "Python 3.11.7, torch 2.14.1", "--seed 0 1 2"]
@@ -420,7 +430,7 @@ def test_practitioner(root: Path, tables: Callable[[str], pd.DataFrame]) -> None
     words = ", ".join(f"{method} {percent[method].mean():.1f} %" for method in ("scratch", "probe", "recommended"))
     assert words in RECIPES["practitioner"].expected
     tried = 100 * tables("practitioner_search").set_index("standardize")["accuracy"]
-    figures.append(f"it reads {tried[2]:.1f} there, one scale per pair of layers {tried[1]:.1f}")
+    figures.append(f"it gives {tried[2]:.1f} there, one scale per pair of layers {tried[1]:.1f}")
     seconds = results.groupby("method")["train_seconds"].agg(["min", "max"])
     parts = [
         f"{s['min'] / 60:.0f} to {s['max'] / 60:.0f}" for s in (seconds.loc["recommended"], seconds.loc["scratch"])
@@ -496,7 +506,7 @@ def test_anytime(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     ]
     settings += ["from 7.84 to 37.7 million multiply-adds", "5,000 training images", "300 epochs; 10 of them"]
     settings += ["ms, 1 image", "ms, 64 images", "ms of 1 image", "ms of 64 images", *versions]
-    settings += ["seed 0 alone", "exit 1 | exit 2 | exit 3 | exit 4"]
+    settings += ["seed 0 only", "exit 1 | exit 2 | exit 3 | exit 4"]
     settings += [f"`{timing.removeprefix('milliseconds: ')}`", "2 cores of AMD EPYC, 1 thread"]
     check(section(root, "Anytime networks on CIFAR-10"), figures, settings)
 
@@ -687,7 +697,7 @@ def scale_figures(steps: pd.DataFrame, files: pd.DataFrame) -> list[str]:
     assert ours["images_per_second"] > theirs["images_per_second"]
     times, cached_times = (part["images_per_second"] / theirs["images_per_second"] for part in (ours, cached))
     figures.append(
-        f"{int(ours['images']):,} files take {ours['resident_mb'] / 1000:.2f} GB of memory with the workers'"
+        f"{int(ours['images']):,} files take {ours['resident_mb'] / 1000:.2f} GB of memory, workers included"
     )
     figures.append(f"{times:.2f} times as many images per second as torchvision's ImageFolder")
     figures.append(f"{cached_times:.1f} times as many from the file of decoded images")
