@@ -48,7 +48,7 @@ lab: $(STAMP)
 	$(PY) -m jupyterlab $(ARGS) notebooks
 
 app: $(STAMP)
-	$(PY) -m mtanytime app data/results/transfer_runs data/results/anytime_cifar10.csv $(ARGS)
+	$(PY) -m mtanytime app data/results/transfer_runs data/results/anytime_cifar10_full.csv $(ARGS)
 
 # Two tests with one thread each are quicker than one with two threads. Notebooks continue each other's runs, so they run
 # one after the other. All parts run even when one fails, so that one call shows everything there is to fix.

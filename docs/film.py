@@ -72,7 +72,7 @@ def main() -> None:
     """Write the explorers' pages, film them, and save the film if it is small enough."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--transfer", type=Path, default=RESULTS / "transfer_runs", help="a trace or a run's folder")
-    parser.add_argument("--curve", type=Path, default=RESULTS / "anytime_cifar10.csv", help="accuracies and costs")
+    parser.add_argument("--curve", type=Path, default=RESULTS / "anytime_cifar10_full.csv", help="accuracies and costs")
     parser.add_argument("--output", type=Path, default=ROOT / "data" / "explorers.gif")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")

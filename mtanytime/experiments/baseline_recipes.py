@@ -52,7 +52,7 @@ MATCHING: dict[str, str] = {
     "recommended": "all",
     "recommended_unlabelled": "all",
 }
-# L2T-ww with our three settings (see `RESULTS.md`), a lookahead at every `meta_every`-th step; and searches by trials.
+# L2T-ww with our settings (see `RESULTS.md`), a lookahead at every `meta_every`-th step; and searches by trials.
 LEARNED = ("l2t", "random_search", "search_then_train")
 TERMS: dict[str, tuple[str, ...]] = {
     "lwf": ("lwf",),
