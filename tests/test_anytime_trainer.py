@@ -169,3 +169,13 @@ def test_warm_up_cosine_goes_step_by_step() -> None:
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert 0 < rates[-1] < 0.01 < 0.9 < rates[peak] <= 1
     assert trainer(epochs=2, schedule="cosine", lr=1.0).rates == [1.0, 1.0, 0.5, 0.5]
+
+
+def test_a_run_begun_again_has_its_own_curve(tmp_path: Path) -> None:
+    """Who removes a checkpoint trains again; the curve of before must not stay."""
+    trainer(tmp_path / "run").train()
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    file = tmp_path / "run" / "curve.csv"
+    file.write_text(file.read_text().replace("SlicedResNeXt", "Old"))
+    trainer(tmp_path / "run").train()
+    assert "Old" not in file.read_text()

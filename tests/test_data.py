@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Generator
 from torch.utils.data import DataLoader, TensorDataset
+from typechecker import unchecked
 
 from mtanytime import data as datasets
 from mtanytime.data import synthetic as characters
 from mtanytime.data.batches import Batches, crop_flip
-from mtanytime.data.images import ImageSet, Task
+from mtanytime.data.images import ImageSet, LabelledImages, Task
 from mtanytime.data.synthetic import digits, letters
 from mtanytime.randomness import derive_seed
 
@@ -459,3 +460,16 @@ def test_image_folder_that_is_not_there(tmp_path):
     """For a misspelt folder, the message must describe the expected layout."""
     with pytest.raises(ValueError, match="flowres: expected a folder of images, one sub-folder per class"):
         datasets.image_folder(tmp_path / "flowres")
+
+
+def test_a_mask_is_not_taken_for_indices(monkeypatch: pytest.MonkeyPatch):
+    """True and False would stand for the images 1 and 0."""
+    monkeypatch.setattr(LabelledImages, "subset", unchecked(LabelledImages.subset))
+    data = digits(per_class=2, seed=0).train
+    mask = data.labels == 1
+    with pytest.raises(ValueError, match=r"indices: expected whole numbers, got bool; of a mask: mask.nonzero"):
+        data.subset(mask)
+    assert data.subset(mask.nonzero().flatten()).labels.tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"indices: expected whole numbers, got float32"):
+        data.subset(torch.tensor([0.0, 1.5]))
+    assert len(data.subset([])) == 0

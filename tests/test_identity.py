@@ -236,3 +236,31 @@ def test_a_new_setting_of_a_module_is_the_same_structure() -> None:
     assert same_structure(structure_of(newer), structure_of(plain))
     for changed in (other, more):
         assert not same_structure(structure_of(plain), structure_of(changed))
+
+
+def test_a_rewritten_function_is_another_run(tmp_path: Path) -> None:
+    """Constants, operators and calls of lambdas and a notebook's functions; not comments, docstrings or libraries."""
+    names = [
+        name_of(lambda output, labels: F.cross_entropy(output, labels, label_smoothing=0.1)),
+        name_of(lambda output, labels: F.cross_entropy(output, labels, label_smoothing=0.2)),
+        name_of(lambda output, labels: F.nll_loss(output, labels)),
+        name_of(lambda output, labels: F.cross_entropy(output, labels) + 1),
+        name_of(lambda output, labels: F.cross_entropy(output, labels) * 1),
+    ]
+    assert len(set(names)) == 5
+
+    def in_a_cell(code: str) -> object:
+        cell: dict[str, Any] = {"__name__": "__main__"}
+        exec(code, cell)
+        return name_of(cell["loss"])
+
+    plain = in_a_cell("def loss(x, y):\n    return x * 2")
+    assert in_a_cell("def loss(x, y):\n    'Twice.'\n    return x * 2  # as in the paper") == plain
+    assert in_a_cell("def loss(x, y):\n    return x * 3") != plain
+    calls = "def scale():\n    return {}\n\ndef loss(x, y):\n    return x * scale()"
+    assert in_a_cell(calls.format(1)) == in_a_cell(calls.format(1)) != in_a_cell(calls.format(2))
+    assert name_of(F.cross_entropy) == "cross_entropy"
+    options = {"data": coloured(), "epochs": 1, "folder": tmp_path / "run", "lr": None}
+    tiny_runs.trainer(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01), **options).train()
+    with pytest.raises(ValueError, match=r"another run \(optimizer: "):
+        tiny_runs.trainer(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), **options)

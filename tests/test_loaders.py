@@ -1,7 +1,7 @@
 """DataLoaders get every guarantee that image sets have: checked batches, classes that fit, reproducible epochs."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torchvision.transforms import v2
 from typechecker import unchecked
 
@@ -257,3 +265,64 @@ def test_transforms_that_draw_from_python(workers: int) -> None:
     assert not torch.cat([images for images, _ in batches.epoch(2)]).equal(first)
     random.seed(5)
     assert random.random() == drawn
+
+
+def test_samplers_with_generators_of_their_own(tmp_path: Path) -> None:
+    """A sampler's own generator is seeded for each epoch, too: a run that was stopped goes on with the same bits."""
+
+    def weighted() -> DataLoader:
+        generator = torch.Generator().manual_seed(4)
+        sampler = WeightedRandomSampler([1.0, 2.0, 3.0] * 8, 24, generator=generator)
+        return DataLoader(TensorDataset(IMAGES, LABELS), 8, sampler=sampler)
+
+    whole = trainer(weighted(), epochs=2).train().log["loss"].tolist()
+    data = weighted()
+    for report in trainer(data, epochs=2, folder=tmp_path / "run"):
+        if report.step == 4:
+            break
+    for again in (data, weighted()):  # in the same process and in another one
+        assert trainer(again, epochs=2, folder=tmp_path / "run").train().log["loss"].tolist() == whole
+
+
+def test_transforms_that_draw_from_numpy(tmp_path: Path) -> None:
+    """Their numbers depend on seed and epoch alone, so the run is recognized; the caller's draws go on."""
+
+    class Noisy(Dataset):
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return (IMAGES[i] + float(np.random.rand()) / 10).clamp(0, 1), LABELS[i]
+
+    np.random.seed(3)
+    expected = np.random.rand(2)
+    np.random.seed(3)
+    first = trainer(DataLoader(Noisy(), 8), folder=tmp_path / "run").train().log["loss"].tolist()
+    assert np.random.rand() == expected[0]
+    assert trainer(DataLoader(Noisy(), 8), folder=tmp_path / "run").train().log["loss"].tolist() == first
+
+
+def test_persistent_workers_that_were_used(tmp_path: Path) -> None:
+    """The second call on the same loader is of the same run, though its workers have drawn random numbers."""
+
+    class Noisy(Dataset):
+        def __len__(self) -> int:
+            return 24
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return (IMAGES[i] + torch.rand(()) / 10).clamp(0, 1), LABELS[i]
+
+    data = DataLoader(Noisy(), 8, num_workers=1, persistent_workers=True)
+    first = trainer(data, folder=tmp_path / "run").train().log["loss"].tolist()
+    assert trainer(data, folder=tmp_path / "run").train().log["loss"].tolist() == first
+
+
+def test_a_loader_without_a_length() -> None:
+    """An epoch must have a number of batches."""
+
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from zip(IMAGES, LABELS, strict=True)
+
+    with pytest.raises(ValueError, match=r"data: expected a DataLoader that knows its number of batches, .*__len__"):
+        trainer(DataLoader(Stream(), 8))

@@ -266,3 +266,24 @@ def test_nothing_is_written_before_the_folder_is_held(tmp_path: Path) -> None:
     with folder.held():
         assert json.loads((tmp_path / "a" / "run" / "config.json").read_text()) == CONFIG
     RunFolder(tmp_path / "a" / "run", CONFIG)
+
+
+def test_a_folder_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "~" is the home folder, not a folder of that name here."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    with RunFolder("~/run", {"seed": 0}).held():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "run" / "config.json").exists()
+
+
+def test_rows_of_other_columns_are_refused(tmp_path: Path) -> None:
+    """Their cells would stand under other names."""
+    folder = RunFolder(tmp_path / "run", {"seed": 0})
+    with folder.held():
+        folder.append("log", [{"step": 1, "loss": 0.5}])
+        message = r"log: expected a row with the columns step, loss, got step, accuracy; give the same metrics"
+        with pytest.raises(ValueError, match=message):
+            folder.append("log", [{"step": 2, "accuracy": 0.5}])

@@ -85,7 +85,7 @@ class AnytimePredictor:
         self._exits = [fold_batch_norms(inner.extract(k), dense=True) for k in range(1, inner.exits + 1)]
         self._refiner = prepare_steps(inner) if hasattr(inner, "refine") else None
         exits = list(range(1, inner.exits + 1))
-        self._file = Path(costs) if isinstance(costs, str | Path) else None
+        self._file = Path(costs).expanduser() if isinstance(costs, str | Path) else None
         if costs is None or self._file is not None:
             own = exit_costs(network, image_shape)["macs_own_head"]
             costs = pd.DataFrame({"exit": exits, "macs": own})
@@ -196,7 +196,7 @@ class AnytimePredictor:
     def _here(self) -> dict[str, str | int]:
         """What a table of latencies holds for."""
         device, dtype = device_and_dtype(self._exits[0])
-        here = {"batch": self._batch, "threads": torch.get_num_threads(), "processor": processor()}
+        here = {"batch": self._batch, "threads": torch.get_num_threads(), "processor": processor(device)}
         return here | {"device": device.type, "dtype": str(dtype).removeprefix("torch.")}
 
     @torch.no_grad()

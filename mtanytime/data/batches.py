@@ -53,10 +53,9 @@ class Batches:
     (seed, e, i), so a run can resume anywhere: `epoch(e, start=i)` continues at batch i.
 
     A DataLoader keeps its own batch size and order (`shuffle` and `remainder` do not apply): pass batch_size None. Its
-    random numbers, if torch or Python's `random` draws them (its sampler, torchvision's transforms), also come from
-    (seed, e), and a sampler
-    with `set_epoch` is told the epoch; batches before `start` are loaded and dropped. Workers that persist between
-    epochs (persistent_workers) keep their random state. Every batch is checked.
+    random numbers (its sampler's, torchvision's transforms', and what torch, numpy or Python's `random` draw globally)
+    also come from (seed, e), and a sampler with `set_epoch` is told the epoch; batches before `start` are loaded and
+    dropped. Workers that persist between epochs (persistent_workers) keep their random state. Every batch is checked.
 
     Args:
         data: an image set, in memory or in files, or a DataLoader of (images in [0, 1], labels).
@@ -73,8 +72,8 @@ class Batches:
             other images are not read, and are black. Not for a `DataLoader`. None: all images are needed.
 
     Raises:
-        ValueError: a batch size below 1, or one for a DataLoader; no images; in an epoch, a DataLoader's batch that is
-            not images in [0, 1] with int64 labels.
+        ValueError: a batch size below 1, or one for a DataLoader; no images, or a DataLoader without a length; in an
+            epoch, a DataLoader's batch that is not images in [0, 1] with int64 labels.
     """
 
     def __init__(
@@ -91,7 +90,12 @@ class Batches:
             require(own, "batch_size", f"None, since the DataLoader has its own, {data.batch_size}", batch_size)
         else:
             require(batch_size is not None and batch_size >= 1, "batch_size", "at least 1", batch_size)
-        require(len(data) > 0, "data", "at least one image", Words("none"))
+        try:
+            length = len(data)
+        except TypeError as error:
+            got, remedy = Words("one without a length"), "give its data set a method __len__"
+            raise mismatch("data", "a DataLoader that knows its number of batches", got, remedy) from error
+        require(length > 0, "data", "at least one image", Words("none"))
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.augment, self.shuffle, self.remainder = as_augment(augment), shuffle, remainder
         self.needed: Callable[[int], slice] | None = None
@@ -149,18 +153,21 @@ class Batches:
         seed = derive_seed(self.seed, epoch)
         if self.data.generator is not None:
             self.data.generator.manual_seed(seed)
-        for sampler in (self.data.sampler, self.data.batch_sampler):
+        samplers = (self.data.sampler, self.data.batch_sampler)
+        for sampler in (*samplers, getattr(self.data.batch_sampler, "sampler", None)):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        state, batches = (Generator().manual_seed(seed).get_state(), random.Random(seed).getstate()), None
+            if isinstance(generator := getattr(sampler, "generator", None), Generator):
+                generator.manual_seed(seed)
+        state, batches = _seeded_states(seed), None
         while True:
             # The loader draws from the global generators at every batch, so they get the loader's state meanwhile.
-            outside = torch.get_rng_state(), random.getstate()
+            outside = _random_states()
             _set_random_states(*state)
             try:
                 batches = iter(self.data) if batches is None else batches
                 batch = next(batches, None)
-                state = torch.get_rng_state(), random.getstate()
+                state = _random_states()
             finally:
                 _set_random_states(*outside)
             if batch is None:
@@ -182,9 +189,20 @@ def _as_floats(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     return floats.copy_(images).div_(255)
 
 
-def _set_random_states(torch_state: Tensor, python_state: tuple[Any, ...]) -> None:
+def _random_states() -> tuple[Any, ...]:
+    """The states of the global generators of torch, Python and numpy."""
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+
+def _seeded_states(seed: int) -> tuple[Any, ...]:
+    numpys = np.random.RandomState(seed % 2**32).get_state()
+    return Generator().manual_seed(seed).get_state(), random.Random(seed).getstate(), numpys
+
+
+def _set_random_states(torch_state: Tensor, python_state: tuple[Any, ...], numpy_state: tuple[Any, ...]) -> None:
     torch.set_rng_state(torch_state)
     random.setstate(python_state)
+    np.random.set_state(numpy_state)
 
 
 def batches_of(data: LabelledImages | DataLoader, batch_size: int, **settings: Any) -> Batches:

@@ -83,8 +83,14 @@ class LabelledImages(ABC):
         return f"{kind}({self.name}: {len(self)} images {shape}, {len(self.classes)} classes, {self.device})"
 
     def subset(self, indices: Integer[Tensor, " k"] | Sequence[int]) -> "LabelledImages":
-        """Select the images at `indices`, in that order. Raises ValueError for an index out of range."""
-        index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        """Select the images at `indices`, in that order. Raises ValueError for an index out of range, or a mask."""
+        index = torch.as_tensor(indices, device=self.labels.device)
+        if index.numel() == 0:
+            index = index.long()  # an empty list has the type of floats
+        whole = index.dtype != torch.bool and not index.dtype.is_floating_point and not index.dtype.is_complex
+        remedy = "of a mask: mask.nonzero().flatten()" if index.dtype == torch.bool else ""
+        require(whole, "indices", "whole numbers", Words(str(index.dtype).removeprefix("torch.")), remedy)
+        index = index.long()
         _check_range("indices", index, len(self))
         return self._select(index)
 

@@ -119,8 +119,8 @@ def set_states(
             load_state(modules["model"], best["model"])
         for name, module in modules.items():
             load_state(module, states["modules"][name])
-    for name, optimizer in optimizers.items():
-        _load_optimizer(optimizer, states["optimizers"][name])
+        for name, optimizer in optimizers.items():
+            _load_optimizer(optimizer, states["optimizers"][name])
 
 
 def load_state(module: nn.Module, state: Any) -> None:
@@ -151,6 +151,9 @@ def unchanged_on_error(*modules: nn.Module) -> Iterator[None]:
 
 
 def _load_optimizer(optimizer: Optimizer, state: State) -> None:
+    if not type(optimizer).__module__.startswith("torch.optim"):  # its state may have any form
+        optimizer.load_state_dict(state)
+        return
     groups = [dict(group) for group in optimizer.param_groups]
     real = not any(parameter.is_complex() for group in groups for parameter in group["params"])
     for values in state["state"].values():

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import re
+from copy import copy
 from dataclasses import fields
 from functools import partial
 from numbers import Number
@@ -138,5 +139,7 @@ def describe_data(data: LabelledImages | DataLoader | None) -> str | None:
         return f"{data.name}: {len(data)} images {fingerprint(data.identifying())}"
     if data is None:
         return None
-    images, labels = next(Batches(data, None, seed=0).epoch(0))
+    fresh = copy(data)
+    fresh._iterator = None  # workers that persist may have drawn random numbers already
+    images, labels = next(Batches(fresh, None, seed=0).epoch(0))
     return f"{type(data).__name__}: {len(data)} batches {fingerprint({'images': images, 'labels': labels})}"

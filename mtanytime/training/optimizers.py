@@ -38,8 +38,10 @@ def make_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     needed = closure is not None and closure.default is inspect.Parameter.empty
     require(not needed, "optimizer", "one whose step needs no closure", name)
+    for group in optimizer.param_groups:
+        group["lr"] = float(group["lr"])  # `set_rates` sets numbers
     if settings.lr is not None:
-        rates = {float(group["lr"]) for group in optimizer.param_groups}
+        rates = {group["lr"] for group in optimizer.param_groups}
         require(
             len(rates) == 1, "lr", f"no lr beside an optimizer with the learning rates {sorted(rates)}", settings.lr
         )
@@ -50,7 +52,7 @@ def make_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
 
 def group_rates(optimizer: Optimizer, schedule: Schedule, steps: int, steps_per_epoch: int) -> list[list[float]]:
     """The learning rate of each step for each parameter group: its present one times the schedule's factor."""
-    return [learning_rates(float(group["lr"]), schedule, steps, steps_per_epoch) for group in optimizer.param_groups]
+    return [learning_rates(group["lr"], schedule, steps, steps_per_epoch) for group in optimizer.param_groups]
 
 
 def set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:

@@ -62,12 +62,13 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Row, structure: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = json.loads(json.dumps(config, default=lambda number: number.item()))  # as read back
         self._older = {k: v.older for k, v in config.items() if hasattr(v, "older")}
         self._structure = structure
         self._lock: filelock.BaseFileLock | None = filelock.FileLock(self.path / ".lock", thread_local=False)
         self._files: dict[str, IO[str]] = {}
+        self._columns: dict[str, list[str]] = {}
         self.extends = False  # whether the folder's record has fewer epochs or steps
         self._known = self._version()
         self._check()
@@ -138,9 +139,9 @@ class RunFolder:
             self._check()  # another run may have started here since
             if not (self.path / "config.json").exists() or read_record(self.path) != self.config:
                 self._write("config.json", lambda file: file.write(json.dumps(self.config, indent=1).encode()))
-                if self.extends:
-                    (self.path / "curve.csv").unlink(missing_ok=True)  # of the shorter run's end
-                    self.extends = False
+            if self.extends or self._version() is None:  # a curve is of a shorter run's end, or of a run begun again
+                (self.path / "curve.csv").unlink(missing_ok=True)
+                self.extends = False
             yield
         finally:
             for file in self._files.values():
@@ -242,9 +243,13 @@ class RunFolder:
     def append(self, table: str, rows: Sequence[Row]) -> None:
         """Append rows to a table; a new table gets the keys of the first row as its header.
 
-        Raises ValueError for a file with other columns, whose rows would be misread.
+        Raises ValueError for a file or a row with other columns, which would be misread.
         """
         file = self._files.get(table) or self._opened(table, list(rows[0]))
+        columns = self._columns[table]
+        for row in rows:
+            same, remedy = list(row) == columns, "give the same metrics at every step"
+            require(same, table, f"a row with the columns {', '.join(columns)}", Words(", ".join(row)), remedy)
         writer = csv.writer(file, lineterminator="\n")
         in_quotes = csv.writer(
             file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
@@ -263,6 +268,7 @@ class RunFolder:
             with path.open(newline="", encoding="utf-8-sig", errors=_LONE) as present:
                 header = next(csv.reader(present))
             require(header == columns, str(path), f"the columns {', '.join(columns)}", Words(", ".join(header)))
+        self._columns[table] = columns
         return file
 
     def write(self, table: str, rows: pd.DataFrame) -> None:

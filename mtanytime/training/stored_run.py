@@ -103,7 +103,7 @@ def load_run(
 
 def read_run(folder: str | os.PathLike[str]) -> tuple[State, Row]:
     """The checkpoint and the record of the run in a folder. Raises as `load_run`."""
-    path = Path(folder) / "checkpoint.pt"
+    path = Path(folder).expanduser() / "checkpoint.pt"
     if not path.exists():
         raise FileNotFoundError(f"folder: expected the folder of a run, got {folder}, which holds no checkpoint.pt")
     checkpoint = read_checkpoint(path)
@@ -111,7 +111,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[State, Row]:
         check_contents(checkpoint)
     except ValueError as error:
         raise mismatch(str(path), "the checkpoint of a run", Words(f"one that is none ({error})")) from error
-    return checkpoint, read_record(Path(folder))
+    return checkpoint, read_record(path.parent)
 
 
 def describe_network(model: nn.Module, data: Any, images: Tensor) -> State:
