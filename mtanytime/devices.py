@@ -30,10 +30,10 @@ def synchronise(device: torch.device) -> None:
     backend.synchronize(*(() if device.type == "mps" else (device,)))  # there is only one mps
 
 
-def processor() -> str:
-    """The GPU's name if there is one, else the number of usable CPU cores and their model."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def processor(device: torch.device | None = None) -> str:
+    """The name of a GPU, or the number of usable CPU cores and their model; default: of the GPU if there is one."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     file = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None

@@ -15,7 +15,7 @@ from mtanytime import measure
 from mtanytime.anytime import SlicedResNeXt
 from mtanytime.anytime.resnext import ResNeXt
 from mtanytime.backbones import Normalized, resnet
-from mtanytime.measure import costs
+from mtanytime.measure import costs, runtimes
 
 
 def traces(module: nn.Module) -> list[Any]:
@@ -183,14 +183,14 @@ class Clocked(nn.Module):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Replace `time.perf_counter` in costs.py; the time in seconds is the one entry of the list."""
     now = [100.0]
-    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(runtimes.time, "perf_counter", lambda: now[0])
     return now
 
 
 def test_latency_is_the_median_after_warming_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Median and quartiles by hand, on a clock of the test; the device is waited for before and after each pass."""
     passes: list[Any] = []
-    monkeypatch.setattr(costs, "synchronise", lambda device: passes.append(str(device)))
+    monkeypatch.setattr(runtimes, "synchronise", lambda device: passes.append(str(device)))
     module = Clocked(1, clock, passes, [500, 400, 3, 1, 2, 5, 40])
     timing = measure.latency(module, torch.zeros(6, *SHAPE), repeats=5, warmup=2)
     assert passes == ["cpu", (1, False, False, (6, *SHAPE)), "cpu"] * 7

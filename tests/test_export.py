@@ -21,8 +21,10 @@ from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.sliced_resnet import SlicedResNet
 from mtanytime.data.pixels import read_pixels
+from mtanytime.deploy.export import _job
 from mtanytime.deploy.steps import chain_of
 from mtanytime.deploy.weights import SharedWeights
+from mtanytime.devices import processor
 from mtanytime.measure.costs import parameters
 from mtanytime.measure.runtimes import write_onnx
 from mtanytime.training.stored_run import StoredRun
@@ -368,9 +370,13 @@ def test_images_are_read_as_for_training(tmp_path: Path) -> None:
     Image.fromarray(rgb).save(tmp_path / "photo.png", exif=turned)
     Image.fromarray(np.dstack([rgb, rgb[..., :1]])).save(tmp_path / "clear.png")
     Image.fromarray(generator.integers(0, 65536, (48, 64), dtype=np.uint16)).save(tmp_path / "deep.png")
-    for file in tmp_path.glob("*.png"):
+    Image.fromarray(generator.random((48, 64), dtype=np.float32)).save(tmp_path / "floats.tiff")
+    for file in (*tmp_path.glob("*.png"), tmp_path / "floats.tiff"):
         ours = predict.read_image(file, (3, 16, 16), resize=True)
         np.testing.assert_allclose(ours, read_pixels(file, 16).numpy() / 255, atol=1e-6)
+    Image.fromarray(np.full((8, 8), 3, np.float32)).save(tmp_path / "bright.tiff")
+    with pytest.raises(ValueError, match=r"float grey levels in \[0, 1\], got 3 to 3"):
+        predict.read_image(tmp_path / "bright.tiff", (3, 8, 8))
     (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(ValueError, match="PostScript is a program"):
         predict.read_image(tmp_path / "program.png", (3, 16, 16))
@@ -475,3 +481,46 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "new"), "--page", str(tmp_path / "page.html")]) == 1
     assert "--onnxruntime-web: expected the npm package, for --page, got None" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_shared_convolution(tmp_path: Path) -> None:
+    """Two norms after one convolution cannot both be folded into it; graphs are compared with the network itself."""
+    torch.manual_seed(0)
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    norms = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    network = nn.Sequential(shared, norms[0], nn.ReLU(), shared, norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    unsettled(network).eval()
+    images = some_images(4)
+    torch.testing.assert_close(fold_batch_norms(network)(images), network(images))
+    job = _job(network, (3, 8, 8), None, None, "float32")
+    torch.testing.assert_close(torch.from_numpy(job.expected[0]), network(job.images).detach())
+
+
+def test_one_accuracy_of_several_exits() -> None:
+    """A run that measured one exit says nothing about the others; found before the graphs are written."""
+    run = StoredRun(sliced_resnet(), None, (3, 8, 8), 0.5, None, 1, {}, {})
+    assert _job(run, None, None, None, "float32").accuracy is None
+
+
+class Picky(nn.Module):
+    """A network with one size of images, which it asserts, as torchvision's ViT does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        assert images.shape[2] == 16, "Wrong image height!"
+        return images.mean(dim=(2, 3))
+
+
+def test_networks_that_assert(tmp_path: Path) -> None:
+    """Whatever a network raises, the error names the size that was tried."""
+    with pytest.raises(ValueError, match=r"image_shape: expected images that Picky can read, got .*Wrong image height"):
+        mt.export(Picky(), tmp_path / "new", image_shape=(3, 8, 8), progress=False)
+
+
+def test_times_are_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a GPU, what runs on the CPU is not said to run on the GPU."""
+    cpu = processor()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a GPU")
+    assert processor() == processor(torch.device("cuda")) == "a GPU"
+    assert processor(torch.device("cpu")) == cpu

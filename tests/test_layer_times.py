@@ -152,3 +152,12 @@ def test_real_times() -> None:
     table = layer_times.layer_times(usual_layers([4], [4]), (1,), ("eager",), repeats=2, progress=False)
     assert len(table) == 4
     assert (table["ms"] > 0).all()
+
+
+def test_every_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not CUDA alone: otherwise the time of launches is measured."""
+    waited: list[str] = []
+    monkeypatch.setattr(runtimes, "best_device", lambda: torch.device("mps"))
+    monkeypatch.setattr(runtimes, "synchronise", lambda device: waited.append(device.type))
+    time_in_turn([lambda: None], repeats=1, warmup=0)
+    assert waited == ["mps", "mps"]

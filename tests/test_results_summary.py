@@ -63,3 +63,10 @@ def test_bad_tables(table: pd.DataFrame, message: str) -> None:
     """Named by column and row."""
     with pytest.raises(ValueError, match=message):
         measure.share_taken_over(table)
+
+
+def test_rows_without_a_network() -> None:
+    """They form a group of their own."""
+    rows = [("scratch", "small", 0, 0.4), ("probe", None, 0, 0.6)]
+    summary = measure.summarize(pd.DataFrame(rows, columns=["method", "network", "seed", "accuracy"]))
+    assert summary["method"].tolist() == ["scratch", "probe"]

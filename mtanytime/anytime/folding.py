@@ -1,5 +1,6 @@
 """Folding: make batch norms part of the convolutions before them, for inference."""
 
+from collections import Counter
 from itertools import pairwise
 
 import torch
@@ -18,8 +19,8 @@ def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
     It is exact for a norm with running statistics whose input is a convolution's output. Such pairs are found only
     where the two follow each other in an `nn.Sequential`, and in modules that list them in `convolutions_with_norms`;
     other norms, such as torchvision's `conv1` and `bn1`, stay. A norm that is followed by the convolution, as at the
-    start of a pre-activation block, stays. Weights that hooks or parametrizations make are plain parameters in the
-    copy.
+    start of a pre-activation block, stays, and so do a norm and a convolution one of which the network uses twice.
+    Weights that hooks or parametrizations make are plain parameters in the copy.
 
     Example:
         >>> from mtanytime.anytime import fold_batch_norms
@@ -37,13 +38,15 @@ def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
             with zeros for the absent connections. They multiply more, but take less time.
     """
     folded = plain_copy(network).eval()
+    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
     for module in list(folded.modules()):
         pairs = list(getattr(module, "convolutions_with_norms", ()))
         if isinstance(module, nn.Sequential):
             pairs += pairwise(module._modules)
         for first, second in pairs:
             convolution, norm = getattr(module, first), getattr(module, second)
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and _fold(convolution, norm):
+            once = places[id(convolution)] == places[id(norm)] == 1
+            if once and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and _fold(convolution, norm):
                 setattr(module, second, nn.Identity())
     if dense:
         for module in list(folded.modules()):

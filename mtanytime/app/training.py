@@ -69,7 +69,7 @@ def watch(trainer: AnytimeTrainer, taxonomy: Taxonomy, orders: Iterable[str], se
         require(again, "training", f"to be resumed within {STOPPED_SECONDS / 60:.0f} minutes", None, "start it again")
         resumed.clear()
     accuracy = trainer.result().accuracy
-    test = trainer.test.subset(range(IMAGES))
+    test = trainer.test.subset(range(IMAGES)).to("cpu")
     images, labels = test.images.numpy(), test.labels.numpy()
     playground = AnytimePlayground(trainer.model, images, test.classes, labels, taxonomy, LEVELS, progress=False)
     state = {"content": playground.content, "image": playground.image, "deadline": playground.deadline}

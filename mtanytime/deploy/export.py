@@ -81,7 +81,7 @@ def export(
             or graphs whose answers differ from the network's.
     """
     installed("onnx", "onnxscript", "onnxruntime")
-    folder = Path(folder).resolve()
+    folder = Path(folder).expanduser().resolve()
     _check_folder(folder)
     job = _job(network, image_shape, classes, test, precision)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,7 @@ class _Job:
 
     network: nn.Module
     images: Float[Tensor, "batch channel height width"]
+    expected: list[Float[np.ndarray, "batch classes"]]  # the exits' logits for these images
     classes: list[str] | None
     test: LabelledImages | None
     precision: Precision
@@ -132,19 +133,24 @@ def _job(
         require(named, "classes", "a sequence of names", classes)
     with torch.no_grad():
         try:
-            logits = exit_networks(network)[-1](images)
-        except (RuntimeError, TypeError) as error:
+            answers = [exit_network(images) for exit_network in exit_networks(network, fold=False)]
+        except Exception as error:  # networks raise many kinds
+            if isinstance(error, ValueError) and str(error).startswith("network: "):
+                raise
             got = Words(f"{shape} ({one_line(str(error), 200)})")
             raise mismatch("image_shape", f"images that {type(network).__name__} can read", got) from error
-        outputs = logits.shape[1]
-        require(bool(logits.isfinite().all()), "network", "finite logits for random images", Words("some that are not"))
+        outputs, finite = answers[-1].shape[1], all(bool(logits.isfinite().all()) for logits in answers)
+        require(finite, "network", "finite logits for random images", Words("some that are not"))
     if test is not None:
         require(test.image_shape == tuple(shape), "test", f"images of shape {shape}", test.image_shape)
         require(len(test.classes) == outputs, "test", f"{outputs} classes, the outputs", len(test.classes))
         classes = classes or test.classes
     if classes is not None:
         require(len(classes) == outputs, "classes", f"{outputs} names, one per output", len(classes))
-    return _Job(network, images, None if classes is None else list(classes), test, precision, accuracy)
+    if accuracy is not None and len(accuracy) != len(answers):
+        accuracy = None  # the run measured one of several exits
+    names, expected = None if classes is None else list(classes), [logits.numpy() for logits in answers]
+    return _Job(network, images, expected, names, None if test is None else test.to("cpu"), precision, accuracy)
 
 
 def _write(job: _Job, place: Path, torch_export: bool, progress: bool) -> dict[str, Any]:
@@ -175,7 +181,7 @@ def _write(job: _Job, place: Path, torch_export: bool, progress: bool) -> dict[s
         part["ms"] = {str(batch): 1.0 for batch in BATCHES}  # until they are measured, below
     _save_manifest(manifest, place)
     predictor = _predictor(place)
-    _compare(job, networks, predictor, exits, steps)
+    _compare(job, predictor, exits, steps)
     for batch in BATCHES:
         _time(predictor, batch, exits, steps)
     if job.test is not None:
@@ -226,7 +232,7 @@ def _manifest(job: _Job, exits: list[dict[str, Any]], steps: list[dict[str, Any]
         "precision": job.precision,
         "exits": exits,
         "steps": steps,
-        "measured_on": {"processor": processor(), "threads": 1, "runtime": "onnxruntime"},
+        "measured_on": {"processor": processor(torch.device("cpu")), "threads": 1, "runtime": "onnxruntime"},
         "versions": {name: metadata.version(name) for name in packages},
     }
 
@@ -247,16 +253,14 @@ def _predictor(place: Path) -> Any:
     return Predictor(place)
 
 
-def _compare(job: _Job, networks: list[nn.Module], predictor: Any, exits: list[Any], steps: list[Any]) -> None:
+def _compare(job: _Job, predictor: Any, exits: list[Any], steps: list[Any]) -> None:
     """Note the largest difference between a graph's answers and the network's; ValueError if that is a mistake."""
     images = job.images.numpy()
-    with torch.no_grad():
-        expected = [network(job.images).numpy() for network in networks]
     given = [(exits, [predictor.predict(images, k) for k in range(1, len(exits) + 1)])]
     if steps:
         given.append((steps, [answer.logits for answer in predictor.answers(images)]))
     for parts, answers in given:
-        for part, logits, right in zip(parts, answers, expected, strict=True):
+        for part, logits, right in zip(parts, answers, job.expected, strict=True):
             difference = float(np.abs(logits - right).max())
             part["largest_difference"] = difference
             small = difference <= LARGEST_DIFFERENCE * float(np.abs(right).max()) + TINY

@@ -129,7 +129,7 @@ def _examples(examples: LabelledImages | None) -> str:
     count = min(EXAMPLES_UP_TO, len(examples))
     for i in (k * len(examples) // count for k in range(count)):  # folders are sorted by class
         stream = io.BytesIO()
-        image = examples.load(torch.tensor([i]))[0]
+        image = examples.load(torch.tensor([i]))[0].cpu()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "PNG")
         name = html.escape(examples.classes[int(examples.labels[i])])
         source = f"data:image/png;base64,{_base64(stream.getvalue())}"

@@ -226,8 +226,8 @@ def read_image(file: str | Path, shape: Sequence[int], resize: bool = False) -> 
     """Read an image file as viewers show it, as float32 in [0, 1], (channels, height, width).
 
     As `mtanytime.data.image_folder` prepares training images: the orientation of photographs is applied, transparent
-    pixels lie on white, 16 bits are scaled, and an image of another size is resized, keeping its aspect ratio, until it
-    covers the network's size, and cropped in the middle.
+    pixels lie on white, 16 bits and floats in [0, 1] are scaled, and an image of another size is resized, keeping its
+    aspect ratio, until it covers the network's size, and cropped in the middle.
 
     Args:
         file: in any format that Pillow reads.
@@ -245,6 +245,13 @@ def read_image(file: str | Path, shape: Sequence[int], resize: bool = False) -> 
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16-bit grey, which convert would clip at 255
                 image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+            elif image.mode == "F":
+                levels = np.asarray(image, np.float64)
+                inside = bool(np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1)
+                require(
+                    inside, "its pixels", "float grey levels in [0, 1]", f"{levels.min():.4g} to {levels.max():.4g}"
+                )
+                image = Image.fromarray((255 * levels).round().astype(np.uint8))
             if "A" in image.mode or "transparency" in image.info:
                 layer = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

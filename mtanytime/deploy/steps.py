@@ -1,6 +1,7 @@
 """The steps of a chain: each computes one slice of a sliced network and hands on what later ones read."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from jaxtyping import Float
@@ -58,12 +59,13 @@ class Step(nn.Module):
         return logits, *handed_on
 
 
-def exit_networks(network: nn.Module) -> list[nn.Module]:
+def exit_networks(network: nn.Module, fold: bool = True) -> list[nn.Module]:
     """A stand-alone network for each exit, thin to wide, with batch norms folded; one for an ordinary network."""
     inner = unwrapped(network)
+    prepare = fold_batch_norms if fold else deepcopy
     if not isinstance(inner, AnytimeNetwork):
-        return [LogitsOf(fold_batch_norms(network))]
-    exits = [fold_batch_norms(inner.extract(k)) for k in range(1, inner.exits + 1)]
+        return [LogitsOf(prepare(network))]
+    exits = [prepare(inner.extract(k)) for k in range(1, inner.exits + 1)]
     return [nn.Sequential(_normalisation(network), part) for part in exits]
 
 

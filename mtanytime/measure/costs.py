@@ -1,10 +1,9 @@
 """The cost of a network: multiply-adds, parameters, latency."""
 
-import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import accumulate, chain, islice
 from typing import Any
 
@@ -13,14 +12,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mtanytime.backbones import Normalized
 from mtanytime.checks import require
-from mtanytime.devices import synchronise
 from mtanytime.features import unwrapped
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.measure.operators import counting
+from mtanytime.measure.runtimes import time_in_turn
 
 Shape = Sequence[int]  # of one image: channels, height, width
 
@@ -200,17 +198,9 @@ def _time(
     modules: Sequence[Callable[[Tensor], Any]], images: Tensor, repeats: int, warmup: int, progress: bool
 ) -> list[dict[str, Any]]:
     """Time several modules on the same images in turns; one result of `latency` per module."""
-    require(repeats >= 1, "repeats", "a number >= 1", repeats)
-    require(warmup >= 0, "warmup", "a number >= 0", warmup)
-    times = np.empty((len(modules), warmup + repeats))
-    for i in tqdm(range(warmup + repeats), f"timing batch {len(images)}", file=sys.stdout, disable=not progress):
-        for j, module in enumerate(modules):
-            synchronise(images.device)
-            started = time.perf_counter()
-            module(images)
-            synchronise(images.device)
-            times[j, i] = 1000 * (time.perf_counter() - started)
-    lower, median, upper = np.percentile(times[:, warmup:], [25, 50, 75], axis=1)
+    calls = [partial(module, images) for module in modules]
+    times = time_in_turn(calls, repeats, warmup, progress=progress)
+    lower, median, upper = np.percentile(times, [25, 50, 75], axis=1)
     setting = {"batch": len(images), "threads": torch.get_num_threads(), "device": str(images.device)}
     return [
         {"latency_ms": ms, "spread_ms": spread, **setting}

@@ -24,12 +24,11 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
     """
     table = results.assign(share=share_taken_over(results))
     keys = ["method", *(["network"] if "network" in table else [])]
-    runs = table.groupby(keys, sort=False)
+    by = {"by": keys, "sort": False, "dropna": False}
+    runs = table.groupby(**by)
     columns = {"runs": runs["accuracy"].count(), "accuracy": runs["accuracy"].mean(), "spread": runs["accuracy"].std()}
     if "train_seconds" in table:
-        columns["minutes"] = (
-            as_numbers(table, NAME, "train_seconds").groupby(keys, sort=False)["train_seconds"].mean() / 60
-        )
+        columns["minutes"] = as_numbers(table, NAME, "train_seconds").groupby(**by)["train_seconds"].mean() / 60
     return pd.DataFrame(columns | {"share": runs["share"].mean()}).reset_index()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtanytime.checks import require
-from mtanytime.devices import synchronise
+from mtanytime.devices import best_device, synchronise
 from mtanytime.graphs import installed, trace
 
 RUNTIMES = ("eager", "channels-last", "compile", "onnxruntime")
@@ -64,7 +64,7 @@ def time_in_turn(
     """
     require(repeats >= 1, "repeats", "a number >= 1", repeats)
     require(warmup >= 0, "warmup", "a number >= 0", warmup)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     times = np.empty((len(calls), warmup + repeats))
     for i in tqdm(range(warmup + repeats), "timing", unit="round", file=sys.stderr, disable=not progress):
         for j, call in enumerate(calls):
