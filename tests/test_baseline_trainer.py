@@ -203,3 +203,21 @@ def test_semckd_with_loaders() -> None:
         run(loader(5))
     with pytest.raises(ValueError, match=r"unlabelled: .*one size.*got the last of 2, the others of 5; drop_last=True"):
         run(LABELLED, batch_size=4, unlabelled=loader(5))
+
+
+class Skipping(tiny.TinyNet):
+    """A network that skips its second layer in some training steps."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        if self.training and torch.rand(()) < 0.2:
+            return self.classifier(self.first(images).mean(dim=(2, 3)).repeat(1, 2))
+        return super().forward(images)
+
+
+def test_layers_that_are_skipped_at_random() -> None:
+    """Refused before training: a term reads them in every step."""
+    torch.manual_seed(0)
+    message = r"target_layers: expected layers that run in every step, got 'second', skipped"
+    with pytest.raises(ValueError, match=message):
+        baseline(terms={"at": 1.0}, target=Skipping(4))

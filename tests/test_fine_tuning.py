@@ -16,6 +16,7 @@ from mtanytime.backbones import Normalized, resnet
 from mtanytime.data.images import Task
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.fine_tuning import HEADS, FineTuning, choose_head, with_head
+from mtanytime.transfer.l2sp import L2SP, PenalizedLoss
 from mtanytime.transfer.probe import STRENGTHS, fit_probe
 from mtanytime.transfer.settings import FEW_LABELS
 
@@ -141,3 +142,27 @@ def test_the_defaults_are_those_of_the_transfer() -> None:
     """The least that a transfer must beat has its settings: equal batches, warm-up and as many steps."""
     shown = inspect.signature(FineTuning).parameters
     assert {name: shown[name].default for name in FEW_LABELS} == FEW_LABELS
+
+
+def test_l2sp_is_resumed_with_another_fresh_head(tmp_path: Path) -> None:
+    """The weights come from the checkpoint, so those of the network that is given do not identify the run."""
+    torch.manual_seed(0)
+    base, data = tiny.made(4, seed=1), tiny.images(12)
+    settings = {"steps": 4, "batch_size": 6, "weight_decay": 0.0, "device": "cpu", "progress": False}
+
+    def trainer(alpha: float = 0.1) -> FineTuning:
+        network = with_head(base, data)
+        loss = PenalizedLoss(network, L2SP(base, alpha))
+        return FineTuning(base, network, data, loss=loss, folder=tmp_path / "run", **settings)
+
+    for report in trainer():
+        if report.step == 2:
+            break
+    resumed = trainer()
+    assert resumed.step == 2
+    resumed.train()
+    with pytest.raises(ValueError, match=r"another run \(loss: "):
+        trainer(0.2)
+    next(base.parameters()).data.add_(1)
+    with pytest.raises(ValueError, match=r"another run \("):
+        trainer()

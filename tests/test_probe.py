@@ -158,3 +158,10 @@ def test_a_source_without_parameters() -> None:
             return self.pool(images)
 
     assert fit_probe(Means(), TRAIN)(TEST.images / 255).shape == (30, 3)
+
+
+def test_a_wrapped_source() -> None:
+    """A network in DataParallel names its layers, too."""
+    source = tiny.made(5, seed=2).eval()
+    probe = fit_probe(nn.DataParallel(source), tiny.images(30))
+    torch.testing.assert_close(probe.linear.weight, fit_probe(source, tiny.images(30)).linear.weight)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from damage import PLAIN, altered, checked, damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_mode import examples
+from typechecker import unchecked
 
 from mtanytime.__main__ import main
 from mtanytime.backbones import resnet, vgg9
@@ -219,3 +221,37 @@ def test_damaged_files(data: st.DataObject) -> None:
         assert all(type(name) is str for pair in found.pairs for name in pair)
         assert all(type(weight) is float and weight >= 0 for weight in found.pairs.values())
         assert all(sum(weights) == pytest.approx(1, abs=1e-3) for weights in found.channels.values())
+
+
+def test_numbers_of_any_type_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy's and torch's numbers become floats, whose file reads back as the same run."""
+    monkeypatch.setattr(TransferMap, "__init__", unchecked(TransferMap.__init__))
+    channels = {pair: torch.full((CHANNELS[pair[0]],), 1 / CHANNELS[pair[0]]) for pair in PAIRS}
+    made = TransferMap({pair: np.float32(i) for i, pair in enumerate(PAIRS)}, channels)
+    made.save(tmp_path / "map.json")
+    assert TransferMap.load(tmp_path / "map.json") == made
+
+
+def test_sources_that_a_map_leaves_out() -> None:
+    """Their layers may be named all the same."""
+    sources = {"a": tiny.made(5, seed=2).eval(), "b": tiny.made(5, seed=3).eval()}
+    pairs = {("a/first", "first"): 1.0, ("b/first", "first"): 0.0}
+    one = TransferMap(pairs, {pair: [0.2] * 5 for pair in pairs})
+    settings = {"steps": 1, "batch_size": 6, "device": "cpu", "progress": False, "teacher": None}
+    trainer = TransferTrainer(
+        sources, tiny.made(), tiny.images(), map=one, source_layers={"a": ["first"], "b": ["first"]}, **settings
+    )
+    assert list(trainer.networks) == ["a"]
+    with pytest.raises(ValueError, match="source_layers: expected"):
+        TransferTrainer(sources, tiny.made(), tiny.images(), map=one, source_layers={"c": ["first"]}, **settings)
+
+
+def test_no_map_where_all_pairs_were_switched_off() -> None:
+    """The error says what happened."""
+    trainer = transfer()
+    with torch.no_grad():
+        for name, parameter in trainer.meta.where.named_parameters():
+            parameter.fill_(-5.0 if name.endswith("bias") else 0.0)
+    result = trainer.train()
+    with pytest.raises(ValueError, match=r"map: expected a run with a pair weight above 0, got λ = 0 for every pair"):
+        _ = result.map

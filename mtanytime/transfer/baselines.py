@@ -35,6 +35,7 @@ from mtanytime.transfer.distillation import LearningWithoutForgetting
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
     Layers,
+    check_always_run,
     check_apart,
     check_pair_form,
     check_trainable,
@@ -138,7 +139,6 @@ class BaselineTrainer(Trainer):
         sources, self.target, _ = tap_layers({"": self.source}, self.model, *self._layers_to_read(), None)
         self.tapped_source = sources[""]
         self.notes += freeze_source("source", self.source, self.device)
-        self._probe = self.teacher == "probe"
         self._teacher = make_teacher(self, sources)
         if self._teacher is not None:
             self._teacher.check(images, self.outputs, {"": self._source_pass(images)})
@@ -148,6 +148,7 @@ class BaselineTrainer(Trainer):
         target_maps = try_layers("target", self.target, images, training=True)
         if set(self.term_weights) != {"teacher"}:
             check_trainable(self.model, target_maps)
+            check_always_run("target", self.target, images)
         with seeded(derive_seed(self.seed, _TERMS), self.device):
             self.terms = nn.ModuleDict(self._make_terms(source_maps, target_maps, images)).to(images)
         self.modules["terms"] = self.terms
@@ -202,9 +203,7 @@ class BaselineTrainer(Trainer):
         row |= {"views": views, "view_augment": name_of(view_augment), "unlabelled_per_step": per_step}
         unlabelled = self.extra_images.unlabelled
         row["unlabelled"] = None if unlabelled is None else describe_data(unlabelled.data)
-        row["teacher"] = None if self.teacher is None else fingerprint(self.teacher.state_dict())
-        if self._probe:
-            row["teacher"] = "probe"
+        row["teacher"] = None if self._teacher is None else self._teacher.identity
         return row
 
     @torch.no_grad()

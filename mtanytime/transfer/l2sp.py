@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.training.contents import fingerprint
 
 
 class L2SP(nn.Module):
@@ -51,7 +52,9 @@ class L2SP(nn.Module):
         for name, value in network.named_parameters():
             start = self.start.get(name)
             if start is not None and start.shape == value.shape:
-                shared.append((value - start.to(value)).square().sum())
+                if (start.device, start.dtype) != (value.device, value.dtype):
+                    start = self.start[name] = start.to(value)  # once, not at every step
+                shared.append((value - start).square().sum())
             else:
                 new.append(value.square().sum())
         if not shared:
@@ -63,9 +66,10 @@ class PenalizedLoss:
     """Cross-entropy plus L2-SP of the network that is trained: `loss=` of a `FineTuning` with `weight_decay=0`."""
 
     def __init__(self, network: nn.Module, penalty: L2SP) -> None:
-        self._network, self._penalty = network, penalty
-        self.alpha, self.beta = penalty.alpha, penalty.beta  # identify the run
+        self._held = network, penalty  # a private tuple does not identify the run, whose network has its own weights
+        self.start, self.alpha, self.beta = fingerprint(penalty.start), penalty.alpha, penalty.beta
 
     def __call__(self, output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        return F.cross_entropy(output, labels) + self._penalty(self._network)
+        network, penalty = self._held
+        return F.cross_entropy(output, labels) + penalty(network)

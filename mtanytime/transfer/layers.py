@@ -195,6 +195,17 @@ def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel h
         return maps
 
 
+@torch.no_grad()
+def check_always_run(name: str, tapped: Tapped, images: Float[Tensor, "batch channel height width"]) -> None:
+    """Raise ValueError for a network that skips a tapped layer at random in train mode: 20 passes are tried."""
+    with trial_run(tapped, images.device, True) as buffers:
+        for _ in range(20):
+            maps = functional_call(tapped, buffers, images.to(dtype_of(tapped, images)), False)[1]
+            skipped = [layer for layer in tapped.layers if layer not in maps]
+            got = Words(f"{', '.join(map(repr, skipped))}, skipped at random")
+            require(not skipped, f"{name}_layers", "layers that run in every step", got)
+
+
 def check_trainable(target: nn.Module, maps: Maps) -> None:
     """Raise ValueError for a matched layer of the target with no trained parameter before it."""
     trained = [p for p in target.parameters() if p.requires_grad]

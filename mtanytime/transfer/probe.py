@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import batches_of, class_names
 from mtanytime.data.images import LabelledImages, Task, shuffled_by_class
-from mtanytime.features import Tapped, tap
+from mtanytime.features import Tapped, tap, unwrapped
 from mtanytime.measure.costs import device_and_dtype
 from mtanytime.randomness import generator_for
 
@@ -51,6 +51,11 @@ class LinearProbe(nn.Module):
         self.source, self.layers, self.strength, self.table = source.eval(), tuple(layers), strength, table
         self.linear = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight))
         self.linear.weight, self.linear.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
+
+    def with_own_classifier(self) -> "LinearProbe":
+        """A probe of the same source network whose linear classifier is a copy."""
+        parts = (part.detach().clone() for part in (self.linear.weight, self.linear.bias))
+        return LinearProbe(self.source, self.layers, *parts, self.strength, self.table)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
@@ -110,7 +115,7 @@ def fit_probe(
     require(isinstance(data, LabelledImages | DataLoader), "data", "an ImageSet or a DataLoader", got, remedy)
     require(scoring in get_args(Scoring), "scoring", f"one of {get_args(Scoring)}", scoring)
     if layers is None:
-        own = getattr(source, "feature_layers", None)
+        own = getattr(unwrapped(source), "feature_layers", None)
         require(bool(own), "layers", "layers to read, as the network names none itself", own)
         layers = (*own, OUTPUT)
     layers = (layers,) if isinstance(layers, str) else layers

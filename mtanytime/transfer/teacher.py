@@ -13,6 +13,7 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped, bare
 from mtanytime.measure.logits import Pick, describe_output, find_logits
+from mtanytime.training.contents import fingerprint
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
@@ -35,6 +36,8 @@ class Teacher:
     Attributes:
         network: the trained network.
         notes: what was changed about it.
+        identity: what a run's record says of it. A linear probe of a source is known by what cross-validation chose:
+            fitted again on another machine, its weights could differ in their last bits.
     """
 
     def __init__(
@@ -48,6 +51,12 @@ class Teacher:
             for name, source in sources.items():
                 if network.source.model is source.model and set(network.layers) <= {*source.layers, OUTPUT}:
                     self._source = name
+        self.identity = fingerprint(network.state_dict()) if self._source is None else _chosen(network)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the teacher is a linear probe of a source, so that its weights are kept with the run."""
+        return self._source is not None
 
     def logits(self, images: Images, passes: Passes) -> Float[Tensor, "_ classes"]:
         """The teacher's logits for a batch; `passes` holds each source's output and maps for the same images."""
@@ -82,18 +91,28 @@ class Teacher:
 def make_teacher(trainer: Trainer, sources: Mapping[str, Tapped]) -> Teacher | None:
     """The teacher of a run, from the trainer's `teacher`; a probe is fitted first, and takes its place there.
 
-    A probe's weights are kept with the run: fitted again elsewhere, they could differ in their last bits. What is worth
-    knowing is added to the trainer's notes. Raises ValueError as `fit_teacher`.
+    The weights of a probe of a source are kept with the run; of one that was given, a copy is trained with. What is
+    worth knowing is added to the trainer's notes. Raises ValueError as `fit_teacher`.
     """
     if trainer.teacher is None:
         return None
-    note = None
-    if trainer.teacher == "probe":
+    note, fitted = None, trainer.teacher == "probe"
+    if fitted:
         trainer.teacher, note = fit_teacher(sources, trainer.batches.data, trainer.outputs, trainer.seed)
-        trainer.modules["teacher"] = trainer.teacher.linear
     teacher = Teacher(trainer.teacher, sources, trainer.device, trainer.precision)
+    if teacher.is_probe:
+        teacher.network = trainer.teacher = trainer.teacher if fitted else trainer.teacher.with_own_classifier()
+        trainer.modules["teacher"] = trainer.teacher.linear
+    if fitted:
+        teacher.identity = "probe"
     trainer.notes += teacher.notes if note is None else [note]
     return teacher
+
+
+def _chosen(probe: LinearProbe) -> str:
+    layers, table = " ".join(probe.layers), probe.table
+    row = table[(table["layers"] == layers) & (table["strength"] == probe.strength)].iloc[0]
+    return f"probe of {layers}, strength {probe.strength:g}, accuracy {row['accuracy']:.4f} in cross-validation"
 
 
 def check_teacher(teacher: nn.Module | str | None) -> nn.Module | str | None:

@@ -83,7 +83,13 @@ class TransferResult(TrainingResult):
 
     @property
     def map(self) -> TransferMap:
-        """What and where: the means of λ and w over the images and the steps of the run."""
+        """What and where: the means of λ and w over the images and the steps of the run.
+
+        Raises ValueError if the *where* networks switched every pair off.
+        """
+        on = bool(self.trace["weight"].max() > 0)
+        remedy = 'where_start="even" or a smaller meta_lr may prevent it'
+        require(on, "map", "a run with a pair weight above 0", Words("λ = 0 for every pair, at every step"), remedy)
         return TransferMap.from_tables(self.trace, self.channels)
 
 
@@ -159,9 +165,8 @@ class TransferTrainer(Trainer):
         self.teacher, self._unlabelled, self._arrived_data = check_teacher(teacher), unlabelled, arrived
         self.networks = name_sources(source)
         check_pair_form(pairs)
-        if self.map is not None and len(self.networks) > 1:  # drop sources that the map does not use
-            used = {pair[0].partition("/")[0] for pair in pairs}
-            self.networks = {name: network for name, network in self.networks.items() if name in used} or self.networks
+        if self.map is not None:
+            self.networks, source_layers = _only_used(self.networks, source_layers, pairs)
         self._layers = source_layers, target_layers, pairs
         super().__init__(target, data, test, **settings)
 
@@ -183,7 +188,6 @@ class TransferTrainer(Trainer):
             tuple(images.shape[1:]),
             self.seed,
         )
-        self._probe = self.teacher == "probe"
         self._teacher = make_teacher(self, self.sources)
         if self._teacher is not None:
             self._teacher.check(images, self.outputs, self._source_passes(images))
@@ -280,8 +284,8 @@ class TransferTrainer(Trainer):
             row["map"] = contents_hash({"pairs": dict(self.map.pairs), "channels": dict(self.map.channels)})
         if self.extra_images.unlabelled is not None:
             row["unlabelled"] = describe_data(self.extra_images.unlabelled.data)
-        if self.teacher is not None:
-            row["teacher"] = "probe" if self._probe else fingerprint(self.teacher.state_dict())
+        if self._teacher is not None:
+            row["teacher"] = self._teacher.identity
         if self.arrived is not None:
             row["arrived"] = describe_data(self.arrived.data)
         return row
@@ -388,6 +392,17 @@ class TransferTrainer(Trainer):
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.trace.load_state(state)
+
+
+def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Sequence[Pair]) -> tuple[dict[str, nn.Module], Any]:
+    """The sources, and their layers by name, without those that no pair of a map uses."""
+    used = {pair[0].partition("/")[0] for pair in pairs}
+    kept = {name: network for name, network in networks.items() if name in used}
+    if len(networks) == 1 or not kept:
+        return networks, layers
+    if isinstance(layers, Mapping):
+        layers = {name: value for name, value in layers.items() if name in kept or name not in networks}
+    return kept, layers
 
 
 def _measured_images(trainer: Trainer) -> Iterator[Images]:

@@ -27,7 +27,7 @@ class TransferMap:
 
     Args:
         pairs: λ by pair; at least one is above 0.
-        channels: the channel weights by pair, which sum to 1.
+        channels: the channel weights by pair, which sum to 1. Numbers of any type are kept as floats.
 
     Raises:
         ValueError: no pairs, channel weights of other pairs, or a weight that is negative or not finite.
@@ -37,6 +37,9 @@ class TransferMap:
     channels: Mapping[Pair, Sequence[float]]
 
     def __post_init__(self) -> None:
+        floats = {pair: [float(weight) for weight in weights] for pair, weights in self.channels.items()}
+        object.__setattr__(self, "channels", floats)
+        object.__setattr__(self, "pairs", {pair: float(weight) for pair, weight in self.pairs.items()})
         require(len(self.pairs) > 0, "pairs", "at least one", Words("none"))
         same = set(self.pairs) == set(self.channels)
         require(same, "channels", "weights of the map's pairs", list(self.channels))
