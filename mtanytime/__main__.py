@@ -6,6 +6,7 @@ the first to `COMMANDS`.
 
 import argparse
 import os
+import shlex
 import sys
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
@@ -19,7 +20,8 @@ from mtanytime.console import replace_unprintable
 from mtanytime.deploy import export
 from mtanytime.deploy.page import check_package, export_page
 from mtanytime.deploy.weights import Precision
-from mtanytime.experiments.bench_commands import add_bench, settings_of
+from mtanytime.experiments.bench_commands import add_bench
+from mtanytime.experiments.options import add_run_options, settings_of
 from mtanytime.experiments.recipe import as_text
 from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, plan, run, which_weights, write_results
 from mtanytime.experiments.sweep_commands import add_sweep, add_table
@@ -71,8 +73,7 @@ def _add_run(commands: Any) -> None:
     parser.set_defaults(command_function=_run)
     parser.add_argument("name", help="see `list`")
     parser.add_argument("--out", type=Path, required=True, help="the experiment's folder")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more; one run per seed")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, see `list`")
+    add_run_options(parser, "settings to change, see `list`")
     parser.add_argument("--csv", type=Path, help="a new file for the results; the learned maps go to NAME_maps.csv")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost; train nothing")
 
@@ -100,7 +101,7 @@ def _run_or_plan(options: argparse.Namespace) -> int:
     if options.csv is not None:
         seeds = " ".join(map(str, options.seed))
         command = f"python -m mtanytime run {options.name} --out FOLDER --seed {seeds}"
-        command += f" --set {' '.join(options.set)}" * bool(options.set)
+        command += f" --set {shlex.join(options.set)}" * bool(options.set)
         write_results(results, options.csv, command, which_weights(results.table))
     return int(results.table["accuracy"].isna().any())
 

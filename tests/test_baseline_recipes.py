@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, resnet
 from mtanytime.data.images import Task
 from mtanytime.experiments import baseline_recipes as baselines
+from mtanytime.experiments.grid import check_cells, make_grid
 from mtanytime.experiments.runner import load_part, plan, run
+from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer.probe import fit_probe
 
 SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "width": "4", "precision": "float32", "images": "."}
 SMALL |= {"trials": "3", "search_steps": "1"}
@@ -84,3 +88,35 @@ def test_a_search_is_checked_before_anything_is_trained(changes: dict[str, str],
     with pytest.raises(ValueError, match=message):
         run("cifar10-baselines", tmp_path / "runs", changes=changes, progress=False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_of_searches() -> None:
+    """What a cell is called, and which parts are sources, is known before a search has trained anything."""
+    over = {"methods": "matching_all,random_search,search_then_train"}
+    grid = make_grid("cifar10-baselines", [0], over, SMALL)
+    assert len(check_cells(grid, grid.cells)) == 3
+
+
+def test_a_refitted_probe_is_the_same_teacher(tmp_path: Path) -> None:
+    """Fitted again on another machine, its last bits may differ: the run goes on, with the probe that it began with."""
+    source, data = tiny.made(5, classes=7, seed=2).eval(), tiny.images(30)
+    settings = {"steps": 4, "batch_size": 6, "lr": 0.02, "device": "cpu", "progress": False, "views": None}
+
+    def trainer(probe: nn.Module, folder: Path | None = tmp_path / "run") -> TransferTrainer:
+        return TransferTrainer(source, tiny.made(4, seed=1), data, teacher=probe, folder=folder, **settings)
+
+    probe = fit_probe(source, data)
+    whole = trainer(probe, None).train().log["loss"].tolist()
+    for report in trainer(probe):
+        if report.step == 2:
+            break
+    weight = probe.linear.weight.clone()
+    other = fit_probe(source, data)
+    other.linear.weight.mul_(1 + 1e-6)
+    resumed = trainer(other)
+    assert resumed.step == 2
+    assert torch.equal(resumed.teacher.linear.weight, weight)
+    assert not torch.equal(other.linear.weight, weight)  # what was given stays as it is
+    assert resumed.train().log["loss"].tolist() == whole
+    with pytest.raises(ValueError, match=r"another run \(teacher: there 'probe of .*, strength "):
+        trainer(fit_probe(source, data, strengths=(0.5,)))

@@ -235,3 +235,12 @@ def test_nothing_is_left_after_closing() -> None:
     before = set(Widget.get_manager_state()["state"])
     LiveTraining(trainer()).close()
     assert set(Widget.get_manager_state()["state"]) == before
+
+
+def test_an_incomplete_last_epoch(notebook: list[object]) -> None:
+    """The epoch is counted by its batches, not as a share of the steps."""
+    run = Trainer(lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), task(), steps=6, batch_size=10, progress=False)
+    for report in run:
+        if report.step == 3:
+            break
+    assert "step 3 of 6 · epoch 1 of 2" in LiveTraining(run).content["words"]

@@ -13,7 +13,7 @@ from pictures import cells
 from mtanytime.__main__ import main
 from mtanytime.explore.export import export_csv
 from mtanytime.explore.places import explored
-from mtanytime.explore.runs import run_names
+from mtanytime.explore.runs import run_names, runs_of
 from mtanytime.explore.transfer import TransferExplorer
 
 
@@ -249,3 +249,15 @@ def test_runs_of_one_table_that_do_not_fit(tmp_path: Path) -> None:
     many = pd.concat([tables.trace(steps=(0,)).assign(seed=seed) for seed in range(25)])
     with pytest.raises(ValueError, match="trace: expected 1 to 24 runs, got 25"):
         TransferExplorer(many)
+
+
+def test_a_run_that_has_headers_alone(tmp_path: Path) -> None:
+    """A resumed run may have a table without a row: it is shown without it."""
+    folder = written(tmp_path / "run", trace=tables.trace(), channels=tables.channels(tables.trace()))
+    runs = runs_of(folder / "trace.csv")
+    assert runs[next(iter(runs))].channels is not None  # the channels beside a trace are found
+    (folder / "channels.csv").write_text("step,source,target,channel,weight\n")
+    for place in (folder, folder / "trace.csv"):
+        assert explored(place)
+        runs = runs_of(place)
+        assert runs[next(iter(runs))].channels is None

@@ -5,8 +5,11 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -347,3 +350,41 @@ def test_bench_of_exits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "models: expected names among sliced, msdnet, inclusive, got 'separate'" in capsys.readouterr().err
     assert main(["bench", "exits", "--csv", str(csv)]) == 1
     assert "csv: expected a file that does not exist yet" in capsys.readouterr().err
+
+
+def test_options_given_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """All of them count: the first would otherwise be dropped without a word."""
+    calls: list[tuple[Any, ...]] = []
+
+    def called(*arguments: Any) -> Any:
+        calls.append(arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("mtanytime.__main__.run", called)
+    several = ["--set", "epochs=2", "--seed", "0", "--set", "lr=0.01", "--seed", "1", "2"]
+    assert main(["run", "smoke", "--out", str(tmp_path), *several]) == 1
+    assert calls[0][2:] == ([0, 1, 2], {"epochs": "2", "lr": "0.01"})
+    assert main(["run", "smoke", "--out", str(tmp_path)]) == 1
+    assert calls[1][2:] == ([0], {})
+    assert main(["run", "smoke", "--out", str(tmp_path), "--set", "lr=1", "lr=2"]) == 1
+    assert "--set: expected each setting once, got 'lr=1 lr=2'" in capsys.readouterr().err
+    monkeypatch.setattr("mtanytime.experiments.sweep_commands.make_grid", called)
+    several = ["--over", "methods=scratch,l2t", "--over", "lr=0.1,0.01", "--set", "epochs=2"]
+    assert main(["sweep", "smoke", "--out", str(tmp_path), *several]) == 1
+    assert calls[2] == ("smoke", [0], {"methods": "scratch,l2t", "lr": "0.1,0.01"}, {"epochs": "2"})
+
+
+def test_files_are_checked_before_hours_of_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Maps go to a second file, which may hold another experiment's; times to a file in a folder that exists."""
+    (tmp_path / "a_maps.csv").write_text("precious")
+    assert main(["run", "smoke", "--out", str(tmp_path / "run"), "--csv", str(tmp_path / "a.csv")]) == 1
+    assert re.search(r"csv: expected a file that does not exist yet, got .*a_maps.csv", capsys.readouterr().err)
+    shapes = ["bench", "shapes", "--milliseconds", "1000", "--times", str(tmp_path / "nowhere" / "times.csv")]
+    assert main(shapes) == 1
+    assert "--times: expected a file in a folder that exists" in capsys.readouterr().err
+
+
+def test_commands_without_the_module_resource() -> None:
+    """Windows has none; only a measurement of memory needs it."""
+    code = "import sys; sys.modules['resource'] = None; import mtanytime.__main__"
+    subprocess.run([sys.executable, "-c", code], check=True)

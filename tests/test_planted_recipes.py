@@ -8,7 +8,7 @@ import torch
 
 from mtanytime.data.images import Task
 from mtanytime.experiments import planted_recipes as planted
-from mtanytime.experiments.runner import run
+from mtanytime.experiments.runner import plan, run
 from mtanytime.transfer import TransferMap
 
 SMALL = {
@@ -81,3 +81,13 @@ def test_a_search_is_checked_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trials: expected a whole number >= 3, got 2"):
         run("planted", tmp_path / "runs", changes=SMALL | {"trials": "2", "letters_per_class": "4"}, progress=False)
     assert not (tmp_path / "runs").exists()
+
+
+def test_shared_sources_are_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sources serve all seeds."""
+    monkeypatch.setattr("mtanytime.experiments.runner._step_cost", lambda trainer: (0.0, 0.0))
+    rows = plan(
+        "planted", tmp_path, [0, 1], SMALL | {"letters_per_class": "2", "tasks": "source", "methods": "uniform"}
+    )
+    parts = [(row["part"], row["seed"]) for row in rows]
+    assert parts == [("source", 0), ("shuffled", 0), ("source uniform", 0), ("source uniform", 1)]

@@ -205,3 +205,16 @@ def test_picture() -> None:
     assert [line.get_xdata() for line in ax.lines if line.get_linestyle() == "--"] == [[62, 62]]
     with pytest.raises(ValueError, match="summary: expected a group with an accuracy, got none"):
         draw.accuracy_summary(summary.assign(accuracy=math.nan))
+
+
+def test_settings_with_spaces_or_none(tmp_path: Path) -> None:
+    """Each setting of the command counts, whatever values stand before it."""
+    for settings in (
+        "lr=0.01",
+        "images= lr=0.01",
+        "'images=/my data' lr=0.01",
+        "lr=0.01 (in brackets)",
+        "lr=0.01, and",
+    ):
+        (source,) = load_results([results(tmp_path, settings=settings)])
+        assert source.settings["lr"] == "0.01"

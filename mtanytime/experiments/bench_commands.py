@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,18 +20,12 @@ from mtanytime.experiments.benchmarks import AnytimeSizes, bench_anytime, bench_
 from mtanytime.experiments.data_bench import data_bench
 from mtanytime.experiments.exit_times import exit_times
 from mtanytime.experiments.export_bench import deadline_answers, export_times, kept_deadlines
+from mtanytime.experiments.options import add_settings, settings_of
 from mtanytime.experiments.processes_bench import step_times
 from mtanytime.experiments.recipe import Results, changed
 from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, write_results
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
-
-
-def settings_of(options: argparse.Namespace) -> dict[str, str]:
-    """The settings in `--set KEY=VALUE …`; ValueError for another form."""
-    for text in options.set:
-        require("=" in text, "--set", "KEY=VALUE", text)
-    return dict(text.split("=", 1) for text in options.set)
 
 
 def add_bench(commands: Any, read_table: Callable[[Path, str, tuple[str, ...]], pd.DataFrame]) -> None:
@@ -63,7 +58,7 @@ def add_bench(commands: Any, read_table: Callable[[Path, str, tuple[str, ...]], 
     exits = benchmarks.add_parser("exits", help="milliseconds of all exits of sliced networks and their rivals")
     exits.set_defaults(command_function=_bench_exits)
     _add_timing_options(exits, [1, 64], ["eager"])
-    exits.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of anytime-cifar10-full")
+    add_settings(exits, "settings of anytime-cifar10-full")
     exits.add_argument("--csv", type=Path, help="a new file for the table")
     shapes = benchmarks.add_parser("shapes", help="widths of slices that use the milliseconds of each exit best")
     shapes.set_defaults(command_function=_bench_shapes, read_table=read_table)
@@ -87,7 +82,7 @@ def add_bench(commands: Any, read_table: Callable[[Path, str, tuple[str, ...]], 
     exported.add_argument("--out", type=Path, required=True, help="a new folder for the exported networks")
     help = "run folders of networks, whose images have one size (default: fresh networks of anytime-cifar10-full)"
     exported.add_argument("--run", type=Path, nargs="+", default=[], help=help)
-    exported.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of anytime-cifar10-full")
+    add_settings(exported, "settings of anytime-cifar10-full")
     exported.add_argument("--batch", type=_count, nargs="+", default=[1, 64], help="images (default [1, 64])")
     exported.add_argument("--precision", choices=get_args(Precision), nargs="+", default=["float32"])
     exported.add_argument("--rounds", type=_count, default=20, help="counted rounds (default 20)")
@@ -203,7 +198,7 @@ def _bench_exits(options: argparse.Namespace) -> int:
     def measured() -> pd.DataFrame:
         return exit_times(settings, options.batch, options.runtime, options.rounds)
 
-    return _print_table(measured, options.csv, "exits" + f" --set {' '.join(options.set)}" * bool(options.set))
+    return _print_table(measured, options.csv, "exits" + f" --set {shlex.join(options.set)}" * bool(options.set))
 
 
 def _bench_export(options: argparse.Namespace) -> int:
@@ -262,6 +257,9 @@ def _bench_shapes(options: argparse.Namespace) -> int:
         check_new_csv(options.csv)
     here, kept = processor(), options.times
     table = None
+    if kept is not None:
+        place = kept.absolute().parent
+        require(place.is_dir(), "--times", "a file in a folder that exists", str(kept))
     if kept is not None and kept.exists():
         table = options.read_table(kept, "table", ("kind", "runtime", "processor"))
     if table is not None:

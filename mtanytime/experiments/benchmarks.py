@@ -4,7 +4,6 @@ Alternatives run in turn in one process, so that a slow moment affects all of th
 """
 
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def first_order_error(batch: int, inner_steps: int) -> dict[str, float]:
     for first_order in (False, True):
         trainer.lookahead = replace(trainer.lookahead, first_order=first_order)
         gradients.append(torch.cat([gradient.flatten() for gradient in trainer.meta_gradient(images, labels)]))
-    exact, approximate = (gradient.double() for gradient in gradients)
+    exact, approximate = (gradient.cpu().double() for gradient in gradients)  # not every accelerator has float64
     return {
         "relative_error": round(((approximate - exact).norm() / exact.norm()).item(), 4),
         "cosine": round(torch.cosine_similarity(approximate, exact, dim=0).item(), 4),
@@ -400,5 +399,7 @@ def peak_mebibytes() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # on Linux, ru_maxrss includes the peak of the process that started this one
         return round(int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 2**10, 1)
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -64,7 +64,6 @@ def _rows(job: Job, folder: Path, place: Path) -> list[dict[str, Any]]:
     """The rows of a cell; none for sources."""
     import torch
 
-    from mtanytime.experiments.grid import is_source
     from mtanytime.experiments.recipe import changed
     from mtanytime.experiments.runner import recipe, run
 
@@ -76,7 +75,7 @@ def _rows(job: Job, folder: Path, place: Path) -> list[dict[str, Any]]:
     chosen = recipe(job["recipe"])
     settings = changed(chosen.settings, job["settings"])
     for part, trainer in chosen.trainers(settings, job["seed"], place, False):
-        if not is_source(chosen, part, job["seed"], trainer):
+        if not chosen.is_source(part, job["seed"], trainer):
             break
         trainer.origin = {"recipe": job["recipe"], "part": part, "settings": settings}
         trainer.train()

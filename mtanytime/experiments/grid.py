@@ -195,12 +195,7 @@ def _sources(chosen: Recipe, settings: Mapping[str, Setting], seed: int) -> str:
     """Build all trainers of a run, which validates its settings; a hash of the sources among them, "" without any."""
     records, leading = {}, True
     for part, trainer in chosen.trainers(settings, seed, None, False):
-        leading = leading and is_source(chosen, part, seed, trainer)
+        leading = leading and chosen.is_source(part, seed, trainer)
         if leading:
             records[part] = run_record(trainer) | trainer._config()
     return _hash(records) if records else ""
-
-
-def is_source(chosen: Recipe, part: str, seed: int, trainer: Any) -> bool:
-    """Whether a recipe's part is a source: it has no row in the results, and all seeds share it."""
-    return not chosen.rows(part, seed, trainer, None)

@@ -64,6 +64,10 @@ class Recipe:
     methods: tuple[str, ...] = ()
     network: Callable[[str, Settings, int], nn.Module] | None = None
 
+    def is_source(self, part: str, seed: int, trainer: Any) -> bool:
+        """Whether a part is a source: it has no row in the results, and all seeds share it."""
+        return not self.rows(part, seed, trainer, None)
+
 
 def changed(settings: Settings, changes: Mapping[str, Setting]) -> dict[str, Setting]:
     """Settings with overrides applied.

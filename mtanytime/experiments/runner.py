@@ -147,7 +147,7 @@ def plan(
     costs: dict[str, tuple[float, float]] = {}
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, False):
-            if part == "source" and seed != seeds[0]:
+            if seed != seeds[0] and chosen.is_source(part, seed, trainer):
                 continue  # all seeds share it
             searches = isinstance(trainer, SearchRun)
             stepping, steps = (trainer.plain, trainer.planned_steps) if searches else (trainer, trainer.steps)
@@ -207,11 +207,16 @@ class _NoTracker(ModuleTracker):
 
 
 def check_new_csv(csv: Path) -> None:
-    """Check before hours of work that `write_results` can write this file. ValueError if it exists, OSError if not."""
-    require(not csv.exists(), "csv", "a file that does not exist yet", str(csv), "delete or rename it first")
+    """Check before hours of work that `write_results` can write its files. ValueError if one exists, OSError if not."""
+    for file in (csv, _maps_file(csv)):
+        require(not file.exists(), "csv", "a file that does not exist yet", str(file), "delete or rename it first")
     csv.parent.mkdir(parents=True, exist_ok=True)
     _temporary(csv).touch()
     _temporary(csv).unlink()
+
+
+def _maps_file(csv: Path) -> Path:
+    return csv.with_name(f"{csv.stem}_maps{csv.suffix}")
 
 
 def write_results(results: Results, csv: Path, command: str, note: str = "") -> None:
@@ -222,8 +227,7 @@ def write_results(results: Results, csv: Path, command: str, note: str = "") -> 
     """
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     header = f"# {command}; {processor()}, {torch.get_num_threads()} threads; {versions}"
-    maps = csv.with_name(f"{csv.stem}_maps{csv.suffix}")
-    for file, table, end in ((maps, results.maps, ""), (csv, results.table, f"; {note}" if note else "")):
+    for file, table, end in ((_maps_file(csv), results.maps, ""), (csv, results.table, f"; {note}" if note else "")):
         if table is not None:
             _temporary(file).write_text(f"{header}{end}\n" + table.to_csv(index=False), encoding="utf-8")
             _temporary(file).replace(file)

@@ -56,8 +56,8 @@ class SearchRun(Generic[Found]):
 
     @property
     def model(self) -> nn.Module:
-        """The network of the final training. Raises AttributeError before the search is done."""
-        return self.trainer.model
+        """The network of the final training; before the search is done, a fresh one of its kind."""
+        return (self.plain if self.trainer is None else self.trainer).model
 
     @property
     def steps(self) -> int:

@@ -1,7 +1,9 @@
 """Summarize results: means over seeds with their intervals, beside the paper's figures, without mixing settings."""
 
+import itertools
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,14 +85,24 @@ def _settings_in(comment: str) -> dict[str, str]:
     if command is None:
         return {}
     rest = comment[command.end() :]
-    given = re.match(r"[^;]*? --set ((?:\w+=[^\s;]+[ ;]?)+)", rest)
-    pairs = dict(text.split("=", 1) for text in given[1].rstrip("; ").rstrip(",)").split()) if given else {}
+    given = re.match(r"[^;]*? --set ([^;]*)", rest)
+    pairs = _pairs_in(given[1]) if given else {}
     recipe = RECIPES.get(command[1])
     try:
         settings = pairs if recipe is None else changed(recipe.settings, pairs)
     except ValueError:  # a setting of an earlier version
         settings = pairs
     return {"recipe": command[1]} | {key: as_text(value) for key, value in settings.items()}
+
+
+def _pairs_in(text: str) -> dict[str, str]:
+    """The settings at the beginning of a text; a value in quotes may hold spaces, and words may follow the last one."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quotation mark without its end
+        words = text.split()
+    settings = itertools.takewhile(re.compile(r"\w+=").match, words)
+    return dict(word.rstrip(",)").split("=", 1) for word in settings)
 
 
 def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from mtanytime.console import say
 from mtanytime.experiments.cell import LOG, write_whole
 from mtanytime.experiments.cluster import Cluster, check_address
 from mtanytime.experiments.grid import make_grid
+from mtanytime.experiments.options import add_run_options, pairs, settings_of
 from mtanytime.experiments.summary import as_markdown, load_results, summarize
 from mtanytime.experiments.sweep import check_folder, sweep
 from mtanytime.experiments.workers import Workers
@@ -28,10 +29,9 @@ def add_sweep(commands: Any) -> None:
     parser.set_defaults(command_function=_sweep)
     parser.add_argument("name", help="the recipe, see `list`")
     parser.add_argument("--out", type=Path, required=True, help="the sweep's folder; the same command continues it")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or more; one run per seed")
+    add_run_options(parser, "settings of all runs, see `list`")
     help = "the values of each setting that varies, such as methods=scratch,l2t lr=0.1,0.01"
-    parser.add_argument("--over", nargs="+", default=[], metavar="KEY=VALUE,…", help=help)
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs, see `list`")
+    parser.add_argument("--over", nargs="+", action="extend", default=[], metavar="KEY=VALUE,…", help=help)
     parser.add_argument("--processes", type=int, help="runs at a time on this machine (default: its cores)")
     help = "run on Ray: `ray` starts it here, `auto` or HOST:PORT is a running cluster that shares the folder"
     parser.add_argument("--on", metavar="CLUSTER", help=help)
@@ -40,7 +40,7 @@ def add_sweep(commands: Any) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    grid = make_grid(options.name, options.seed, _pairs("--over", options.over), _pairs("--set", options.set))
+    grid = make_grid(options.name, options.seed, pairs("--over", options.over), settings_of(options))
     check_address(options.on or "ray", options.cpus, options.gpus, options.processes)
     require(options.on is not None or options.gpus == 0, "--gpus", "0 without --on", options.gpus)
     check_folder(grid, options.out)
@@ -66,14 +66,6 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    for text in texts:
-        require("=" in text, option, "KEY=VALUE", text)
-    pairs = dict(text.split("=", 1) for text in texts)
-    require(len(pairs) == len(texts), option, "each setting once", " ".join(texts))
-    return pairs
 
 
 def add_table(commands: Any, draw: Callable[[pd.DataFrame], Any]) -> None:

@@ -159,7 +159,7 @@ class LiveTraining(Explorer):
         trainer = self._trainer
         self._add_new(trainer.tables["log"])
         steps, step, epochs = trainer.steps, trainer.step, trainer.epochs
-        words = f"step {step:,} of {steps:,} · epoch {min(step * epochs // steps + 1, epochs)} of {epochs}"
+        words = f"step {step:,} of {steps:,} · epoch {min(step // len(trainer.batches) + 1, epochs)} of {epochs}"
         since, first = self._began
         if state != "running":
             words += f" · {state}"

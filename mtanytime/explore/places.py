@@ -111,7 +111,7 @@ def _file(path: Path) -> Part:
     if kind != "trace":
         return Part(path, kind, table)
     channels = path.with_name(tables.RUN_TABLES["channels table"])
-    beside = path if tables.is_map(path) else channels if path == trace and channels.exists() else None
+    beside = path if tables.is_map(path) else channels if path == trace and tables.has_rows(channels) else None
     further = tables.arrived_beside(path), tables.features_beside(path), tables.results_beside(path)
     return Part(path, kind, table, RunTables(table, beside, *further))
 

@@ -1,6 +1,7 @@
 """Read and check the tables that pictures show; without matplotlib."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -151,10 +152,10 @@ def whole_run(trace: Table, channels: Table | None) -> tuple[Table, Table | None
     path = Path(trace)
     if is_map(path):
         return path, path
-    beside = path / "channels.csv" if path.is_dir() else path
-    if beside.name != "channels.csv" or not beside.exists() or not beside.with_name("trace.csv").exists():
-        return trace, channels
-    return beside.with_name("trace.csv"), beside
+    named = path.name in (RUN_TABLES["trace"], RUN_TABLES["channels table"])
+    folder = path if path.is_dir() else path.parent
+    both = folder / RUN_TABLES["trace"], folder / RUN_TABLES["channels table"]
+    return both if (path.is_dir() or named) and all(map(has_rows, both)) else (trace, channels)
 
 
 def arrived_beside(trace: Table) -> Path | None:
@@ -183,8 +184,11 @@ def _beside(trace: Table, name: str, there: Callable[[Path], bool] | None = None
 
 
 def has_rows(path: Path) -> bool:
-    """Whether a run has written to this table; one that was stopped early leaves it empty."""
-    return path.exists() and path.stat().st_size > 0
+    """Whether a table has a row; a run that was stopped early leaves it empty, or with its header alone."""
+    if not path.exists():
+        return False
+    with path.open("rb") as lines:
+        return sum(1 for _ in islice(lines, 2)) == 2
 
 
 def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
