@@ -35,7 +35,7 @@ def frames(page: Page, size: tuple[int, int]) -> list[Image.Image]:
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.wait_for_selector(".mtanytime svg")
     hide = "(boxes) => boxes.forEach((box) => { box.style.display = 'none'; })"  # a page's policy allows no style sheet
-    page.locator(".detail, main > .about").evaluate_all(hide)  # a pair's curves and the last line, which do not fit
+    page.locator(".detail, :has(> table.picks), main > .about").evaluate_all(hide)  # tables and lines that do not fit
     slider = page.locator("input[type=range]").first
     last = int(slider.get_attribute("max") or 0)
     count = min(FRAMES, last + 1)
