@@ -95,7 +95,7 @@ def _run_or_plan(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _print_plan(options, settings)
     if options.csv is not None:
-        check_new_csv(options.csv)
+        check_new_csv(options.csv, maps=True)
     results = run(options.name, options.out, options.seed, settings)
     print(results.table.to_string(index=False))
     if options.csv is not None:

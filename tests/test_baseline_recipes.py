@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -9,12 +10,12 @@ import torch
 from torch import nn
 
 from mtanytime.backbones import IMAGENET_MEAN, IMAGENET_STD, Normalized, resnet
-from mtanytime.data.images import Task
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.experiments import baseline_recipes as baselines
 from mtanytime.experiments.grid import check_cells, make_grid
 from mtanytime.experiments.runner import load_part, plan, run
-from mtanytime.transfer import TransferTrainer
-from mtanytime.transfer.probe import fit_probe
+from mtanytime.transfer import TransferTrainer, trial_search
+from mtanytime.transfer.probe import LinearProbe, fit_probe
 
 SMALL = {"per_class": "6", "steps": "2", "batch_size": "8", "width": "4", "precision": "float32", "images": "."}
 SMALL |= {"trials": "3", "search_steps": "1"}
@@ -118,5 +119,27 @@ def test_a_refitted_probe_is_the_same_teacher(tmp_path: Path) -> None:
     assert torch.equal(resumed.teacher.linear.weight, weight)
     assert not torch.equal(other.linear.weight, weight)  # what was given stays as it is
     assert resumed.train().log["loss"].tolist() == whole
-    with pytest.raises(ValueError, match=r"another run \(teacher: there 'probe of .*, strength "):
-        trainer(fit_probe(source, data, strengths=(0.5,)))
+    turned = ImageSet(data.images, (data.labels + 1) % 3, data.classes)
+    for another in (fit_probe(source, data, strengths=(0.5,)), fit_probe(source, turned)):
+        with pytest.raises(ValueError, match=r"another run \(teacher: there 'probe "):
+            trainer(another)
+
+
+def test_a_search_goes_on_with_refitted_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trials read the layers of their own pairs alone, and still keep their probe."""
+    source, data = tiny.made(5, classes=7, seed=2).eval(), tiny.images(30)
+    settings = {"steps": 2, "batch_size": 6, "lr": 0.02, "device": "cpu", "progress": False, "views": None}
+
+    def search() -> list[float]:
+        found = trial_search(source, lambda: tiny.made(4, seed=1), data, trials=4, folder=tmp_path / "run", **settings)
+        return list(found.losses)
+
+    first = search()
+
+    def other(*arguments: Any, **options: Any) -> LinearProbe:
+        probe = fit_probe(*arguments, **options)
+        probe.linear.weight.mul_(1 + 1e-6)
+        return probe
+
+    monkeypatch.setattr("mtanytime.transfer.teacher.fit_probe", other)
+    assert search() == first

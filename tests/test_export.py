@@ -486,6 +486,8 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_a_shared_convolution(tmp_path: Path) -> None:
     """Two norms after one convolution cannot both be folded into it; graphs are compared with the network itself."""
     torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fold_batch_norms(nn.Sequential(block, block)).modules())
     shared = nn.Conv2d(3, 3, 3, padding=1)
     norms = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     network = nn.Sequential(shared, norms[0], nn.ReLU(), shared, norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten())

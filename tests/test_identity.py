@@ -249,8 +249,8 @@ def test_a_rewritten_function_is_another_run(tmp_path: Path) -> None:
     ]
     assert len(set(names)) == 5
 
-    def in_a_cell(code: str) -> object:
-        cell: dict[str, Any] = {"__name__": "__main__"}
+    def in_a_cell(code: str, module: str = "__main__") -> object:
+        cell: dict[str, Any] = {"__name__": module}
         exec(code, cell)
         return name_of(cell["loss"])
 
@@ -259,6 +259,14 @@ def test_a_rewritten_function_is_another_run(tmp_path: Path) -> None:
     assert in_a_cell("def loss(x, y):\n    return x * 3") != plain
     calls = "def scale():\n    return {}\n\ndef loss(x, y):\n    return x * scale()"
     assert in_a_cell(calls.format(1)) == in_a_cell(calls.format(1)) != in_a_cell(calls.format(2))
+    nested = "scale = 1\ndef add(v):\n    return v + {}\n\ndef loss(x, y):\n    return sum([add(v) * scale for v in x])"
+    assert in_a_cell(nested.format(1)) != in_a_cell(nested.format(2))
+    method = "class Loss:\n    def __call__(self, x, y):\n        return self.scaled(x)\n\n    def scaled(self, x):\n"
+    method += "        return x * {}\n\nloss = Loss()"
+    assert in_a_cell(method.format(1)) != in_a_cell(method.format(2))
+    counts = "calls = []\n\ndef count():\n    calls.append(1)\n\ndef loss(x, y):\n    count()\n    return x\n{}"
+    assert in_a_cell(counts.format("")) == in_a_cell(counts.format("count()"))  # a helper's state is not its code
+    assert in_a_cell(calls.format(1)) == in_a_cell(calls.format(1), "train")  # imported from a script
     assert name_of(F.cross_entropy) == "cross_entropy"
     options = {"data": coloured(), "epochs": 1, "folder": tmp_path / "run", "lr": None}
     tiny_runs.trainer(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01), **options).train()

@@ -160,4 +160,5 @@ def test_every_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(runtimes, "best_device", lambda: torch.device("mps"))
     monkeypatch.setattr(runtimes, "synchronise", lambda device: waited.append(device.type))
     time_in_turn([lambda: None], repeats=1, warmup=0)
-    assert waited == ["mps", "mps"]
+    time_in_turn([lambda: None], repeats=1, warmup=0, device=torch.device("xpu"))
+    assert waited == ["mps", "mps", "xpu", "xpu"]

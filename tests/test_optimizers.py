@@ -158,7 +158,7 @@ def test_states_of_any_form_are_resumed(tmp_path: Path, optimizer: Any) -> None:
 
 
 def test_a_foreign_state_leaves_the_network_as_it_was() -> None:
-    """Modules and optimizers are loaded together or not at all."""
+    """What an optimizer refuses does not change the modules."""
     run, other = trainer(), trainer()
     other.train()
     states = get_states(other.modules, other.optimizers) | {"step": 3, "seconds": 1.0, "best": None, "scores": None}

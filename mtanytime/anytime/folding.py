@@ -38,7 +38,8 @@ def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
             with zeros for the absent connections. They multiply more, but take less time.
     """
     folded = plain_copy(network).eval()
-    places = Counter(id(module) for _, module in folded.named_modules(remove_duplicate=False))
+    parts = [part for module in folded.modules() for part in module._modules.values()]
+    places = Counter(id(part) for part in parts)  # more than one: it is called in several places
     for module in list(folded.modules()):
         pairs = list(getattr(module, "convolutions_with_norms", ()))
         if isinstance(module, nn.Sequential):

@@ -157,7 +157,8 @@ class Batches:
         for sampler in (*samplers, getattr(self.data.batch_sampler, "sampler", None)):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-            if isinstance(generator := getattr(sampler, "generator", None), Generator):
+            generator = getattr(sampler, "generator", None)
+            if isinstance(generator, Generator) and generator is not torch.default_generator:
                 generator.manual_seed(seed)
         state, batches = _seeded_states(seed), None
         while True:

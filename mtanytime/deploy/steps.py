@@ -60,7 +60,7 @@ class Step(nn.Module):
 
 
 def exit_networks(network: nn.Module, fold: bool = True) -> list[nn.Module]:
-    """A stand-alone network for each exit, thin to wide, with batch norms folded; one for an ordinary network."""
+    """A stand-alone network for each exit, thin to wide, or one for an ordinary network; `fold` folds batch norms."""
     inner = unwrapped(network)
     prepare = fold_batch_norms if fold else deepcopy
     if not isinstance(inner, AnytimeNetwork):

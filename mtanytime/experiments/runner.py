@@ -206,9 +206,12 @@ class _NoTracker(ModuleTracker):
         pass
 
 
-def check_new_csv(csv: Path) -> None:
-    """Check before hours of work that `write_results` can write its files. ValueError if one exists, OSError if not."""
-    for file in (csv, _maps_file(csv)):
+def check_new_csv(csv: Path, maps: bool = False) -> None:
+    """Check before hours of work that `write_results` can write its file, or, with `maps`, both of its files.
+
+    ValueError if one exists, OSError if it cannot be written.
+    """
+    for file in (csv, *([_maps_file(csv)] if maps else [])):
         require(not file.exists(), "csv", "a file that does not exist yet", str(file), "delete or rename it first")
     csv.parent.mkdir(parents=True, exist_ok=True)
     _temporary(csv).touch()

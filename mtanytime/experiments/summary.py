@@ -96,13 +96,15 @@ def _settings_in(comment: str) -> dict[str, str]:
 
 
 def _pairs_in(text: str) -> dict[str, str]:
-    """The settings at the beginning of a text; a value in quotes may hold spaces, and words may follow the last one."""
+    """The settings at the beginning of a text, which words may follow; a value in quotes may hold spaces."""
     try:
         words = shlex.split(text)
     except ValueError:  # a quotation mark without its end
         words = text.split()
-    settings = itertools.takewhile(re.compile(r"\w+=").match, words)
-    return dict(word.rstrip(",)").split("=", 1) for word in settings)
+    settings = [*itertools.takewhile(re.compile(r"\w+=").match, words)]
+    if settings and len(settings) < len(words):  # such as "lr=0.1, and the same with …"
+        settings[-1] = settings[-1].rstrip(",)")
+    return dict(word.split("=", 1) for word in settings)
 
 
 def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.DataFrame:

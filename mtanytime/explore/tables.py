@@ -143,7 +143,8 @@ def with_slices(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def whole_run(trace: Table, channels: Table | None) -> tuple[Table, Table | None]:
-    """Return a trace and its channel weights; both of a run if its folder or its channels.csv is given as trace.
+    """Return a trace and its channel weights; both of a run if its folder, its trace.csv or its channels.csv is given
+    as trace.
 
     The file of a map holds both.
     """

@@ -56,15 +56,20 @@ def write_onnx(network: nn.Module, file: Path, image_shape: Sequence[int] = (3, 
 
 
 def time_in_turn(
-    calls: Sequence[Call], repeats: int = 20, warmup: int = 3, progress: bool = False
+    calls: Sequence[Call],
+    repeats: int = 20,
+    warmup: int = 3,
+    progress: bool = False,
+    device: torch.device | None = None,
 ) -> Float64[np.ndarray, "calls repeats"]:
     """Milliseconds of calls, in rounds that make each call once: a slow moment of the machine affects all equally.
 
-    An accelerator is waited for. Raises ValueError if `repeats` is below 1 or `warmup` below 0.
+    The device, by default the accelerator if there is one, is waited for. Raises ValueError if `repeats` is below 1 or
+    `warmup` below 0.
     """
     require(repeats >= 1, "repeats", "a number >= 1", repeats)
     require(warmup >= 0, "warmup", "a number >= 0", warmup)
-    device = best_device()
+    device = best_device() if device is None else device
     times = np.empty((len(calls), warmup + repeats))
     for i in tqdm(range(warmup + repeats), "timing", unit="round", file=sys.stderr, disable=not progress):
         for j, call in enumerate(calls):

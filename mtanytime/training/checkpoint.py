@@ -110,7 +110,7 @@ def set_states(
     """Load the states of all modules and optimisers; raises if one is missing or of another shape or type.
 
     The rest of the checkpoint is checked as well (see `check_contents`), and the weights of the best validation epoch
-    are loaded once to test them. After an error the modules are as before.
+    are loaded once to test them. After an error the modules are as before; the optimisers may not be.
     """
     check_contents(states, steps)
     best = states["best"]

@@ -1,23 +1,23 @@
 """The contents of functions and objects: what they hold that can change a result, and a hash of it."""
 
-import dis
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from numbers import Number
-from types import CodeType, FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtanytime.training.code import code_of, global_names
+
 Parts = dict[str, Any]
 
 _DEPTH = 8  # objects deeper inside than this are named only
-_LIBRARIES = ("mtanytime", "torch", "torchvision")  # their functions change only with their versions
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -39,10 +39,10 @@ def parts_of(value: Any) -> Parts:
     """What a function or object holds that can change its results, by name; empty parts are left out.
 
     Of a function: the variables of its closure, the tensors, arrays and numbers among the global variables that it
-    reads and, if it is local, its defaults. If it may have been rewritten under the same name, since it is local or of
-    a script or notebook, also its code, and the global functions of this kind that it calls. Of a method: also its
-    object. Of a module: its attributes, tensors and submodules. Of another object: its attributes, and its private ones
-    if they are tensors, arrays or modules, except those that have the default of the argument of that name.
+    reads and, if it is local, its defaults. Of a method: also its object. Of a module: its attributes, tensors and
+    submodules. Of another object: its attributes, and its private ones if they are tensors, arrays or modules, except
+    those that have the default of the argument of that name. Of a user's functions and objects, also their code (see
+    `code.code_of`).
     """
     if isinstance(value, type):  # its name identifies it
         return {}
@@ -54,8 +54,6 @@ def parts_of(value: Any) -> Parts:
         parts = closure_of(function) | _globals_of(function)
         if "<" in function.__qualname__:  # <lambda> or <locals>: the defaults of a library's function do not change
             parts |= {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
-        if _may_be_rewritten(function):
-            parts["code"] = _code_of(function)
     elif isinstance(value, nn.Module):
         parts = {k: v for k, v in vars(value).items() if k[0] != "_" and k != "training"}
         parts |= dict(value.named_parameters(recurse=False)) | dict(value.named_buffers(recurse=False))
@@ -65,6 +63,7 @@ def parts_of(value: Any) -> Parts:
         kept = Tensor | np.ndarray | nn.Module
         parts = {k: v for k, v in getattr(value, "__dict__", {}).items() if k[0] != "_" or isinstance(v, kept)}
         parts = {k: v for k, v in parts.items() if not (k in defaults and v is defaults[k])}
+    parts["code"] = code_of(value)
     return {k: v for k, v in parts.items() if not (v is None or (isinstance(v, list | tuple | dict) and not v))}
 
 
@@ -78,25 +77,9 @@ def closure_of(function: Callable[..., Any]) -> Parts:
 
 
 def _globals_of(function: Callable[..., Any]) -> Parts:
-    names = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
-    found = {f"global {name}": function.__globals__.get(name) for name in sorted(names)}
+    found = {f"global {name}": function.__globals__.get(name) for name in sorted(global_names(function.__code__))}
     kinds = bool | int | float | str | tuple | list | dict | Tensor | np.ndarray | nn.Module
-    own = {name for name, value in found.items() if isinstance(value, FunctionType) and _may_be_rewritten(value)}
-    return {name: value for name, value in found.items() if isinstance(value, kinds) or name in own}
-
-
-def _code_of(function: FunctionType) -> CodeType:
-    """A function's code without its docstring."""
-    code, documentation = function.__code__, function.__doc__
-    if documentation is None:
-        return code
-    return code.replace(co_consts=tuple(None if value == documentation else value for value in code.co_consts))
-
-
-def _may_be_rewritten(function: FunctionType) -> bool:
-    """Whether a function is a lambda, a local one, or one of a script or notebook; not those of the libraries."""
-    library = (function.__module__ or "").partition(".")[0] in _LIBRARIES
-    return not library and ("<" in function.__qualname__ or function.__module__ == "__main__")
+    return {name: value for name, value in found.items() if isinstance(value, kinds)}
 
 
 def _defaults_of(kind: type) -> Parts:
@@ -115,8 +98,6 @@ def _text(value: Any, outer: tuple[int, ...]) -> str:
     if isinstance(value, np.ndarray):
         values = repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
         return f"array {value.dtype} {value.shape} {hashlib.sha256(values).hexdigest()}"
-    if isinstance(value, CodeType):
-        return f"code {_text((value.co_code, value.co_names, value.co_consts), outer)}"
     name = getattr(value, "__qualname__", type(value).__qualname__)
     if isinstance(value, type | ModuleType) or id(value) in outer or len(outer) >= _DEPTH:
         return name

@@ -148,6 +148,7 @@ class BaselineTrainer(Trainer):
         target_maps = try_layers("target", self.target, images, training=True)
         if set(self.term_weights) != {"teacher"}:
             check_trainable(self.model, target_maps)
+        with seeded(derive_seed(self.seed, _TERMS), self.device):
             check_always_run("target", self.target, images)
         with seeded(derive_seed(self.seed, _TERMS), self.device):
             self.terms = nn.ModuleDict(self._make_terms(source_maps, target_maps, images)).to(images)

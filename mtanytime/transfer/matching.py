@@ -223,7 +223,7 @@ def source_standards(
         count += len(next(iter(maps.values())))
         for source, target in pairs:
             values = resize_maps(maps[source], target_sizes[target]).flatten(2)
-            values = values.double() if values.device.type == "cpu" else values.float()  # not all have float64
+            values = values.float() if values.device.type == "mps" else values.double()  # mps has no float64
             sums = torch.stack([part.mean(dim=2).sum(dim=0) for part in (values, values.square())]).cpu().double()
             moments[source, target] = moments.get((source, target), 0) + sums
     means = {pair: first / count for pair, (first, _) in moments.items()}

@@ -20,6 +20,8 @@ from mtanytime.data.images import LabelledImages, Task, shuffled_by_class
 from mtanytime.features import Tapped, tap, unwrapped
 from mtanytime.measure.costs import device_and_dtype
 from mtanytime.randomness import generator_for
+from mtanytime.training.contents import contents_hash
+from mtanytime.training.identity import describe_data
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty
 OUTPUT = "output"  # the source's own logits among the features
@@ -35,6 +37,7 @@ class LinearProbe(nn.Module):
     Attributes:
         layers: the layers that are read; `OUTPUT` stands for the source's own logits.
         strength: scikit-learn's C.
+        origin: a hash of the data and the settings that it was fitted with; "" for one that `fit_probe` did not make.
         table: layers, strength, accuracy and log loss (nats per image) of everything that cross-validation compared.
     """
 
@@ -46,8 +49,10 @@ class LinearProbe(nn.Module):
         bias: Float[Tensor, " classes"],
         strength: float,
         table: pd.DataFrame,
+        origin: str = "",
     ) -> None:
         super().__init__()
+        self.origin = origin
         self.source, self.layers, self.strength, self.table = source.eval(), tuple(layers), strength, table
         self.linear = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight))
         self.linear.weight, self.linear.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
@@ -55,7 +60,7 @@ class LinearProbe(nn.Module):
     def with_own_classifier(self) -> "LinearProbe":
         """A probe of the same source network whose linear classifier is a copy."""
         parts = (part.detach().clone() for part in (self.linear.weight, self.linear.bias))
-        return LinearProbe(self.source, self.layers, *parts, self.strength, self.table)
+        return LinearProbe(self.source, self.layers, *parts, self.strength, self.table, self.origin)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
@@ -160,7 +165,9 @@ def fit_probe(
     weight = coefficients / scaler.scale_
     bias = intercept - weight @ scaler.mean_
     as_tensor = (torch.from_numpy(part).to(*device_and_dtype(source)) for part in (weight, bias))
-    return LinearProbe(tapped, chosen, *as_tensor, strength, pd.DataFrame(rows))
+    settings = {"layers": layers, "strengths": strengths, "folds": folds, "seed": seed, "scoring": scoring}
+    origin = contents_hash(settings | {"max_images": max_images, "data": describe_data(data)})
+    return LinearProbe(tapped, chosen, *as_tensor, strength, pd.DataFrame(rows), origin)
 
 
 def _read(

@@ -148,4 +148,4 @@ def without_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def subfolder(folder: str | Path | None, name: str) -> Path | None:
     """A folder in the folder, if there is one."""
-    return None if folder is None else Path(folder) / name
+    return None if folder is None else Path(folder).expanduser() / name

@@ -36,8 +36,9 @@ class Teacher:
     Attributes:
         network: the trained network.
         notes: what was changed about it.
-        identity: what a run's record says of it. A linear probe of a source is known by what cross-validation chose:
-            fitted again on another machine, its weights could differ in their last bits.
+        is_probe: whether it is a linear probe of a source, by `fit_probe`. Its weights are kept with the run: fitted
+            again on another machine, they could differ in their last bits.
+        identity: what a run's record says of it: of such a probe, what it was fitted with; else a hash of its weights.
     """
 
     def __init__(
@@ -47,16 +48,12 @@ class Teacher:
         self._classes: int | None = None
         self.notes = freeze_source("teacher", network, device)
         self._source: str | None = None  # whose pass a probe reads
-        if isinstance(network, LinearProbe):
-            for name, source in sources.items():
-                if network.source.model is source.model and set(network.layers) <= {*source.layers, OUTPUT}:
-                    self._source = name
-        self.identity = fingerprint(network.state_dict()) if self._source is None else _chosen(network)
-
-    @property
-    def is_probe(self) -> bool:
-        """Whether the teacher is a linear probe of a source, so that its weights are kept with the run."""
-        return self._source is not None
+        self.is_probe = False
+        for name, source in sources.items() if isinstance(network, LinearProbe) else ():
+            if network.source.model is source.model:
+                self.is_probe = bool(network.origin)
+                self._source = name if set(network.layers) <= {*source.layers, OUTPUT} else None
+        self.identity = f"probe {network.origin}" if self.is_probe else fingerprint(network.state_dict())
 
     def logits(self, images: Images, passes: Passes) -> Float[Tensor, "_ classes"]:
         """The teacher's logits for a batch; `passes` holds each source's output and maps for the same images."""
@@ -107,12 +104,6 @@ def make_teacher(trainer: Trainer, sources: Mapping[str, Tapped]) -> Teacher | N
         teacher.identity = "probe"
     trainer.notes += teacher.notes if note is None else [note]
     return teacher
-
-
-def _chosen(probe: LinearProbe) -> str:
-    layers, table = " ".join(probe.layers), probe.table
-    row = table[(table["layers"] == layers) & (table["strength"] == probe.strength)].iloc[0]
-    return f"probe of {layers}, strength {probe.strength:g}, accuracy {row['accuracy']:.4f} in cross-validation"
 
 
 def check_teacher(teacher: nn.Module | str | None) -> nn.Module | str | None:

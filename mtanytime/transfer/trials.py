@@ -138,7 +138,7 @@ def search_then_train(
     TransferTrainer(source, maker(target)(), data, test, **dict(settings) | unchecked)
     searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
     if folder is not None and Processes().first:
-        searched.map.save(Path(folder) / "map.json")
+        searched.map.save(subfolder(folder, "map.json"))
     options = {"map": searched.map, "folder": subfolder(folder, "train")}
     return TransferTrainer(source, target, data, test, **without_layers(settings) | options).train(), searched
 
@@ -247,7 +247,7 @@ class _Trials:
         """
         processes, pairs = Processes(), list(proposed)
         if self._folder is not None and processes.first:
-            file = Path(self._folder) / f"trial{len(self.maps)}.json"
+            file = subfolder(self._folder, f"trial{len(self.maps)}.json")
             stored = _read_pairs(file)
             if len(stored) == len(pairs) and set(stored) <= set(self.pairs):  # else the trainer refuses it
                 pairs = stored
