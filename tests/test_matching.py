@@ -90,15 +90,7 @@ def test_first_and_second_derivative(layout: torch.memory_format) -> None:
     values = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
     aligned = {"t": torch.randn(3, 5, 2, 2, generator=generator, dtype=torch.float64)}
 
-    class AlignedLoss(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.matching = matching
-
-        def forward(self, *inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-            return self.matching.aligned_loss(*inputs)
-
-    aligned_loss = AlignedLoss()
+    aligned_loss = Aligned(matching)
 
     def loss(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         state = {"matching.regressors.0.weight": weight, "matching.regressors.0.bias": bias}
@@ -221,3 +213,47 @@ def test_constant_features_have_no_unit() -> None:
     dead = {"s1": torch.ones(4, 2, 3, 3)}
     with pytest.raises(ValueError, match="source: expected maps of 's1' that differ between images, got constant ones"):
         source_standards([dead], [("s1", "t1")], {"t1": (3, 3)})
+
+
+@pytest.mark.parametrize("cached", [1, 10**6], ids=["one image at a time", "all at once"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fixed_weights(layout: torch.memory_format, cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that nothing learns: the same loss and gradients as with others, and both derivatives by differences."""
+    monkeypatch.setattr("mtanytime.transfer.matching._CACHED", cached)
+    matching, meta = built(ALL)
+    source = maps(SOURCE, 1)
+    target = {
+        layer: value.contiguous(memory_format=layout).requires_grad_() for layer, value in maps(TARGET, 2).items()
+    }
+    aligned = matching.align(source, {t: (n, n) for t, (_, n) in TARGET.items()})
+    learned = matching.stack(meta(source))
+    fixed = {layer: value.detach() for layer, value in learned.items()}
+    inputs, factor = [*target.values(), *matching.parameters()], torch.tensor([0.7, 1.9], dtype=torch.float64)
+    losses = [matching.aligned_loss(target, aligned, weights) for weights in (learned, fixed)]
+    assert torch.equal(*losses)
+    first = torch.autograd.grad(factor @ losses[0], inputs, retain_graph=True)
+    second = torch.autograd.grad(factor @ losses[1], inputs)
+    torch.testing.assert_close(second, first)
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        state = dict(zip(dict(matching.named_parameters()), values[len(target) :], strict=True))
+        features = dict(zip(target, values[: len(target)], strict=True))
+        state = {f"matching.{name}": value for name, value in state.items()}
+        return torch.func.functional_call(Aligned(matching), state, (features, aligned, fixed))
+
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+    with torch.no_grad():
+        assert torch.equal(matching.aligned_loss(target, aligned, fixed), losses[1])
+
+
+class Aligned(torch.nn.Module):
+    """`aligned_loss` as a module's forward."""
+
+    def __init__(self, matching: FeatureMatching) -> None:
+        super().__init__()
+        self.matching = matching
+
+    def forward(self, *inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of each image."""
+        return self.matching.aligned_loss(*inputs)

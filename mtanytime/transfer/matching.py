@@ -171,7 +171,8 @@ class FeatureMatching(nn.Module):
             detached = not aligned[target].requires_grad
             require(detached, "source_features", "detached maps", Words(f"maps for {target!r} that require grad"))
             with torch.autocast(maps.device.type, enabled=False):  # the loss keeps the precision of the parameters
-                total = total + _WeightedError.apply(
+                error = _WeightedError if weights[target].requires_grad else _FixedWeightError
+                total = total + error.apply(
                     _by_pixel(maps.to(weight.dtype)),
                     weight.flatten(1),
                     regressor.bias,
@@ -242,6 +243,7 @@ def source_standards(
     return {pair: Standard(means[pair].to(maps[pair[0]]), scales[pair]) for pair in pairs}
 
 
+_CACHED = 2**18  # numbers of an error that fit a processor's cache beside what they are made from
 Pixels = Float[Tensor, "batch pixel target"]
 Errors = Float[Tensor, "batch pixel source"]
 Matrix = Float[Tensor, "source target"]
@@ -272,6 +274,46 @@ class _WeightedError(torch.autograd.Function):
             g, t, r, bias, w, error, squares, ctx.for_parameters
         )
         return for_t, for_r, for_bias, None, for_w
+
+
+class _FixedWeightError(torch.autograd.Function):
+    """`_WeightedError` for weights that nothing learns: its first derivative is a by-product of the loss.
+
+    It is linear in g, one number per image, so it is computed before g is known. On a CPU, some images at a time: their
+    error stays in the cache, and no error is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, t: Pixels, r: Matrix, bias: Float[Tensor, " source"], s: Errors, w: ByImage
+    ) -> Float[Tensor, " batch"]:
+        images, pixels, channels = s.shape
+        count = max(1, _CACHED // (pixels * channels)) if t.device.type == "cpu" else images
+        squares, total, for_t = w.new_empty(w.shape), w.new_empty(w.shape), t.new_empty(t.shape)
+        correlation = t.new_empty(images, *r.shape)
+        needed = any(ctx.needs_input_grad)
+        for start in range(0, images, count):
+            part = slice(start, start + count)
+            error = F.linear(t[part], r, bias).sub_(s[part])
+            squares[part] = error.square().mean(1)
+            if needed:
+                total[part] = error.sum(dim=1)
+                torch.bmm(error.mT, t[part], out=correlation[part])
+                torch.bmm(error, (w[part] * (2 / pixels))[:, :, None] * r, out=for_t[part])
+        ctx.save_for_backward(t, r, bias, s, w, squares, *([for_t, correlation, total] if needed else []))
+        ctx.for_parameters = for_parameters()
+        return torch.linalg.vecdot(squares, w)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Float[Tensor, " batch"]) -> tuple[Tensor | None, ...]:
+        t, r, bias, s, w, squares, for_t, correlation, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            with torch.no_grad():
+                error = F.linear(t, r, bias).sub_(s)
+            found = _WeightedErrorBackward.apply(g, t, r, bias, w, error, squares, ctx.for_parameters)
+            return *found[:3], None, None
+        alpha = g[:, None] * w * (2 / t.shape[1])
+        return for_t * g[:, None, None], (alpha[:, :, None] * correlation).sum(0), (alpha * total).sum(0), None, None
 
 
 class _WeightedErrorBackward(torch.autograd.Function):
