@@ -155,7 +155,7 @@ def test_costs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     refused(r"the table of this network, \[.*\] multiply-adds, got exits of", "inverted")
     refused(r"times of batch 2, got \[1\]; delete the file", batch=2)
     with monkeypatch.context() as patched:
-        patched.setattr(inference, "processor", lambda: "an abacus")
+        patched.setattr(inference, "processor", lambda device: "an abacus")
         refused(r"times of processor an abacus, got \[")
     kept = file.read_text()
     file.write_text(kept.replace(",cpu,", ",cuda,"))
