@@ -199,7 +199,7 @@ def _time(
 ) -> list[dict[str, Any]]:
     """Time several modules on the same images in turns; one result of `latency` per module."""
     calls = [partial(module, images) for module in modules]
-    times = time_in_turn(calls, repeats, warmup, progress, images.device)
+    times = time_in_turn(calls, repeats, warmup, progress and f"timing batch {len(images)}", images.device)
     lower, median, upper = np.percentile(times, [25, 50, 75], axis=1)
     setting = {"batch": len(images), "threads": torch.get_num_threads(), "device": str(images.device)}
     return [

@@ -59,19 +59,20 @@ def time_in_turn(
     calls: Sequence[Call],
     repeats: int = 20,
     warmup: int = 3,
-    progress: bool = False,
+    progress: bool | str = False,
     device: torch.device | None = None,
 ) -> Float64[np.ndarray, "calls repeats"]:
     """Milliseconds of calls, in rounds that make each call once: a slow moment of the machine affects all equally.
 
-    The device, by default the accelerator if there is one, is waited for. Raises ValueError if `repeats` is below 1 or
-    `warmup` below 0.
+    The device, by default the accelerator if there is one, is waited for. `progress` shows a bar on stderr, or, as a
+    text, one with this label on stdout. Raises ValueError if `repeats` is below 1 or `warmup` below 0.
     """
     require(repeats >= 1, "repeats", "a number >= 1", repeats)
     require(warmup >= 0, "warmup", "a number >= 0", warmup)
     device = best_device() if device is None else device
     times = np.empty((len(calls), warmup + repeats))
-    for i in tqdm(range(warmup + repeats), "timing", unit="round", file=sys.stderr, disable=not progress):
+    label, file = (progress, sys.stdout) if isinstance(progress, str) else ("timing", sys.stderr)
+    for i in tqdm(range(warmup + repeats), label, unit="round", file=file, disable=not progress):
         for j, call in enumerate(calls):
             synchronise(device)
             started = time.perf_counter()
