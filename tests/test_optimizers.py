@@ -14,12 +14,34 @@ from mtanytime.data.batches import Batches
 from mtanytime.training.checkpoint import get_states, set_states
 from mtanytime.training.identity import run_record
 
+
+class Factored(torch.optim.Optimizer):
+    """SGD scaled by a moment of the gradient's rows, as factored optimizers of other libraries keep it."""
+
+    def __init__(self, parameters: Any, lr: float = 0.01) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                rows = parameter.grad.reshape(len(parameter), -1).square().mean(1)
+                state["exp_avg_sq_row"] = 0.9 * state.get("exp_avg_sq_row", rows) + 0.1 * rows
+                state["kind"] = "row"
+                scale = state["exp_avg_sq_row"].sqrt().add(1e-3).view(-1, *[1] * (parameter.ndim - 1))
+                parameter.sub_(group["lr"] * parameter.grad / scale)
+
+
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.05)
 KINDS = {
     "AdamW": ADAMW,
     "RMSprop": partial(torch.optim.RMSprop, lr=0.003, momentum=0.5),
     "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
     "Adafactor": partial(torch.optim.Adafactor, lr=0.01),
+    "a learning rate that is a tensor": partial(torch.optim.AdamW, lr=torch.tensor(0.01)),
+    "an optimizer of another library": Factored,
 }
 
 
@@ -119,42 +141,6 @@ def test_a_lookahead_needs_sgd() -> None:
     own.train()
     assert state_of(own) == state_of(default)
     assert transfer(epochs=1, optimizer=ADAMW, lr=None, what=False, where="off").train().accuracy is not None
-
-
-class Factored(torch.optim.Optimizer):
-    """SGD scaled by a moment of the gradient's rows, as factored optimizers of other libraries keep it."""
-
-    def __init__(self, parameters: Any, lr: float = 0.01) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """One step."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                rows = parameter.grad.reshape(len(parameter), -1).square().mean(1)
-                state["exp_avg_sq_row"] = 0.9 * state.get("exp_avg_sq_row", rows) + 0.1 * rows
-                state["kind"] = "row"
-                scale = state["exp_avg_sq_row"].sqrt().add(1e-3).view(-1, *[1] * (parameter.ndim - 1))
-                parameter.sub_(group["lr"] * parameter.grad / scale)
-
-
-@pytest.mark.parametrize(
-    "optimizer", [Factored, lambda p: torch.optim.AdamW(p, lr=torch.tensor(1e-3))], ids=["factored", "tensor lr"]
-)
-def test_states_of_any_form_are_resumed(tmp_path: Path, optimizer: Any) -> None:
-    """An optimizer of another library may keep what it likes, and a learning rate may be a tensor."""
-    options = {"optimizer": optimizer, "lr": None, "epochs": 2}
-    whole = trainer(**options)
-    whole.train()
-    for report in trainer(tmp_path / "run", **options):
-        if report.step == 5:
-            break
-    resumed = trainer(tmp_path / "run", **options)
-    assert resumed.step == 5
-    resumed.train()
-    assert state_of(resumed) == state_of(whole)
 
 
 def test_a_foreign_state_leaves_the_network_as_it_was() -> None:
