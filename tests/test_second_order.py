@@ -1,7 +1,7 @@
 """Convolution and batch norm differentiated twice, against torch's own second derivatives and finite differences."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -85,6 +85,33 @@ def test_what_the_incoming_gradient_depends_on(name: str) -> None:
         first = torch.autograd.grad((scale * output.square()).sum(), values, create_graph=True)
         wanted.append(torch.autograd.grad(sum(g.sin().sum() for g in first), scale)[0])
     torch.testing.assert_close(*wanted)
+
+
+def second_derivative(precision: torch.dtype, block: Callable[[], AbstractContextManager[None]]) -> Tensor:
+    """The product of a small network's Hessian with a fixed vector; the forward pass runs in this precision."""
+    torch.manual_seed(0)
+    first, second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 16, 3, stride=2)
+    norms = torch.nn.BatchNorm2d(8), torch.nn.BatchNorm2d(16)
+    network = torch.nn.Sequential(first, norms[0], torch.nn.ReLU(), second, norms[1], torch.nn.ReLU())
+    images, weights = torch.randn(32, 3, 9, 9), [p for p in network.parameters() if p.ndim > 1]
+    with block(), torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        maps = network(images)
+        if block is second_order:
+            assert "_BatchNorm" in network[:2](images).grad_fn.name()
+            assert "_Convolution" in first(images).grad_fn.name()
+    loss = torch.nn.functional.cross_entropy(maps.float().mean((2, 3)), torch.arange(32) % 16)
+    slopes = torch.autograd.grad(loss, weights, create_graph=True)
+    return torch.cat(
+        [h.flatten() for h in torch.autograd.grad(slopes, weights, [torch.randn_like(w) for w in weights])]
+    )
+
+
+def test_mixed_precision() -> None:
+    """In bfloat16 autocast the fast layers are used too, and are no further from float32 than torch's own."""
+    exact = second_derivative(torch.float32, nullcontext)
+    ours, theirs = (second_derivative(torch.bfloat16, block) for block in (second_order, nullcontext))
+    error = [((found - exact).norm() / exact.norm()).item() for found in (ours, theirs)]
+    assert 0 < error[0] < 1.1 * error[1] < 0.2
 
 
 def test_running_statistics() -> None:

@@ -49,9 +49,9 @@ Kernels = Float[Tensor, "output input height width"]
 def second_order(for_parameters: bool = True, *, fast: bool = True) -> Iterator[None]:
     """Context in which 2-d convolutions, and batch norms in train mode, get the fast second derivative.
 
-    They have no third derivative. Layers in mixed precision, batch norms without γ and β or over several processes,
-    convolutions with a named padding, and calls that torch refuses remain torch's own. Functions that torch cannot
-    differentiate twice get a second derivative, too (see `smooth`).
+    They have no third derivative. Batch norms without γ and β or over several processes, convolutions with a named
+    padding, and calls that torch refuses remain torch's own. Functions that torch cannot differentiate twice get a
+    second derivative, too (see `smooth`).
 
     Example:
         >>> from mtanytime.transfer.second_order import second_order
@@ -127,7 +127,7 @@ class _Replaced(TorchFunctionMode):
             or input.numel() <= input.shape[1]
             or any(value is None or value.shape != input.shape[1:2] for value in (weight, bias))
             or any(value is not None and value.shape != input.shape[1:2] for value in (running_mean, running_var))
-            or input.dtype != weight.dtype
+            or not _same_precision(input, weight)
         )
         if own:
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -144,11 +144,19 @@ class _Replaced(TorchFunctionMode):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Tensor:
-        mixed = input.dtype != weight.dtype or torch.is_autocast_enabled(input.device.type)
-        if isinstance(padding, str) or input.ndim != 4 or mixed:
+        device = input.device.type
+        if torch.is_autocast_enabled(device) and torch.float64 not in (input.dtype, weight.dtype):
+            dtype = torch.get_autocast_dtype(device)  # as autocast casts the arguments of torch's own
+            input, weight, bias = (None if value is None else value.to(dtype) for value in (input, weight, bias))
+        if isinstance(padding, str) or input.ndim != 4 or input.dtype != weight.dtype:
             return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         geometry = (*(list(_pair(value)) for value in (stride, padding, dilation)), False, [0, 0], groups)
         return _Convolution.apply(input, weight, bias, geometry, for_parameters())
+
+
+def _same_precision(maps: Maps, gamma: Channels) -> bool:
+    """Whether torch's batch norm takes both: of one type or, as in autocast, maps in 16 bits with γ in float32."""
+    return maps.dtype == gamma.dtype or (maps.dtype.itemsize == 2 and gamma.dtype == torch.float32)
 
 
 class _Convolution(torch.autograd.Function):
@@ -273,19 +281,22 @@ class _BatchNormBackward(torch.autograd.Function):
         if not ctx.for_parameters:
             return for_g, None, None, None, None, None, None
         n = x.numel() / x.shape[1]
-        per_channel = (1, -1) + (1,) * (x.ndim - 2)
+
+        def per_channel(values: Channels) -> Tensor:
+            return values.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+
         if a is None:
-            u = g * b.view(per_channel)
+            u = g * per_channel(b)
         else:
             products = torch.linalg.vecdot(a.flatten(2), g.flatten(2)).sum(0) if a.ndim > 2 else (a * g).sum(0)
             f_over_gamma = sigma * (products - (a_sum * g_sum + a_xhat * g_xhat) / n)
             f = gamma * f_over_gamma
             scale = gamma * sigma / n
-            u = g * (b - scale * a_xhat).view(per_channel)
-            u.addcmul_(a, (scale * g_xhat).view(per_channel), value=-1)
+            u = g * per_channel(b - scale * a_xhat)
+            u.addcmul_(a, per_channel(scale * g_xhat), value=-1)
         for_x = _first_derivative(u, x, torch.ones_like(gamma), mean, sigma, ctx.eps)[0]
         slope = sigma * sigma * f / n  # of x in σ·x̂·f/N
-        for_x.addcmul_(x, slope.view(per_channel), value=-1).add_((slope * mean).view(per_channel))
+        for_x.addcmul_(x, per_channel(slope), value=-1).add_(per_channel(slope * mean))
         return for_g, for_x, None if a is None else f_over_gamma, None, None, None, None
 
 
