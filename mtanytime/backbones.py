@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mtanytime._torchvision import torchvision_module
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.torch_files import load_file
 
+ChannelValues = Sequence[float] | Shaped[np.ndarray, " channel"] | Shaped[Tensor, " channel"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -131,18 +133,17 @@ class Normalized(nn.Module):
     network; `features.tap` accepts these, too.
     """
 
-    def __init__(
-        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], size: int | None = None
-    ) -> None:
+    def __init__(self, network: nn.Module, mean: ChannelValues, std: ChannelValues, size: int | None = None) -> None:
         super().__init__()
         require(len(mean) > 0, "mean", "one value per channel", mean)
         require(len(std) == len(mean), "std", f"one value per channel, as many as mean ({len(mean)})", std)
-        require(min(std) > 0, "std", "values above 0", std)
+        require(bool(min(std) > 0), "std", "values above 0", std)
         require(size is None or size >= 1, "size", "at least 1 pixel, or None to keep the images' own", size)
         self.network = network
         self.size = size
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):  # of any kind: NumPy's are float64
+            buffer = torch.as_tensor(values, dtype=torch.get_default_dtype())
+            self.register_buffer(name, buffer.detach().clone().view(1, -1, 1, 1))
 
     def wrap(self, network: nn.Module) -> "Normalized":
         """Wrap another network in the same normalisation and input size, on the same device and in the same dtype.

@@ -5,9 +5,11 @@ import platform
 import re
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+
+from mtanytime.checks import require
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -20,7 +22,11 @@ def best_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """A context with torch's bfloat16 autocast, if that is the precision; weights and optimiser states stay float32."""
+    """A context with torch's bfloat16 autocast, if that is the precision; weights and optimiser states stay float32.
+
+    Raises ValueError for another precision.
+    """
+    require(precision in get_args(Precision), "precision", f"one of {get_args(Precision)}", precision)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 

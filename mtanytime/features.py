@@ -32,16 +32,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The model inside of DataParallel, DistributedDataParallel and `torch.compile`, with its `Normalized`."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
 def bare(model: nn.Module, argument: str = "model") -> nn.Module:
-    """The model without wrappers that hide its modules: DataParallel, DistributedDataParallel and `torch.compile`.
+    """The model without wrappers that hide its modules (see `without_wrappers`), also without one in a `Normalized`.
 
     A `Normalized` stays; one that holds such a wrapper is copied, with the same network in it.
 
     Raises:
         ValueError: a torch.jit network, whose layers cannot be read, or a wrapper deeper inside.
     """
-    while (inner := _inside(model)) is not None:
-        model = inner
+    model = without_wrappers(model)
     if isinstance(model, Normalized):
         network = bare(model.network, argument)
         if network is not model.network:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtanytime.checks import Words, require
 from mtanytime.randomness import get_rng_state, set_rng_state
 
 
@@ -45,6 +46,16 @@ def functional_call(
     output = torch.func.functional_call(module, places, inputs, tie_weights=False)
     tensors.update({name: places[name] for name in tensors if name in places})
     return output
+
+
+@contextmanager
+def input_unchanged(images: Tensor) -> Iterator[None]:
+    """Raise ValueError if a network that runs in the block writes into the images, which other networks read, too."""
+    before = images._version
+    yield
+    same = images._version == before
+    remedy = "write x = (x - mean) / std in place of x.sub_(mean).div_(std)"
+    require(same, "network", "one that leaves its input as it is", Words("one that writes into it"), remedy)
 
 
 @contextmanager

@@ -95,6 +95,7 @@ def test_other_addresses_are_one_line() -> None:
     [
         (SAYS.format('{"kind": "training"}') + "sys.exit(3)", "ended unexpectedly, with status 3"),
         ("import sys; sys.exit(1)", "ended unexpectedly, with status 1"),
+        ("print('{\"kind\": \"pla', end='')", "ended unexpectedly, with status 0"),
         (SAYS.format('{"kind": "error", "text": "no room"}') + "sys.exit(1)", "no room"),
     ],
 )
@@ -106,6 +107,12 @@ def test_a_training_that_fails_is_one_line(code: str, last: str) -> None:
     assert errors[0] == said[-1]["text"]
     assert last in errors[0]
     assert "\n" not in errors[0]
+
+
+def test_a_training_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is told so, and not left waiting."""
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert visited(messages, "")[-1]["text"].startswith("The training could not be started: ")
 
 
 def test_trainings_wait_for_each_other() -> None:

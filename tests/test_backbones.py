@@ -153,6 +153,16 @@ def test_normalized_moves_and_saves_its_statistics() -> None:
     torch.testing.assert_close(other.mean.flatten(), torch.tensor(IMAGENET_MEAN))
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda values: [np.float64(value) for value in values]])
+def test_normalized_takes_statistics_of_any_kind(kind: Callable) -> None:
+    """Means and deviations come from NumPy or torch, in float64; the network stays in float32."""
+    values = (0.5, 0.25, 1.0)
+    wrapped = Normalized(nn.Conv2d(3, 1, 1), kind(values), kind(values))
+    assert wrapped(torch.rand(2, 3, 4, 4)).dtype == torch.float32
+    assert torch.equal(wrapped.std, Normalized(nn.Identity(), values, values).std)
+    assert Normalized(nn.Identity(), [0, 0, 0], [1, 1, 1]).mean.dtype == torch.float32
+
+
 def test_normalized_wraps_another_network_alike() -> None:
     """The exits cut out of an anytime network must see the images as the whole network does, to the bit."""
     model = Normalized(resnet(8, 3, 4), IMAGENET_MEAN, IMAGENET_STD, size=24).double()

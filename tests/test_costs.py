@@ -122,6 +122,29 @@ def test_normalised_and_plain_networks() -> None:
     ]
 
 
+class TwoAnswers(nn.Module):
+    """Two exits, and a method `extract` that has nothing to do with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features."""
+        return self.body(images).mean((2, 3))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Logits."""
+        return [self.first(self.extract(images)), self.second(self.extract(images))]
+
+
+def test_extract_may_mean_something_else() -> None:
+    """A network is an anytime network by its exits and heads, not by one method of that name."""
+    assert len(measure.exit_costs(TwoAnswers(), SHAPE)) == 1
+    assert not costs.has_exits(TwoAnswers())
+    assert costs.has_exits(ladder())
+
+
 def test_heads_must_run_once() -> None:
     """A head that the forward pass bypasses would be missing from macs without notice."""
     network = ladder()

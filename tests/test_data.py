@@ -256,6 +256,12 @@ def test_bad_input_is_refused_by_name(make: Callable, message: str):
         make()
 
 
+def test_classes_of_any_sequence():
+    """Names from NumPy, such as a label encoder's, are the same classes as in a tuple."""
+    encoded = ImageSet(IMAGES, LABELS, np.array(["a", "b"]))
+    assert Task(encoded, ImageSet(IMAGES, LABELS, ["a", "b"])).classes == ("a", "b")
+
+
 # Batches
 
 
@@ -311,9 +317,17 @@ def test_a_data_loader_gives_the_same_epoch_again_and_leaves_the_generator_alone
 
 
 def test_a_data_loader_with_its_own_generator_is_seeded_too():
-    """A generator given to the DataLoader would otherwise continue from epoch to epoch."""
+    """A generator given to the DataLoader would otherwise continue from epoch to epoch; afterwards it is as before.
+
+    Else an evaluation between the epochs of the user's own loop would give all of them one order.
+    """
     data = TensorDataset(torch.zeros(10, 3, 2, 2), torch.arange(10))
-    batches = Batches(DataLoader(data, batch_size=4, shuffle=True, generator=seeded()), None, seed=0)
+    own = seeded()
+    batches = Batches(DataLoader(data, batch_size=4, shuffle=True, generator=own), None, seed=0)
+    before = own.get_state()
+    next(batches.epoch(1))
+    list(batches.epoch(0))
+    assert torch.equal(own.get_state(), before)
     first = [labels.tolist() for _, labels in batches.epoch(0)]
     assert first != [labels.tolist() for _, labels in batches.epoch(1)]
     assert first == [labels.tolist() for _, labels in batches.epoch(0)]
@@ -335,7 +349,7 @@ def test_a_data_loader_with_its_own_generator_is_seeded_too():
         (
             torch.full((4, 3, 2, 2), float("nan")),
             torch.zeros(4).long(),
-            r"images: expected values in \[0, 1\], got nan to nan",
+            r"images: expected values in \[0, 1\], got nan to nan$",
         ),
         (torch.zeros(4, 3, 2, 2).byte(), torch.zeros(4).long(), r"images: expected float .*, got uint8 \(4, 3, 2, 2\)"),
         (torch.zeros(4, 1, 2, 2), torch.zeros(4).long(), r"images: expected float .*, got float32 \(4, 1, 2, 2\)"),

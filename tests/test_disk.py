@@ -135,6 +135,8 @@ def test_bad_sets(pictures: Path) -> None:
         ImageFiles([path, path], [0], ("a",))
     with pytest.raises(ValueError, match="labels: expected 0 to 0, got 0 to 1"):
         ImageFiles([path, path], [0, 1], ("a",))
+    codes = np.array([0, 0], dtype=np.int8)  # as pandas' categories have
+    assert ImageFiles([path, path], codes, np.array(["a"])).classes == ("a",)
     with pytest.raises(ValueError, match="paths: expected at least one file, got none"):
         ImageFiles([], [], ("a",))
     with pytest.raises(ValueError, match="test: expected the image shape of train"):

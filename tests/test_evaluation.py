@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typechecker import unchecked
 
 from mtanytime import measure
+from mtanytime.anytime.trainer import evaluate_exits
 from mtanytime.measure.evaluation import evaluate
 
 
@@ -102,6 +103,30 @@ def test_curve_refuses_what_would_be_wrong() -> None:
     hidden = nn.Sequential(ladder())
     with pytest.raises(ValueError, match="Sequential: expected 1 answers, one per exit, got 3"):
         measure.curve("ladder", hidden, coloured(), progress=False)
+
+
+class Listed(nn.Sequential):
+    """A network whose answers are the list of one exit."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Logits."""
+        return [super().forward(images)]
+
+
+def test_labels_without_logits_are_refused() -> None:
+    """A network with one logit, or too few, would be right about the first classes alone."""
+    data = coloured()
+    few = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, len(data.classes) - 1))
+    for measured, model in ((evaluate, few), (evaluate_exits, Listed(few))):
+        with pytest.raises(ValueError, match=r"labels: expected classes from 0 to \d, got 0 to \d"):
+            measured(model, data)
+
+
+def test_unknown_precisions_are_refused(unchecked: None) -> None:
+    """They would otherwise be float32 without a word."""
+    for precision in ("bf16", "float16", torch.bfloat16):
+        with pytest.raises(ValueError, match=r"precision: expected one of .*'bfloat16'"):
+            evaluate(network(), coloured(), precision=precision)
 
 
 def logits_of(probabilities: list[list[float]]) -> Tensor:

@@ -498,6 +498,37 @@ def test_a_shared_convolution(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(job.expected[0]), network(job.images).detach())
 
 
+class Masked(nn.Module):
+    """A network with a mask of -inf, as attention has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.register_buffer("mask", torch.full((64, 64), -torch.inf).triu(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        values = self.linear(images.mean(1).flatten(1))
+        return ((values[:, :, None] * values[:, None] + self.mask).softmax(2) @ values[:, :, None])[:, :, 0]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_values_that_cannot_be_rounded(precision: str, tmp_path: Path) -> None:
+    """What is not finite stays as it is, and so do the answers."""
+    torch.manual_seed(0)
+    manifest = mt.export(Masked(), tmp_path / "new", image_shape=(3, 8, 8), precision=precision, progress=False)
+    assert manifest["exits"][0]["largest_difference"] < 0.02
+
+
+def test_homes_are_found(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path with ~ is meant to be in one's home."""
+    monkeypatch.setenv("HOME", str(exported.parent))
+    monkeypatch.setenv("USERPROFILE", str(exported.parent))
+    assert predict.Predictor(f"~/{exported.name}").exits > 1
+    with pytest.raises(ValueError, match="a file that does not exist yet"):
+        mt.deploy.export_page(exported, f"~/{exported.name}", "onnxruntime-web")
+
+
 def test_one_accuracy_of_several_exits() -> None:
     """A run that measured one exit says nothing about the others; found before the graphs are written."""
     run = StoredRun(sliced_resnet(), None, (3, 8, 8), 0.5, None, 1, {}, {})

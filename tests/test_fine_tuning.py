@@ -121,6 +121,8 @@ def test_what_is_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_head(Tokens(), data, steps=1, batch_size=12, progress=False)
     with pytest.raises(ValueError, match=r"^source: expected a network whose last linear layer, 'gate', gives its log"):
         with_head(Tokens(last=True), data)
+    with pytest.raises(ValueError, match=r"^source: expected a network whose last linear layer, 'gate', gives its log"):
+        with_head(Tokens(last=True), tiny.images(40, classes=4, size=16))  # as many as the gate has outputs
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -100,6 +100,30 @@ def test_norms_that_cannot_be_folded_stay() -> None:
     torch.testing.assert_close(fold_batch_norms(plain)(some_images()), plain(some_images()))
 
 
+class ActivatedNorm(nn.BatchNorm2d):
+    """A norm with its activation, as some libraries have them."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """ReLU of the norm."""
+        return super().forward(maps).relu()
+
+
+def test_norms_that_do_more_stay() -> None:
+    """A subclass of batch norm may activate, too, which its convolution cannot."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), ActivatedNorm(4), nn.Conv2d(4, 2, 1)).double().eval()
+    torch.testing.assert_close(fold_batch_norms(network)(some_images()), network(some_images()))
+
+
+def test_compiled_networks_keep_their_normalisation() -> None:
+    """`torch.compile` and DataParallel wrap a `Normalized`, which must not be lost inside of them."""
+    network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).double().eval()
+    wanted = network(some_images())
+    for wrapped in (torch.compile(network), nn.DataParallel(network)):
+        predictor = AnytimePredictor(wrapped, (3, 16, 16))
+        torch.testing.assert_close(predictor.predict(some_images(), 3, "exit").logits, wanted[2])
+        pd.testing.assert_frame_equal(exit_costs(wrapped, (3, 16, 16)), exit_costs(network, (3, 16, 16)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_takes_the_widest_exit_in_the_budget(kind: str) -> None:
     """For budgets in multiply-adds, in milliseconds of a given table and as an exit, the logits are the network's."""
@@ -125,6 +149,9 @@ def test_times_are_measured_when_asked_for() -> None:
     assert "latency_ms" not in predictor.costs
     assert predictor.choose(3.6e6, "ms") == 3
     assert (predictor.costs["latency_ms"] > 0).all()
+    assert predictor.predict(some_images().float()[:1], 3.6e6, "ms").exit == 3
+    with pytest.raises(ValueError, match=r"images: expected 1, as many as the times were .*, got 2; .* batch=2"):
+        predictor.predict(some_images().float()[:2], 3.6e6, "ms")
 
 
 def test_normalised_network() -> None:

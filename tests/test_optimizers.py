@@ -5,11 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_runs import coloured, network, state_of, trainer, transfer
 
+import mtanytime as mt
 from mtanytime.data.batches import Batches
 from mtanytime.training.checkpoint import get_states, set_states
 from mtanytime.training.identity import run_record
@@ -100,6 +102,26 @@ def test_parameter_groups_keep_their_proportions() -> None:
         trainer(optimizer=two, lr=0.3)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": np.float64(0.05), "weight_decay": np.float64(1e-4), "batch_size": np.int64(8), "epochs": np.int64(2)},
+        {"lr": torch.tensor(0.05)},
+        {"schedule": lambda progress: np.cos(progress * np.pi / 2)},
+        {"schedule": lambda progress: torch.cos(torch.tensor(progress))},
+        {"optimizer": lambda p: torch.optim.AdamW(p, np.float64(1e-3), weight_decay=np.float64(0.1)), "lr": None},
+        {"validation": np.float32(0.3)},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_numbers_of_other_libraries(tmp_path: Path, options: dict[str, Any]) -> None:
+    """`np.logspace` and its like give the settings of a search; a finished run must be readable again."""
+    trainer(tmp_path / "run", **{"epochs": 2} | options).train()
+    trainer(tmp_path / "run", **{"epochs": 2} | options).result()
+    mt.load_run(tmp_path / "run", trainer().model)
+
+
 def test_the_optimizer_identifies_a_run(tmp_path: Path) -> None:
     """Only where it is given: runs with the default go on; another optimizer is another run."""
     assert "optimizer" not in run_record(trainer())
@@ -119,6 +141,10 @@ def test_the_optimizer_identifies_a_run(tmp_path: Path) -> None:
             "^optimizer: .* got SGD without 1 of 10;",
         ),
         ({"optimizer": ADAMW, "momentum": 0.5}, "^momentum: expected no value beside an optimizer .*, got 0.5; give"),
+        (
+            {"optimizer": lambda p: torch.optim.AdamW([{"params": p, "kind": Path("body")}])},
+            "^optimizer: expected numbers, texts and tensors, which a checkpoint can hold, got a AdamW with others",
+        ),
         ({"optimizer": ADAMW, "lr": -1.0}, "^lr: expected a number > 0, got -1.0$"),
     ],
     ids=lambda value: None,

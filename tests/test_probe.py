@@ -117,6 +117,10 @@ def test_data_that_a_probe_cannot_read() -> None:
     loader = DataLoader(TensorDataset(TRAIN.images / 255, TRAIN.labels + 1), 10)
     with pytest.raises(ValueError, match=r"images per class, got 0 of class 0; number the classes from 0 on$"):
         fit_probe(SOURCE, loader)
+    order = TRAIN.labels.argsort()
+    in_order = DataLoader(TensorDataset(TRAIN.images[order] / 255, TRAIN.labels[order]), 2)
+    with pytest.raises(ValueError, match=r"classes, got those of one; shuffle the DataLoader, of which only the first"):
+        fit_probe(SOURCE, in_order, max_images=4)
 
 
 def test_as_many_folds_as_there_are_images() -> None:

@@ -57,6 +57,10 @@ def test_summary() -> None:
         (TABLE.drop(columns="seed"), "results table: expected column seed"),
         (TABLE.replace({"accuracy": {0.69: "good"}}), "results table, column accuracy: expected numbers, got 'good'"),
         (pd.concat([TABLE, TABLE]), "results table: expected one row per method, network, seed, got several"),
+        (
+            pd.concat([TABLE, TABLE[3:4].replace({"network": {"source": "other"}})]),
+            "results table: expected one row per method, seed, got several",
+        ),
     ],
 )
 def test_bad_tables(table: pd.DataFrame, message: str) -> None:

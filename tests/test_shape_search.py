@@ -109,9 +109,10 @@ def test_bad_budgets() -> None:
 
 def test_bad_bounds() -> None:
     """What no shape can fulfil is said at once, and not as a budget of infinity; nor has a shape further exits."""
-    for bounds in ({"growth": (5, 6)}, {"multiple": 32, "largest": 16}):
-        with pytest.raises(ValueError, match=r"growth: expected bounds that slices of .* channels, .*, keep, got"):
-            search_shapes(macs, [2e6, 4e6], **{"multiple": 8, "largest": 16} | bounds)
+    with pytest.raises(ValueError, match=r"growth: expected bounds that slices of .* channels, .*, keep, got"):
+        search_shapes(macs, [2e6, 4e6], multiple=8, largest=16, growth=(5, 6))
+    with pytest.raises(ValueError, match="largest: expected at least multiple, 32, got 16"):
+        search_shapes(macs, [2e6, 4e6], multiple=32, largest=16)
     for name in ("multiple", "keep"):
         with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1, got 0"):
             search_shapes(macs, [2e6], **{name: 0})

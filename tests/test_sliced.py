@@ -2,6 +2,7 @@
 
 from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -403,6 +404,7 @@ def test_bad_settings(settings: dict, message: str) -> None:
         SlicedResNeXt(**{"num_classes": 10, **settings})
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_calls() -> None:
     """Images that the network cannot read, and exits that do not exist, are refused with a clear message."""
     network = SlicedResNeXt(5, width=8, bottleneck=2, branches=4, blocks=1)
@@ -410,5 +412,9 @@ def test_bad_calls() -> None:
         network(torch.rand(2, 1, 8, 8))
     with pytest.raises(ValueError, match="at least 4×4 pixels"):
         next(network.refine(torch.rand(2, 3, 2, 2)))
+    state = torch.get_rng_state()
+    network.extract(np.int64(4))  # as a table holds it
+    assert torch.equal(torch.get_rng_state(), state)  # a copy needs no random weights
+    assert SlicedResNeXt(5, width=8, branches=2, slice_widths=np.array([4, 4])).exits == 2
     with pytest.raises(ValueError, match="k: expected an exit from 1 to 4, got 5"):
         network.extract(5)

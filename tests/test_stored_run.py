@@ -52,6 +52,39 @@ def test_the_same_logits_in_another_process(tmp_path: Path, begin: Begin) -> Non
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def lazy() -> nn.Module:
+    """A network whose layers get their sizes from the first images."""
+    body = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*body, nn.LazyLinear(3))
+
+
+def test_lazy_layers(tmp_path: Path) -> None:
+    """They are initialised for the run's images, and then are the layers that were trained."""
+    trained = trainer(tmp_path / "run", model=lazy)
+    trained.train()
+    state = torch.get_rng_state()
+    assert torch.equal(logits_of(mt.load_run(tmp_path / "run", lazy, weights="last").network), logits_of(trained.model))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Noted(nn.Linear):
+    """A layer with an extra state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Something to remember."""
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Nothing to do."""
+
+
+def test_extra_states(tmp_path: Path) -> None:
+    """Modules may keep more than tensors."""
+    make = lambda: nn.Sequential(nn.Flatten(), Noted(3 * 8 * 8, 3))  # noqa: E731
+    trainer(tmp_path / "run", model=make).train()
+    mt.load_run(tmp_path / "run", make)
+
+
 def test_a_stored_network_is_the_next_source(tmp_path: Path) -> None:
     """The target of a transfer and a run that has not finished are loaded, too; a source is used as it is."""
     run = transfer(tmp_path / "first")

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from mtanytime.__main__ import main
+from mtanytime.experiments.grid import make_grid
 from mtanytime.experiments.paper_figures import paper_figure
 from mtanytime.experiments.summary import as_markdown, load_results, summarize
 from mtanytime.explore import draw
@@ -205,6 +206,14 @@ def test_picture() -> None:
     assert [line.get_xdata() for line in ax.lines if line.get_linestyle() == "--"] == [[62, 62]]
     with pytest.raises(ValueError, match="summary: expected a group with an accuracy, got none"):
         draw.accuracy_summary(summary.assign(accuracy=math.nan))
+
+
+def test_settings_of_a_sweep_with_spaces(tmp_path: Path) -> None:
+    """The command in a sweep's table is one for the shell, so that every setting can be read back."""
+    grid = make_grid("cifar10-baselines", [0], {"methods": "l2t,scratch"}, {"lr": "0.01", "images": "/my data"})
+    (tmp_path / "results.csv").write_text(f"# {grid.command}; 2 cores\nmethod,seed,accuracy\nl2t,0,0.5\n")
+    (source,) = load_results([tmp_path / "results.csv"])
+    assert (source.settings["images"], source.settings["lr"]) == ("/my data", "0.01")
 
 
 def test_settings_with_spaces_or_none(tmp_path: Path) -> None:

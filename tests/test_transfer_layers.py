@@ -136,6 +136,13 @@ class Cases:
             self.first[2](images)
             return super().forward(images)
 
+    class InPlace(TinyNet):
+        """Normalizes its images where they are."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            """Logits."""
+            return super().forward(images.sub_(0.5))
+
     class Attention(TinyNet):
         """Fused attention over the second layer's pixels."""
 
@@ -208,6 +215,14 @@ NO_GRADIENT = r"which gets no gradient; no trained parameter comes before it in 
         (
             {"target": Cases.Twice(), "target_layers": ["first.2"]},
             "^target, .*: layer 'first.2' .* runs more than once",
+        ),
+        (
+            {"source": Cases.InPlace()},
+            r"^source, given .*: network: expected one that leaves its input as it is, got one that writes into it; w",
+        ),
+        (
+            {"target": Cases.InPlace()},
+            r"^target, given .*: network: expected one that leaves its input as it is, got one that writes into it; w",
         ),
         (
             {"source": Cases.Twice(), "source_layers": ["first.2"]},

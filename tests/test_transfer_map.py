@@ -84,6 +84,21 @@ def test_file(tmp_path: Path) -> None:
     assert result.map.channels[PAIRS[2]] == pytest.approx(some.channels[PAIRS[2]])
 
 
+def test_a_map_from_the_tables_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of a Sequential are called "0", "1", …, which a table read from a file holds as numbers."""
+    pair = ("0", "3")
+    trace = pd.DataFrame([{"step": 1, "source": 0, "target": 3, "weight": 2.0}])
+    channels = pd.DataFrame(
+        [{"step": 1, "source": 0, "target": 3, "channel": c, "weight": w} for c, w in enumerate([0.25, 0.75])]
+    )
+    found = TransferMap.from_tables(trace, channels)
+    assert found == TransferMap({pair: 2.0}, {pair: [0.25, 0.75]})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    found.save("~/map.json")
+    assert TransferMap.load(tmp_path / "map.json") == TransferMap.load("~/map.json") == found
+
+
 def test_another_map_is_another_run(tmp_path: Path) -> None:
     """The map identifies the run: resumed with the same numbers, refused with others."""
     whole = transfer(map=UNEVEN).train().log

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mtanytime.anytime.made_weights import plain_copy
-from mtanytime.anytime.slice_layers import SliceConv
+from mtanytime.anytime.slice_layers import SliceConv, SliceNorm
 from mtanytime.anytime.slice_pattern import TriangularConv
 
 
@@ -47,7 +47,8 @@ def fold_batch_norms(network: nn.Module, dense: bool = False) -> nn.Module:
         for first, second in pairs:
             convolution, norm = getattr(module, first), getattr(module, second)
             once = places[id(convolution)] == places[id(norm)] == 1
-            if once and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and _fold(convolution, norm):
+            plain = type(norm) in (nn.BatchNorm2d, SliceNorm)  # a subclass may also activate
+            if once and plain and norm.running_mean is not None and _fold(convolution, norm):
                 setattr(module, second, nn.Identity())
     if dense:
         for module in list(folded.modules()):

@@ -129,7 +129,8 @@ class _NestedBlock(nn.Module):
         for weight in self._weights(k):
             outputs, inputs, size, _ = weight.shape
             groups = outputs // inputs if size == 3 else 1
-            convolution = nn.Conv2d(inputs * groups, outputs, size, padding=size // 2, groups=groups, bias=False)
+            options = {"padding": size // 2, "groups": groups, "bias": False}
+            convolution = nn.utils.skip_init(nn.Conv2d, inputs * groups, outputs, size, **options)
             convolution.weight = nn.Parameter(weight.clone())
             convolutions.append(convolution)
         norms = [deepcopy(norms[k - 1]) for norms in (self.bn1, self.bn2, self.bn3)]

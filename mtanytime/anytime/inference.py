@@ -20,11 +20,10 @@ from mtanytime.anytime.early_exit import confidence
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.prepared import prepare_steps
-from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import processor, synchronise
 from mtanytime.features import unwrapped
-from mtanytime.measure.costs import device_and_dtype, exit_costs, random_images
+from mtanytime.measure.costs import device_and_dtype, exit_costs, normalised_as, random_images
 from mtanytime.measure.runtimes import time_in_turn
 from mtanytime.measure.tables import as_numbers, require_rows
 
@@ -81,12 +80,13 @@ class AnytimePredictor:
         is_anytime = isinstance(inner, AnytimeNetwork)
         require(is_anytime, "network", "an AnytimeNetwork", Words(f"a {type(inner).__name__}"))
         self._image_shape, self._batch = tuple(image_shape), batch
-        self._normalise = network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
+        self._normalise = normalised_as(network, nn.Identity())
         self._exits = [fold_batch_norms(inner.extract(k), dense=True) for k in range(1, inner.exits + 1)]
         self._refiner = prepare_steps(inner) if hasattr(inner, "refine") else None
         exits = list(range(1, inner.exits + 1))
         self._file = Path(costs).expanduser() if isinstance(costs, str | Path) else None
-        if costs is None or self._file is not None:
+        self._measures = costs is None or self._file is not None
+        if self._measures:
             own = exit_costs(network, image_shape)["macs_own_head"]
             costs = pd.DataFrame({"exit": exits, "macs": own})
         name = "costs" if self._file is None else str(self._file)
@@ -132,12 +132,17 @@ class AnytimePredictor:
         """Return the widest exit's answer within a budget, for images in [0, 1].
 
         Raises ValueError as `choose`, for images that are not floats and, unless the budget is an exit, for images of
-        another shape than the costs were measured for.
+        another shape than the costs were measured for; for a budget in milliseconds that the predictor measures itself,
+        also for another number of images than `batch`.
         """
         k = self.choose(budget, unit)
         if unit != "exit":
             shape = tuple(images.shape)
             require(shape[1:] == self._image_shape, "images", f"a batch of images of shape {self._image_shape}", shape)
+        if unit == "ms" and self._measures:
+            expected = f"{self._batch}, as many as the times were measured for"
+            remedy = f"make the predictor with batch={len(images)}"
+            require(len(images) == self._batch, "images", expected, len(images), remedy)
         return Answer(self._exits[k - 1](self._normalised(images)), k)
 
     def answer_by(
@@ -209,7 +214,7 @@ class AnytimePredictor:
     def _normalised(self, images: Tensor) -> Tensor:
         """Move images to the network's device and dtype, and normalise them."""
         floats = isinstance(images, Tensor) and images.is_floating_point()
-        got = getattr(images, "dtype", Words(type(images).__name__))
+        got = images.dtype if isinstance(images, Tensor) else Words(type(images).__name__)
         require(floats, "images", "a tensor of floats in [0, 1]", got)
         reference = next(self._exits[0].parameters())
         return self._normalise(images.to(reference.device, reference.dtype))

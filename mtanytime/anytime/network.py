@@ -1,6 +1,7 @@
 """The interface of anytime networks: K exits, thin to wide, each of which can be extracted as its own network."""
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -30,8 +31,8 @@ class AnytimeNetwork(nn.Module, ABC):
         The copy has its own weights and the mode of this network. Raises ValueError if there is no exit k.
         """
 
-    def _check_exit(self, k: int) -> None:
-        require(isinstance(k, int) and 1 <= k <= self.exits, "k", f"an exit from 1 to {self.exits}", k)
+    def _check_exit(self, k: object) -> None:
+        require(isinstance(k, Integral) and bool(1 <= k <= self.exits), "k", f"an exit from 1 to {self.exits}", k)
 
 
 def check_keep(keep: Tensor, logits: Float[Tensor, "images classes"]) -> None:

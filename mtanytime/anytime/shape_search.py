@@ -112,6 +112,7 @@ def search_shapes(
     kind = kind or SliceKind()
     for name, size in (("multiple", multiple), ("keep", keep)):
         require(isinstance(size, Integral) and size >= 1, name, "a whole number from 1", size)
+    require(largest >= multiple, "largest", f"at least multiple, {multiple}", largest)
     choices = [range(multiple, (largest << stage) + 1, multiple) for stage in range(len(kind.blocks))]
     none = (0,) * len(kind.blocks)
     beam: list[tuple[tuple[Stages, ...], list[float], list[int]]] = [((none,), [], [])]  # prefixes, costs, macs

@@ -6,7 +6,9 @@ from itertools import accumulate
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +28,8 @@ from mtanytime.anytime.slice_layers import HandingOn, first_of_norm, slice_of_no
 from mtanytime.anytime.slice_pattern import TriangularConv
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.checks import require
+
+Sizes = Sequence[int] | Int[np.ndarray, " slices"]
 
 
 class SlicedResNeXt(SlicedNetwork):
@@ -62,13 +66,14 @@ class SlicedResNeXt(SlicedNetwork):
         bottleneck: int = 4,
         branches: int = 8,
         blocks: int | Sequence[int] = 7,
-        slice_widths: Sequence[int] | None = None,
-        slice_branches: Sequence[int] | None = None,
+        slice_widths: Sizes | None = None,
+        slice_branches: Sizes | None = None,
         stem: Stem = "32x32",
     ) -> None:
         super().__init__()
         blocks = check_sizes(num_classes, width, bottleneck, branches, blocks, stem)
-        count = len(slice_widths or slice_branches or range(branches))
+        given = (sizes for sizes in (slice_widths, slice_branches) if sizes is not None)
+        count = len(next(given, range(branches)))
         self.slice_widths = _slice_sizes("width", width, "slice_widths", slice_widths, count)
         self.slice_branches = _slice_sizes("branches", branches, "slice_branches", slice_branches, count)
         stages = [[self._block(bottleneck, stage) for _ in range(number)] for stage, number in enumerate(blocks)]
@@ -196,14 +201,7 @@ def _slice_of_block(block: Block, maps: Tensor, inputs: _Buffers | _Joined) -> T
 
 def _thin_block(block: Block, k: int, width: int, branches: int) -> Block:
     """Copy the first k slices of a block, which have `width` channels and `branches` branches."""
-    convolutions = []
-    for convolution in (block.conv1, block.conv3):
-        thin = TriangularConv(convolution.inputs[:k], convolution.outputs[:k])
-        thin.weights = nn.ParameterList(nn.Parameter(weight.clone()) for weight in convolution.weights[:k])
-        if convolution.bias is not None:
-            thin.bias = nn.Parameter(convolution.bias[: sum(thin.outputs)].clone())
-        convolutions.append(thin)
-    conv1, conv3 = convolutions
+    conv1, conv3 = block.conv1.first(k), block.conv3.first(k)
     inner = sum(conv3.inputs)
     conv2 = deepcopy(block.conv2)
     conv2.in_channels, conv2.out_channels, conv2.groups = inner, inner, branches
@@ -214,7 +212,7 @@ def _thin_block(block: Block, k: int, width: int, branches: int) -> Block:
     return Block(bn1, conv1, bn2, conv2, bn3, conv3)
 
 
-def _slice_sizes(total_name: str, total: int, name: str, sizes: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def _slice_sizes(total_name: str, total: int, name: str, sizes: Sizes | None, count: int) -> tuple[int, ...]:
     """The sizes of `count` slices that add up to `total`: those given, checked, or equal ones."""
     if sizes is None:
         require(total % count == 0, total_name, f"a multiple of {count}, the number of slices", total, f"pass {name}")
@@ -223,4 +221,4 @@ def _slice_sizes(total_name: str, total: int, name: str, sizes: Sequence[int] | 
     require(all(isinstance(size, Integral) and size >= 1 for size in sizes), name, "whole numbers from 1", sizes)
     require(len(sizes) == count, name, f"{count} slices", sizes)
     require(sum(sizes) == total, name, f"sizes that add up to {total_name} = {total}", sizes)
-    return sizes
+    return tuple(map(int, sizes))

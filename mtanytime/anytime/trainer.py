@@ -14,8 +14,8 @@ from mtanytime.checks import Words, mismatch
 from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
-from mtanytime.measure.costs import exit_costs
-from mtanytime.measure.evaluation import batch_accuracy, fraction_correct
+from mtanytime.measure.costs import exit_costs, has_exits
+from mtanytime.measure.evaluation import batch_accuracy, class_count, fraction_correct, right_answers
 from mtanytime.measure.logits import Pick, find_exits
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
@@ -70,7 +70,7 @@ class AnytimeTrainer(Trainer):
         result = super().result()
         network = unwrapped(self.model)
         written = self.folder is None or self.folder.read_only or (self.folder.path / "curve.csv").exists()
-        if not written and result.accuracy is not None and hasattr(network, "extract"):
+        if not written and result.accuracy is not None and has_exits(network):
             costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])
             names = {"model": type(network).__name__, "seed": self.seed}
             self.folder.write("curve", costs.assign(accuracy=result.accuracy, **names)[[*names, *costs, "accuracy"]])
@@ -117,9 +117,11 @@ def evaluate_exits(
     """Top-1 accuracy in [0, 1] of each exit in eval mode. Modes and torch's random state are restored.
 
     `logits` picks the list of the exits' logits from the model's output; default: see `measure.logits.find_exits`.
+    Raises ValueError as `measure.evaluate`.
     """
+    classes = class_count(data)
 
     def correct(output: Any, labels: Tensor) -> Tensor:
-        return (torch.stack(find_exits(output, pick=logits)).argmax(dim=2) == labels).sum(dim=1)
+        return right_answers(torch.stack(find_exits(output, classes, logits)), labels).sum(dim=1)
 
     return fraction_correct(model, data, correct, batch_size, precision).tolist()

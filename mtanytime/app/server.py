@@ -72,14 +72,20 @@ class _Training(WebSocketHandler):
             self._say("waiting", "The training starts …")
             pipes = dict.fromkeys(("stdin", "stdout"), asyncio.subprocess.PIPE)
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, **pipes, limit=LINE_BYTES, env=environment
-            )
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command, **pipes, limit=LINE_BYTES, env=environment
+                )
+            except OSError as error:
+                self._say("error", f"The training could not be started: {error}")
+                self.close()
+                return
             last = b""
             try:
                 async for line in self._process.stdout:
-                    self.write_message(line.decode())
-                    last = line
+                    if line.endswith(b"\n"):  # else the process died within the line
+                        self.write_message(line.decode())
+                        last = line
                 status = await self._process.wait()
             except WebSocketClosedError:
                 return

@@ -96,7 +96,8 @@ class Batches:
             got, remedy = Words("one without a length"), "give its data set a method __len__"
             raise mismatch("data", "a DataLoader that knows its number of batches", got, remedy) from error
         require(length > 0, "data", "at least one image", Words("none"))
-        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.data, self.seed = data, seed
+        self.batch_size = None if batch_size is None else int(batch_size)
         self.augment, self.shuffle, self.remainder = as_augment(augment), shuffle, remainder
         self.needed: Callable[[int], slice] | None = None
 
@@ -151,15 +152,22 @@ class Batches:
 
     def _from_loader(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derive_seed(self.seed, epoch)
-        if self.data.generator is not None:
-            self.data.generator.manual_seed(seed)
-        samplers = (self.data.sampler, self.data.batch_sampler)
-        for sampler in (*samplers, getattr(self.data.batch_sampler, "sampler", None)):
+        samplers = self.data.sampler, self.data.batch_sampler, getattr(self.data.batch_sampler, "sampler", None)
+        for sampler in samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-            generator = getattr(sampler, "generator", None)
-            if isinstance(generator, Generator) and generator is not torch.default_generator:
-                generator.manual_seed(seed)
+        found = {id(owner): getattr(owner, "generator", None) for owner in (self.data, *samplers)}.values()
+        own = [one for one in found if isinstance(one, Generator) and one is not torch.default_generator]
+        before = [generator.get_state() for generator in own]
+        for generator in own:
+            generator.manual_seed(seed)
+        try:
+            yield from self._seeded_batches(seed)
+        finally:
+            for generator, state in zip(own, before, strict=True):
+                generator.set_state(state)
+
+    def _seeded_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         state, batches = _seeded_states(seed), None
         while True:
             # The loader draws from the global generators at every batch, so they get the loader's state meanwhile.
@@ -252,7 +260,7 @@ def check_batch(batch: Any) -> tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b
     require(fits, "images", "float (batch, 3, height, width)", Words(describe_tensor(images)), remedy)
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):
-        remedy = "leave mean and std to Normalized"
+        remedy = "leave mean and std to Normalized" if low <= high else ""  # not for nan
         if -OVERSHOOT <= low and high <= 1 + OVERSHOOT:
             remedy = "bicubic and Lanczos resampling overshoot: clamp the images to [0, 1] after it"
         elif low >= 0 and 2 < high <= 255:

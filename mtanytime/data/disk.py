@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Int64, Integer, Shaped, UInt8
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import printable
 from mtanytime.data.files import SECONDS_BEFORE_BAR, labelled_paths, unlabelled_paths
-from mtanytime.data.images import ImageSet, LabelledImages, Tree, as_tensor, check_classes, describe_tensor
+from mtanytime.data.images import ImageSet, LabelledImages, Tree, check_classes, whole_labels
 from mtanytime.data.paths import Paths
 from mtanytime.data.pixels import WHITE, Color, read_pixels
 from mtanytime.data.record_file import RecordFile
@@ -91,17 +91,15 @@ class ImageFiles(LabelledImages):
         self,
         paths: Sequence[str | Path],
         labels: Integer[Tensor, " n"] | Integer[np.ndarray, " n"] | Sequence[int],
-        classes: tuple[str, ...],
+        classes: Sequence[str] | Shaped[np.ndarray, " classes"],
         decoding: Decoding = Decoding(),
         tree: Tree | None = None,
         name: str = "images",
     ) -> None:
         require(len(paths) > 0, "paths", "at least one file", Words("none"))
-        targets = as_tensor("labels", labels)
-        fits = targets.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8) and targets.shape == (len(paths),)
-        require(fits, "labels", f"whole numbers ({len(paths)},), one per file", Words(describe_tensor(targets)))
-        self.labels, self.classes, self.tree, self.name = targets.to(torch.int64), classes, tree, name
-        check_classes(self.labels, classes, tree)
+        self.labels, self.classes = whole_labels(labels, len(paths)), tuple(map(str, classes))
+        self.tree, self.name = tree, name
+        check_classes(self.labels, self.classes, tree)
         self.decoding, self._device = decoding, torch.device("cpu")
         self._rows = torch.arange(len(paths))  # into the paths; a subset has some of them
         stored = decoding.resize or decoding.size

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Int64, Integer, Shaped, UInt8
 from torch import Generator, Tensor
 
 from mtanytime.checks import Words, mismatch, require
@@ -138,7 +138,7 @@ class ImageSet(LabelledImages):
 
     images: UInt8[Tensor, "n channels height width"] | UInt8[np.ndarray, "n channels height width"]
     labels: Integer[Tensor, " n"] | Integer[np.ndarray, " n"] | Sequence[int]
-    classes: tuple[str, ...]
+    classes: Sequence[str] | Shaped[np.ndarray, " classes"]  # kept as a tuple of str
     tree: Tree | None = None
     name: str = "images"
 
@@ -152,12 +152,10 @@ class ImageSet(LabelledImages):
         elif images.is_floating_point():
             remedy = "give levels from 0 to 255: (255 * images).round().to(torch.uint8) of images in [0, 1]"
         require(fits, "images", "uint8 (n, 3, height, width)", Words(describe_tensor(images)), remedy)
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        fits = whole and labels.shape == images.shape[:1]
-        require(fits, "labels", f"whole numbers ({len(images)},), one per image", Words(describe_tensor(labels)))
-        labels = labels.to(torch.int64)
+        labels = whole_labels(labels, len(images))
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         same = labels.device == images.device
         require(same, "labels", f"the device of the images, {images.device}", Words(str(labels.device)))
         check_classes(labels, self.classes, self.tree)
@@ -238,6 +236,15 @@ def as_tensor(name: str, values: Any) -> Tensor:
         return torch.from_numpy(np.asarray(values))
     except (TypeError, ValueError) as error:
         raise mismatch(name, "a tensor or an array of numbers", Words(f"{type(values).__name__} ({error})")) from error
+
+
+def whole_labels(labels: Any, count: int) -> Int64[Tensor, " n"]:
+    """The labels of `count` images as a tensor of int64; ValueError unless they are whole numbers, one per image."""
+    labels = as_tensor("labels", labels)
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    fits = whole and labels.shape == (count,)
+    require(fits, "labels", f"whole numbers ({count},), one per image", Words(describe_tensor(labels)))
+    return labels.to(torch.int64)
 
 
 def describe_tensor(value: Any) -> str:

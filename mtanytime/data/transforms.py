@@ -59,7 +59,7 @@ class TransformAugment:
             view = self.transform(image)
         except Exception as error:
             expected = "a transform of float tensors (3, height, width) in [0, 1]"
-            remedy = "leave out ToTensor, PILToTensor and others that want a PIL image"
+            remedy = "leave out ToTensor and others that want a PIL image; use torchvision.transforms.v2"
             raise mismatch(
                 "augment", expected, Words(f"one that raises {type(error).__name__}: {error}"), remedy
             ) from (error)
@@ -68,7 +68,7 @@ class TransformAugment:
             raise mismatch("augment", "a transform that gives float images (3, height, width)", Words(got))
         low, high = view.min().item(), view.max().item()
         if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
-            remedy = "leave out Normalize: `Normalized` wraps a network with its mean and std"
+            remedy = 'leave out Normalize (`Normalized` wraps a network with its mean and std) and value="random"'
             raise mismatch(
                 "augment", "a transform that keeps images in [0, 1]", Words(f"{low:.3g} to {high:.3g}"), remedy
             )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,9 @@ def _job(
         image_shape = network.image_shape if image_shape is None else image_shape
         classes, network = network.classes if classes is None else classes, network.network
     shape = (3, 32, 32) if image_shape is None else tuple(image_shape)
-    valid = len(shape) == 3 and all(type(size) is int and size >= 1 for size in shape)
+    valid = len(shape) == 3 and all(isinstance(size, Integral) and size >= 1 for size in shape)
     require(valid, "image_shape", "three sizes >= 1: channels, height, width", shape)
+    shape = tuple(map(int, shape))
     network = plain_copy(bare(network, "network")).eval().cpu().float()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     if classes is not None:
@@ -261,6 +263,8 @@ def _compare(job: _Job, predictor: Any, exits: list[Any], steps: list[Any]) -> N
         given.append((steps, [answer.logits for answer in predictor.answers(images)]))
     for parts, answers in given:
         for part, logits, right in zip(parts, answers, job.expected, strict=True):
+            remedy = 'export with precision="float32"'
+            require(bool(np.isfinite(logits).all()), part["graph"], "finite logits", Words("some that are not"), remedy)
             difference = float(np.abs(logits - right).max())
             part["largest_difference"] = difference
             small = difference <= LARGEST_DIFFERENCE * float(np.abs(right).max()) + TINY

@@ -54,7 +54,7 @@ def export_page(
     installed("onnxruntime")
     from mtanytime.deploy.predict import Predictor  # imported here because it needs onnxruntime
 
-    file, folder = Path(file), Path(folder)
+    file, folder, package = (Path(path).expanduser() for path in (file, folder, onnxruntime_web))
     require(force or not file.exists(), "file", "a file that does not exist yet", str(file), "or force=True")
     manifest = Predictor(folder).manifest
     shape = tuple(manifest["image_shape"])
@@ -62,7 +62,7 @@ def export_page(
     if examples is not None:
         got = examples.image_shape
         require(got == shape, "examples", f"images of shape {shape}", got)
-    read = _package(Path(onnxruntime_web))
+    read = _package(package)
     parts = manifest["steps"] or manifest["exits"]
     contents = {part["graph"]: (folder / part["graph"]).read_bytes() for part in parts}
     contents |= {"weights": (folder / "weights.bin").read_bytes(), "runtime": read(RUNTIME), "wasm": read(WASM)}

@@ -77,7 +77,7 @@ class Predictor:
         most = 4 * (os.cpu_count() or 64)
         whole = type(threads) is int
         require(whole and 1 <= threads <= most, "threads", f"a whole number from 1 to {most}", repr(threads))
-        self.folder = Path(__file__).parent if folder is None else Path(folder)
+        self.folder = Path(__file__).parent if folder is None else Path(folder).expanduser()
         self.manifest = _read_manifest(self.folder)
         self.classes: list[str] | None = self.manifest["classes"]
         self.image_shape = tuple(self.manifest["image_shape"])

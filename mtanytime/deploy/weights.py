@@ -40,7 +40,8 @@ class SharedWeights:
         kept, nodes, used = [], [], {}
         for tensor in model.graph.initializer:
             array = onnx.numpy_helper.to_array(tensor)
-            if array.dtype != np.float32 or array.ndim < 2 or array.size < SMALLEST:
+            small = array.dtype != np.float32 or array.ndim < 2 or array.size < SMALLEST
+            if small or not np.isfinite(array).all():  # a mask with -inf cannot be rounded
                 kept.append(tensor)
                 continue
             stored, restoring, small = self._stored(onnx, tensor.name, array)

@@ -1,6 +1,6 @@
 """Recipes that compare transfer with what one could do instead: CIFAR-10 with few labels, one training loop for all."""
 
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def _source(path: str) -> Normalized:
     return load_l2t_resnet32(path).to(memory_format=torch.channels_last)
 
 
-@cache
+@lru_cache(maxsize=2)  # for each seed 100 MB and more
 def _task(images: str, per_class: int, scored_on: str, seed: int) -> tuple[Task, ImageSet]:
     """The labelled images with the images to score on, and the other training images, whose labels are not read."""
     cifar = load_cifar10(images)

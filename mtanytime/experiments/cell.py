@@ -4,6 +4,7 @@
 It stops, with a checkpoint, when stdin ends: also when the sweep that started it was killed.
 """
 
+import _thread
 import contextlib
 import errno
 import json
@@ -229,7 +230,7 @@ def _read(jobs: "queue.Queue[str]") -> None:
     for line in sys.stdin:
         jobs.put(line)
     jobs.put("")
-    os.kill(os.getpid(), signal.SIGINT)  # stop what is running, at the end of its step
+    _thread.interrupt_main()  # stop what is running, at the end of its step; os.kill would kill on Windows
 
 
 if __name__ == "__main__":

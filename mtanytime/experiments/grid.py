@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,12 +50,12 @@ class Grid:
     @property
     def command(self) -> str:
         """The command that runs this grid, with FOLDER for its folder."""
-        parts = [f"python -m mtanytime sweep {self.recipe} --out FOLDER --seed", *map(str, self.seeds)]
+        parts = ["python", "-m", "mtanytime", "sweep", self.recipe, "--out", "FOLDER", "--seed", *map(str, self.seeds)]
         if self.over:
             parts += ["--over", *(f"{key}={_joined(key, values)}" for key, values in self.over.items())]
         if self.fixed:
             parts += ["--set", *(f"{key}={as_text(value)}" for key, value in self.fixed.items())]
-        return " ".join(parts)
+        return shlex.join(parts)
 
     def record(self) -> dict[str, Any]:
         """The grid as `sweep.json` holds it: values as text, and every setting of the recipe that does not vary."""

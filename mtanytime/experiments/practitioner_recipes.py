@@ -1,7 +1,7 @@
 """The practitioner's case: an ImageNet network of one family, a torchvision network of another, few labelled images."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,7 +111,7 @@ def efficientnet_lite1(size: int) -> Normalized:
     return source.to(memory_format=torch.channels_last)
 
 
-@cache
+@lru_cache(maxsize=2)  # for each seed 100 MB and more
 def _task(images: str, size: int, per_class: int, scored_on: str, seed: int) -> Task:
     """The labelled images and those to score on, enlarged; held-back images are the same for every seed of labels."""
     cifar = load_cifar10(images)

@@ -87,7 +87,7 @@ def changed(settings: Settings, changes: Mapping[str, Setting]) -> dict[str, Set
 
 def as_text(value: Setting) -> str:
     """A setting as the command line takes it: the elements of a tuple are separated by commas."""
-    return ",".join(str(part).removesuffix(".0") for part in value) if isinstance(value, tuple) else str(value)
+    return ",".join(str(part).removesuffix(".0") for part in value) if isinstance(value, tuple | list) else str(value)
 
 
 def _parse(name: str, default: Setting, text: str) -> Setting:

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def recipe(name: str) -> Recipe:
 
 def run(
     name: str,
-    folder: Path,
+    folder: str | PathLike[str],
     seeds: Sequence[int] = (0,),
     changes: Mapping[str, Setting] | None = None,
     progress: bool = True,
@@ -77,7 +78,7 @@ def run(
             run, when that run's turn comes.
         FloatingPointError: the source diverged.
     """
-    chosen = recipe(name)
+    chosen, folder = recipe(name), Path(folder).expanduser()
     settings = changed(chosen.settings, changes or {})
     require(len(set(seeds)) == len(seeds), "seeds", "different seeds", list(seeds))
     for _ in chosen.trainers(settings, seeds[0], None, False):

@@ -22,9 +22,9 @@ from mtanytime.explore import draw
 from mtanytime.explore.contents.images import pixels, require_images
 from mtanytime.explore.contents.playground import Run, playground_contents
 from mtanytime.explore.widget import Explorer
-from mtanytime.features import unwrapped
+from mtanytime.features import unwrapped, without_wrappers
 from mtanytime.functional import trial_run
-from mtanytime.measure.costs import device_and_dtype, exit_networks
+from mtanytime.measure.costs import device_and_dtype, exit_networks, has_exits
 
 
 class AnytimePlayground(Explorer):
@@ -130,7 +130,7 @@ def _answerer(model: Any) -> Answerer:
     inner = unwrapped(model) if isinstance(model, nn.Module) else None
     if hasattr(inner, "refine"):
         return lambda image: _by_refining(model, image)
-    if hasattr(inner, "extract"):
+    if has_exits(inner):
         networks = exit_networks(model)
         return lambda image: _one_by_one(networks, image)
     expected = "an AnytimePredictor, or a network with refine or extract"
@@ -153,6 +153,7 @@ def _by_refining(model: nn.Module, image: Tensor) -> Iterator[tuple[Tensor, floa
 
 def _refine(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """Run `refine` of a network, also in a `Normalized`."""
+    model = without_wrappers(model)
     if isinstance(model, Normalized):
         return _refine(model.network, model.normalised(images))
     return model.refine(images)

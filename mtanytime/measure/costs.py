@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtanytime.backbones import Normalized
 from mtanytime.checks import require
-from mtanytime.features import unwrapped
+from mtanytime.features import unwrapped, without_wrappers
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.measure.operators import counting
 from mtanytime.measure.runtimes import time_in_turn
@@ -59,7 +59,7 @@ def exit_costs(network: nn.Module, image_shape: Shape = (3, 32, 32)) -> pd.DataF
     """
     with trial_run(network, device_and_dtype(network)[0], training=False):
         inner = unwrapped(network)
-        heads = list(inner.heads) if hasattr(inner, "extract") else []
+        heads = list(inner.heads) if has_exits(inner) else []
         networks = exit_networks(network)
         earlier = [0, *accumulate(_count(network, image_shape, heads)[1])][: len(networks)]
         own = np.array([macs(part, image_shape) for part in networks])
@@ -74,6 +74,7 @@ def _count(module: nn.Module, image_shape: Shape, heads: Sequence[nn.Module] = (
     Forward hooks measure the heads, not the counter's module names: a head may then be anywhere in the module, and one
     that does not run is noticed.
     """
+    module = without_wrappers(module)
     image, flops = random_images(module, 1, image_shape), {head: [] for head in heads}
     recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     with trial_run(module, image.device, training=False) as buffers, counting(recurrent) as count, ExitStack() as hooks:
@@ -99,15 +100,23 @@ def _count(module: nn.Module, image_shape: Shape, heads: Sequence[nn.Module] = (
 def exit_networks(network: nn.Module) -> list[nn.Module]:
     """Return the stand-alone network of every exit, in eval mode, each with the network's own normalisation.
 
-    A network without `extract` is its own only exit.
+    A network without exits that can be extracted is its own only exit.
     """
     inner = unwrapped(network)
-    if not hasattr(inner, "extract"):
+    if not has_exits(inner):
         return [network]
-    networks = [inner.extract(k) for k in range(1, inner.exits + 1)]
-    if isinstance(network, Normalized):
-        networks = [network.wrap(part) for part in networks]
-    return [part.eval() for part in networks]
+    return [normalised_as(network, inner.extract(k)).eval() for k in range(1, inner.exits + 1)]
+
+
+def has_exits(network: object) -> bool:
+    """Whether this has what an `AnytimeNetwork` has: exits, their heads, and `extract`."""
+    return all(hasattr(network, name) for name in ("extract", "heads", "exits"))
+
+
+def normalised_as(network: nn.Module, part: nn.Module) -> nn.Module:
+    """A part of a network, in the network's own normalisation if it has one."""
+    network = without_wrappers(network)
+    return network.wrap(part) if isinstance(network, Normalized) else part
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -179,7 +188,7 @@ def latencies(
     inner = unwrapped(network)
     possible = not step_up or hasattr(inner, "refine")
     require(possible, "step_up", "False for a network without refine", step_up)
-    normalise = network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
+    normalise = normalised_as(network, nn.Identity())
     rows = []
     with trial_run(network, device_and_dtype(network)[0], training=False):
         calls: list[Callable[[Tensor], Any]] = list(exit_networks(network))

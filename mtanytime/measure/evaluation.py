@@ -31,12 +31,13 @@ def evaluate(
 ) -> float:
     """Return a model's top-1 accuracy in [0, 1], in eval mode; modes and torch's random state are restored.
 
-    `logits` picks the logits from the model's output; default: see `logits.find_logits`.
+    `logits` picks the logits from the model's output; default: see `logits.find_logits`. Raises ValueError for a label
+    without a column of logits, such as class 1 of a single one.
     """
     classes = class_count(data)
 
     def correct(output: Any, labels: Tensor) -> Tensor:
-        return (find_logits(output, classes, logits).argmax(dim=1) == labels).sum()
+        return right_answers(find_logits(output, classes, logits), labels).sum()
 
     return fraction_correct(model, data, correct, batch_size, precision).item()
 
@@ -61,6 +62,15 @@ def fraction_correct(
             total = total + correct(model(images.to(device, dtype)), labels.to(device))
             images_seen += len(labels)
     return total.cpu().double() / images_seen  # on the CPU: not every device has float64
+
+
+def right_answers(
+    logits: Float[Tensor, "*exits images classes"], labels: Int[Tensor, " images"]
+) -> Bool[Tensor, "*exits images"]:
+    """Whether the largest logit is that of the label. Raises ValueError for a label that has none."""
+    low, high, classes = labels.min().item(), labels.max().item(), logits.shape[-1]
+    require(0 <= low and high < classes, "labels", f"classes from 0 to {classes - 1}", Words(f"{low} to {high}"))
+    return logits.argmax(dim=-1) == labels
 
 
 def batch_accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> float:
@@ -95,7 +105,7 @@ def predictions(
             batches.epoch(0), "predicting", len(batches), unit="batch", file=sys.stdout, disable=not progress
         ):
             output = network(images.to(device, dtype))
-            exits = [output] if isinstance(output, Tensor) and logits is None else find_exits(output, classes, logits)
+            exits = find_exits(output, classes, logits)
             shapes = [tuple(part.shape) for part in exits]
             require(len(set(shapes)) == 1, "network", "logits of the same shape from all exits", shapes)
             stacked = torch.stack(exits)
@@ -137,13 +147,17 @@ def curve(
     Raises:
         ValueError: the logits are not finite, or the network does not give one answer per exit.
     """
-    image_shape = tuple(batches_of(data, 1, seed=0, shuffle=False).batch(0, 0)[0].shape[1:])
+    images = batches_of(data, 1, seed=0, shuffle=False).batch(0, 0)[0][:1]
+    image_shape = tuple(images.shape[1:])
     table = exit_costs(network, image_shape)
+    device, dtype = device_and_dtype(network)
+    with trial_run(network, device, training=False), torch.no_grad():
+        answers = len(find_exits(network(images.to(device, dtype)), class_count(data)))
+    require(answers == len(table), type(network).__name__, f"{len(table)} answers, one per exit", answers)
     table.insert(0, "model", model)
     if latency_batch is not None:
         table["latency_ms"] = latencies(network, image_shape, (latency_batch,), progress=progress)["latency_ms"]
     outputs, labels = predictions(network, data, batch_size=batch_size, precision=precision, progress=progress)
-    require(len(outputs) == len(table), type(network).__name__, f"{len(table)} answers, one per exit", len(outputs))
     table["accuracy"] = _correct(outputs, labels).double().mean(dim=1).numpy()
     return table if seed is None else table.assign(seed=seed)
 
@@ -194,11 +208,9 @@ def _correct(outputs: Tensor, labels: Tensor) -> Bool[Tensor, "exits images"]:
     shapes = Words(f"shapes {tuple(outputs.shape)} and {tuple(labels.shape)}")
     matching = outputs.ndim == 3 and labels.shape == outputs.shape[1:2] and outputs.numel() > 0
     require(matching, "outputs and labels", "shapes (exits, images, classes) and (images,)", shapes)
-    low, high = labels.min().item(), labels.max().item()
-    classes = outputs.shape[2]
-    require(0 <= low and high < classes, "labels", f"classes from 0 to {classes - 1}", Words(f"{low} to {high}"))
+    right = right_answers(outputs, labels.to(outputs.device))
     broken = (~outputs.isfinite().all(dim=2)).nonzero()
     if len(broken):
         k, image = broken[0].tolist()
         require(False, "outputs", "finite logits", Words(f"other ones at exit {k + 1} for image {image}"))
-    return (outputs.argmax(dim=2) == labels.to(outputs.device)).cpu()
+    return right.cpu()

@@ -51,6 +51,7 @@ def share_taken_over(results: pd.DataFrame) -> pd.Series:
     require_rows(table["method"].notna(), table, NAME, "method", "a method in every row")
     networks = ["network"] if "network" in table else []
     require_unique(table, NAME, "method", *networks, "seed")
+    require_unique(table[table["method"] == PROBE], NAME, "method", "seed")
     scratch = table[table["method"] == SCRATCH].set_index([*networks, "seed"])["accuracy"]
     probe = table[table["method"] == PROBE].set_index("seed")["accuracy"]
     keys = pd.MultiIndex.from_frame(table[[*networks, "seed"]]) if networks else pd.Index(table["seed"])

@@ -1,18 +1,20 @@
 """A run's checkpoint: write and read the file; collect, check and restore the states of networks and optimisers."""
 
 import copy
+import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mtanytime.checks import Words, mismatch, require
+from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.torch_files import load_file
 from mtanytime.training.identity import is_structure
 
@@ -24,7 +26,29 @@ _MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of 
 
 def write_checkpoint(checkpoint: State, file: IO[bytes]) -> None:
     """Write a checkpoint to an open file; torch.save adds a checksum (CRC-32) to each of its parts."""
-    torch.save({"format": _FORMAT, **checkpoint}, file)
+    torch.save(_readable({"format": _FORMAT, **checkpoint}), file)
+
+
+def _readable(value: Any) -> Any:
+    """A value with Python's numbers in place of numpy's, which torch.load refuses."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: _readable(part) for key, part in value.items()}
+    return type(value)(map(_readable, value)) if type(value) in (list, tuple) else value
+
+
+def check_readable(optimizers: Mapping[str, Optimizer]) -> None:
+    """Raise ValueError unless a checkpoint can hold the optimisers' states: only numbers, texts and tensors."""
+    for name, optimizer in optimizers.items():
+        file = io.BytesIO()
+        try:
+            torch.save(_readable(optimizer.state_dict()), file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # pickle raises many kinds
+            expected, kind = "numbers, texts and tensors, which a checkpoint can hold", type(optimizer).__name__
+            raise mismatch(name, expected, Words(f"a {kind} with others ({one_line(str(error), 200)})")) from error
 
 
 def read_checkpoint(path: Path) -> State:
@@ -165,8 +189,9 @@ def _load_optimizer(optimizer: Optimizer, state: State) -> None:
     optimizer.load_state_dict(state)
     for before, group in zip(groups, optimizer.param_groups, strict=True):
         for key in before.keys() & group.keys() - {"params"}:
-            same = type(group[key]) is type(before[key]) or (_is_number(group[key]) and _is_number(before[key]))
-            require(same, f"optimizer {key}", f"a {type(before[key]).__name__}", group[key])
+            old = _readable(before[key])
+            same = type(group[key]) is type(old) or (_is_number(group[key]) and _is_number(old))
+            require(same, f"optimizer {key}", f"a {type(old).__name__}", group[key])
     for parameter, state in optimizer.state.items():
         for key, value in state.items():  # torch itself does not compare these shapes
             if isinstance(value, Tensor) and (value.ndim or key in _MOMENTS) and not _fits(value, parameter):
@@ -181,7 +206,8 @@ def _fits(value: Tensor, parameter: Tensor) -> bool:
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:
     """A copy of a module's parameters and buffers."""
-    return {name: value.clone() for name, value in module.state_dict().items()}
+    state = module.state_dict().items()  # `get_extra_state` may add values that are no tensors
+    return {name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in state}
 
 
 @contextmanager

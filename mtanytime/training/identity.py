@@ -96,7 +96,8 @@ def _is_plain(value: object) -> bool:
 
 def describe_model(model: nn.Module) -> str:
     """The network's class and a hash of its printed form and tensors, without their values."""
-    tensors = [(name, tuple(value.shape), value.dtype) for name, value in model.state_dict().items()]
+    state = model.state_dict().items()  # `get_extra_state` may add values that are no tensors
+    tensors = [(name, tuple(value.shape), value.dtype) for name, value in state if isinstance(value, Tensor)]
     structure = re.sub(r" at 0x\w+", "", repr(model))  # a module may show a function with its address
     digest = hashlib.sha256(f"{structure}{tensors}".encode(errors="surrogatepass")).hexdigest()
     return f"{type(model).__name__} {digest[:16]}"

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
@@ -37,17 +38,22 @@ def initialise_lazy_layers(network: nn.Module, batches: Batches) -> None:
 
     Raises ValueError for a network that does not take the images, and for a lazy layer that does not run.
     """
+    if any(map(_uninitialised, network.modules())):
+        initialise_layers_for(network, training_probe(batches, next(network.parameters()))[0])
+
+
+def initialise_layers_for(network: nn.Module, images: Float[Tensor, "batch channel height width"]) -> None:
+    """Initialise lazy layers for images of this shape. Raises as `initialise_lazy_layers`."""
     lazy = {path: module for path, module in network.named_modules() if _uninitialised(module)}
     if not lazy:
         return
-    images, _ = training_probe(batches, next(network.parameters()))
     modes = [(module, module.training) for module in network.modules()]
     kept = {name: value.clone() for name, value in network.named_buffers() if not is_lazy(value)}
     try:
         with torch.no_grad():
             network.train()(images)
     except Exception as error:
-        expected = f"a network that takes {len(images)} training images of shape {tuple(images.shape[1:])}"
+        expected = f"a network that takes {len(images)} images of shape {tuple(images.shape[1:])}"
         raise mismatch("model", expected, Words(f"{type(network).__name__}, which fails: {error}")) from error
     finally:
         for module, mode in modes:

@@ -27,9 +27,9 @@ def learning_rates(lr: float, schedule: Schedule, steps: int, steps_per_epoch: i
     """
     factor = schedule if callable(schedule) else SCHEDULES[schedule]
     if schedule in STEP_BY_STEP:
-        return [lr * factor((step + 1) / (steps + 1)) for step in range(steps)]
+        return [float(lr * factor((step + 1) / (steps + 1))) for step in range(steps)]
     epochs = math.ceil(steps / steps_per_epoch)
-    rates = [lr * factor(epoch / epochs) for epoch in range(epochs)]
+    rates = [float(lr * factor(epoch / epochs)) for epoch in range(epochs)]
     require(all(0 <= rate < math.inf for rate in rates), "schedule", "finite factors >= 0", rates)
     return [rates[step // steps_per_epoch] for step in range(steps)]
 

@@ -1,5 +1,7 @@
 """The image sets of a run: training, validation and test set, split, checked and moved to the device."""
 
+from numbers import Real
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -21,7 +23,7 @@ def prepare_sets(
     if isinstance(data, Task):
         data, test = data.train, data.test if test is None else test
     data = _placed("data", data, device)
-    if isinstance(validation, int | float):
+    if isinstance(validation, Real):
         require(isinstance(data, LabelledImages), "validation", "a set of its own beside a DataLoader", validation)
         data, validation = data.split(validation, seed)
     if isinstance(data, LabelledImages):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +20,14 @@ from mtanytime.devices import Precision
 from mtanytime.training.schedule import SCHEDULES, Schedule
 
 T = TypeVar("T")
+
+
+def plain_numbers(settings: Any) -> None:
+    """Replace the numbers of numpy and torch in a frozen dataclass, which no checkpoint could hold, by Python's."""
+    for own in fields(settings):
+        value = getattr(settings, own.name)
+        if isinstance(value, np.generic | Tensor) and value.ndim == 0:
+            object.__setattr__(settings, own.name, value.item())
 
 
 def new(before: Any) -> dict[str, Any]:
@@ -74,6 +83,7 @@ class TrainerSettings:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         both = self.epochs is not None and self.steps is not None
         require(not both, "steps", "steps or epochs, not both", Words(f"{self.steps} steps and {self.epochs} epochs"))
         if self.epochs is None and self.steps is None:

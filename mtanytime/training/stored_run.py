@@ -14,6 +14,7 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import class_names
 from mtanytime.training.checkpoint import State, check_contents, load_state, read_checkpoint, unchanged_on_error
 from mtanytime.training.identity import Row, same_structure, structure_of
+from mtanytime.training.network import initialise_layers_for
 from mtanytime.training.run_folder import read_record
 
 Weights = Literal["best", "last"]
@@ -78,6 +79,9 @@ def load_run(
     with torch.random.fork_rng([]):
         network = model if isinstance(model, nn.Module) else model()
     about, best = checkpoint.get("network", {}), checkpoint["best"]
+    if about.get("image_shape") is not None:
+        with torch.random.fork_rng([]):
+            initialise_layers_for(network, torch.zeros(2, *about["image_shape"]))
     expected, came = f"the network that was trained in {folder}", type(network).__name__
     if "structure" in about and not same_structure(about["structure"], structure_of(network)):
         raise mismatch("model", expected, Words(f"{came} with other modules or settings"))

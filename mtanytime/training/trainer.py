@@ -31,7 +31,7 @@ from mtanytime.measure.evaluation import batch_accuracy, class_count, evaluate
 from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.batch_norm import settle_for_evaluation
-from mtanytime.training.checkpoint import copied_state, finite_value, weights_of
+from mtanytime.training.checkpoint import check_readable, copied_state, finite_value, weights_of
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import run_record
 from mtanytime.training.interrupt import step_interrupts
@@ -168,6 +168,7 @@ class Trainer(KeptRun):
         if self.processes.count > 1:
             self._join_processes()
         if folder is not None:
+            check_readable(self.optimizers)
             self._network = describe_network(self.model, self.batches.data, self._probe_batch()[0])
             with self.processes.together():
                 if self.processes.first:

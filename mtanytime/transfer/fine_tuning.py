@@ -85,11 +85,13 @@ def with_head(source: nn.Module, data: LabelledImages, head: Head = "new") -> nn
     source = bare(source, "source")
     path, old = _head(source)
     size = old.in_features, len(data.classes)
-    new = nn.Linear(*size) if head == "new" else nn.utils.skip_init(nn.Linear, *size)
-    network = _replaced(source, path, new.to(old.weight))
     images = data.load(torch.arange(min(len(data), 2))).to(old.weight.device) / 255
     expected = f"a network whose last linear layer, {path!r}, gives its logits"
-    _try(network, images, size[1], expected)
+    other = size[1] + (2 if size[1] + 1 == old.out_features else 1)  # a size that no layer has by chance
+    trial = nn.utils.skip_init(nn.Linear, size[0], other).to(old.weight)
+    _try(_replaced(source, path, trial), images, other, expected)
+    new = nn.Linear(*size) if head == "new" else nn.utils.skip_init(nn.Linear, *size)
+    network = _replaced(source, path, new.to(old.weight))
     if head == "probe":
         as_map = nn.Unflatten(1, (old.in_features, 1, 1))
         reader = _replaced(source, path, nn.Sequential(as_map, nn.Flatten()))

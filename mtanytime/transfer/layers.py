@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.features import Tapped, bare, tap, unwrapped
-from mtanytime.functional import functional_call, trial_run
+from mtanytime.functional import functional_call, input_unchanged, trial_run
 from mtanytime.transfer.meta_networks import Pair
 
 Layers = Sequence[str]
@@ -185,11 +185,12 @@ def try_layers(name: str, tapped: Tapped, images: Float[Tensor, "batch channel h
         error_context(f"{name}, given images of shape {tuple(images.shape[1:])}"),
     ):
         images = images.to(dtype_of(tapped, images))
-        for _ in range(49 if training else 0):
-            maps |= functional_call(tapped, buffers, images, False)[1]
-            if len(maps) == len(tapped.layers):
-                return {layer: maps[layer] for layer in tapped.layers}
-        maps = functional_call(tapped, buffers, images)[1]
+        with input_unchanged(images):
+            for _ in range(49 if training else 0):
+                maps |= functional_call(tapped, buffers, images, False)[1]
+                if len(maps) == len(tapped.layers):
+                    return {layer: maps[layer] for layer in tapped.layers}
+            maps = functional_call(tapped, buffers, images)[1]
         broken = [layer for layer, value in maps.items() if not value.isfinite().all()]
         require(training or not broken, "layers", "finite maps", Words(f"some of {', '.join(broken)} that are not"))
         return maps

@@ -280,7 +280,8 @@ class _FixedWeightError(torch.autograd.Function):
     """`_WeightedError` for weights that nothing learns: its first derivative is a by-product of the loss.
 
     It is linear in g, one number per image, so it is computed before g is known. On a CPU, some images at a time: their
-    error stays in the cache, and no error is kept.
+    error stays in the cache, and no error is kept. For maps with fewer pixels than channels the error is smaller than
+    its products with them, so it is kept, and one product of all images follows.
     """
 
     @staticmethod
@@ -288,6 +289,12 @@ class _FixedWeightError(torch.autograd.Function):
         ctx: FunctionCtx, t: Pixels, r: Matrix, bias: Float[Tensor, " source"], s: Errors, w: ByImage
     ) -> Float[Tensor, " batch"]:
         images, pixels, channels = s.shape
+        ctx.for_parameters, ctx.keeps_error = for_parameters(), pixels < t.shape[2]
+        if ctx.keeps_error:
+            error = F.linear(t, r, bias).sub_(s)
+            squares = error.square().mean(1)
+            ctx.save_for_backward(t, r, bias, w, squares, error)
+            return torch.linalg.vecdot(squares, w)
         count = max(1, _CACHED // (pixels * channels)) if t.device.type == "cpu" else images
         squares, total, for_t = w.new_empty(w.shape), w.new_empty(w.shape), t.new_empty(t.shape)
         correlation = t.new_empty(images, *r.shape)
@@ -300,19 +307,23 @@ class _FixedWeightError(torch.autograd.Function):
                 total[part] = error.sum(dim=1)
                 torch.bmm(error.mT, t[part], out=correlation[part])
                 torch.bmm(error, (w[part] * (2 / pixels))[:, :, None] * r, out=for_t[part])
-        ctx.save_for_backward(t, r, bias, s, w, squares, *([for_t, correlation, total] if needed else []))
-        ctx.for_parameters = for_parameters()
+        ctx.save_for_backward(t, r, bias, w, squares, s, *([for_t, correlation, total] if needed else []))
         return torch.linalg.vecdot(squares, w)
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Float[Tensor, " batch"]) -> tuple[Tensor | None, ...]:
-        t, r, bias, s, w, squares, for_t, correlation, total = ctx.saved_tensors
+        t, r, bias, w, squares, *kept = ctx.saved_tensors
+        alpha = g[:, None] * w * (2 / t.shape[1])
         if torch.is_grad_enabled():  # for a second derivative
             with torch.no_grad():
-                error = F.linear(t, r, bias).sub_(s)
+                error = kept[0] if ctx.keeps_error else F.linear(t, r, bias).sub_(kept[0])
             found = _WeightedErrorBackward.apply(g, t, r, bias, w, error, squares, ctx.for_parameters)
             return *found[:3], None, None
-        alpha = g[:, None] * w * (2 / t.shape[1])
+        if ctx.keeps_error:
+            weighted = kept[0] * alpha[:, None]
+            for_r = weighted.flatten(0, 1).T @ t.flatten(0, 1)
+            return weighted @ r, for_r, weighted.sum((0, 1)), None, None
+        _, for_t, correlation, total = kept
         return for_t * g[:, None, None], (alpha[:, :, None] * correlation).sum(0), (alpha * total).sum(0), None, None
 
 

@@ -128,11 +128,15 @@ def fit_probe(
     output, pooled, labels = _read(tapped, data, max_images, seed)
     names = class_names(data)
     counts = np.bincount(labels, minlength=len(names or ()))
-    require(len(counts) > 1, "data", "images of at least two classes", Words("those of one"))
+    part = isinstance(data, DataLoader) and max_images is not None and len(labels) >= max_images
+    shuffle = "shuffle the DataLoader, of which only the first batches are read" if part else ""
+    require(len(counts) > 1, "data", "images of at least two classes", Words("those of one"), shuffle)
     needed, fewest = 2 if folds is None else folds, int(counts.min())
     if fewest < needed:
-        few = Words(f"{fewest} of {repr(names[counts.argmin()]) if names else f'class {counts.argmin()}'}")
+        rare = int(counts.argmin())
+        few = Words(f"{fewest} of {repr(names[rare]) if rare < len(names or ()) else f'class {rare}'}")
         remedy = "lower folds" if fewest > 1 else "" if fewest or names else "number the classes from 0 on"
+        remedy = shuffle or remedy
         raise mismatch("data", f"at least {needed} images per class", few, remedy)
     folds = min(fewest, FOLDS) if folds is None else folds
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mtanytime.checks import require
 from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.data.views import StrongViews
-from mtanytime.training.settings import new
+from mtanytime.training.settings import new, plain_numbers
 from mtanytime.transfer.bilevel import Mode
 from mtanytime.transfer.lookahead import OuterObjective, check_settings
 from mtanytime.transfer.meta_networks import Where, WhereStart, check_where
@@ -98,6 +98,7 @@ class TransferSettings:
     temperature: float = field(default=2.0, metadata=new(2.0))
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         require(self.what in (False, True), "what", "True or False", self.what)
         check_where(self.where, self.where_start)
         units = (False, True, "network")

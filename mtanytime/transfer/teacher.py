@@ -149,13 +149,14 @@ def fit_teacher(
         except ValueError as error:
             raise ValueError(f"teacher: no probe of the source can be fitted: {error}; or pass teacher=None") from error
     name = min(probes, key=lambda name: probes[name].table["log_loss"].min())
-    _check_classes(probes[name].linear.out_features, outputs)
+    first = "shuffle the DataLoader, of whose first images the classes are taken, "
+    _check_classes(probes[name].linear.out_features, outputs, first if isinstance(data, DataLoader) else "")
     best = probes[name].table.sort_values("log_loss").iloc[0]
     of = f" of {name!r}" if name else ""
     note = f"teacher: the linear probe{of} of {best['layers']}, accuracy {best['accuracy']:.1%} in cross-validation"
     return probes[name], note
 
 
-def _check_classes(count: int, outputs: int | None) -> None:
-    expected, remedy = f"{count} outputs, one per class of the labelled images", "or pass teacher=None"
+def _check_classes(count: int, outputs: int | None, first: str = "") -> None:
+    expected, remedy = f"{count} outputs, one per class of the labelled images", f"{first}or pass teacher=None"
     require(outputs == count, "target", expected, outputs, remedy)

@@ -64,9 +64,11 @@ class TransferMap:
 
         The last row may cover fewer steps; it counts as much as the others.
         """
+        names = {"source": str, "target": str}  # a table read from a file holds the names "0", "1", … as numbers
+        trace, channels = trace.astype(names), channels.astype(names)
         by_pair = trace.groupby(["source", "target"], sort=False)["weight"].mean()
         weights = channels.groupby(["source", "target", "channel"], sort=False)["weight"].mean()
-        pairs = {(str(source), str(target)): float(weight) for (source, target), weight in by_pair.items()}
+        pairs = {pair: float(weight) for pair, weight in by_pair.items()}
         return cls(pairs, {pair: weights.loc[pair].sort_index().tolist() for pair in pairs})
 
     @classmethod
@@ -113,13 +115,13 @@ class TransferMap:
             {"source": source, "target": target, "weight": weight, "channels": list(self.channels[source, target])}
             for (source, target), weight in self.pairs.items()
         ]
-        Path(file).write_text(json.dumps({"format": _FORMAT, "pairs": pairs}, indent=1), encoding="utf-8")
+        Path(file).expanduser().write_text(json.dumps({"format": _FORMAT, "pairs": pairs}, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, file: str | PathLike[str]) -> "TransferMap":
         """Read a map that `save` wrote. ValueError, with the file's name, for another file."""
         try:
-            content: Any = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+            content: Any = json.loads(Path(file).expanduser().read_text(encoding="utf-8-sig"))
             require(content["format"] == _FORMAT, "format", repr(_FORMAT), content["format"])
             rows = [(row["source"], row["target"], row["weight"], row["channels"]) for row in content["pairs"]]
             for source, target, weight, channels in rows:
