@@ -135,6 +135,11 @@ def spread(values: pd.Series, digits: int = 1) -> str:
     return f"{percent.mean():.{digits}f} ± {percent.std():.{digits}f}"
 
 
+def mean_shares(results: pd.DataFrame) -> pd.Series:
+    """The mean share taken over of each method."""
+    return measure.share_taken_over(results).groupby(results["method"]).mean()
+
+
 def points(difference: pd.Series) -> tuple[float, float, float]:
     """Return the mean of paired differences and its 95 % interval by Student's t."""
     half = stats.t.ppf(0.975, len(difference) - 1) * difference.sem()
@@ -294,7 +299,7 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     results = tables("long_cifar10_n50")
     of_seed = 100 * results.query("method == 'recommended' and seed == 0").set_index("steps")["accuracy"]
     results = results[results["steps"] <= 4000]
-    summary = measure.summarize(results).set_index("method")
+    shares = mean_shares(results)
     names = {
         "probe": "the source, linear probe",
         "fine_tuning_probe": "the source, fine-tuned from the probe",
@@ -309,7 +314,7 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     longer = f"reaches {of_seed[8000]:.1f}, against {of_seed[4000]:.1f} with 4,000"
     figures = [f"with 8,000 steps (seed 0, in bfloat16 on a CPU) {longer}"]
     for method, words in names.items():
-        accuracy, share = results.loc[results["method"] == method, "accuracy"], summary["share"][method]
+        accuracy, share = results.loc[results["method"] == method, "accuracy"], shares[method]
         assert sorted(results.loc[results["method"] == method, "seed"]) == list(range(len(accuracy)))
         share = "–" if np.isnan(share) else f"{share:.2f}"
         figures.append(f"| {words} | `{method}` | {spread(accuracy)} | {share} |")
@@ -389,7 +394,7 @@ def chosen_strengths(search: pd.DataFrame, settings: dict[str, Any]) -> list[str
 def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     """The section on all alternatives agrees with its table, and so does what the recipe expects."""
     results = tables("baselines_cifar10_n50")
-    shares = measure.summarize(results).set_index("method")["share"]
+    shares = mean_shares(results)
     figures = []
     for method in results["method"].unique():
         rows = results[results["method"] == method]

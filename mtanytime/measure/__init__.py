@@ -12,7 +12,7 @@ from mtanytime.measure.evaluation import (
     fraction_correct,
     predictions,
 )
-from mtanytime.measure.results import share_taken_over, summarize
+from mtanytime.measure.results import share_taken_over
 
 __all__ = [
     "Shape",
@@ -33,7 +33,6 @@ __all__ = [
     "predictions",
     "savings",
     "share_taken_over",
-    "summarize",
     "validated_curve",
 ]
 

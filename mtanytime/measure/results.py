@@ -1,4 +1,4 @@
-"""Summaries of tables of results: accuracy by method, and how much of the source's knowledge arrived."""
+"""How much of the source's knowledge arrived, by a table of accuracies."""
 
 import pandas as pd
 
@@ -6,30 +6,6 @@ from mtanytime.measure.tables import as_numbers, require_columns, require_rows, 
 
 NAME = "results table"
 SCRATCH, PROBE = "scratch", "probe"
-
-
-def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """Summarize a table of results by method and network, in the table's order.
-
-    Args:
-        results: method, seed, accuracy (a fraction of 1)[, network][, train_seconds]; one row per run. A run that
-            diverged has no accuracy.
-
-    Returns:
-        method, [network,] runs (with an accuracy), accuracy (mean), spread (standard deviation over runs, n - 1),
-        [minutes (mean)] and share, the mean of `share_taken_over`.
-
-    Raises:
-        ValueError: as `share_taken_over`.
-    """
-    table = results.assign(share=share_taken_over(results))
-    keys = ["method", *(["network"] if "network" in table else [])]
-    by = {"by": keys, "sort": False, "dropna": False}
-    runs = table.groupby(**by)
-    columns = {"runs": runs["accuracy"].count(), "accuracy": runs["accuracy"].mean(), "spread": runs["accuracy"].std()}
-    if "train_seconds" in table:
-        columns["minutes"] = as_numbers(table, NAME, "train_seconds").groupby(**by)["train_seconds"].mean() / 60
-    return pd.DataFrame(columns | {"share": runs["share"].mean()}).reset_index()
 
 
 def share_taken_over(results: pd.DataFrame) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Summaries of results: means by method, and the share of the source's knowledge that arrived."""
+"""The share of the source's knowledge that arrived, by hand."""
 
 import math
 
@@ -37,20 +37,6 @@ def test_no_share_where_the_probe_is_no_better() -> None:
     assert measure.share_taken_over(table)[5:6].isna().all()
 
 
-def test_summary() -> None:
-    """Runs that diverged are not counted; times are in minutes."""
-    table = pd.concat([TABLE, TABLE.iloc[[5]].assign(seed=3, accuracy=math.nan)])
-    summary = measure.summarize(table).set_index(["method", "network"])
-    row = summary.loc["matching", "small"]
-    assert row["runs"] == 3
-    assert row["accuracy"] == pytest.approx((0.50 + 0.69 + 0.60) / 3)
-    assert row["spread"] == pytest.approx(pd.Series([0.50, 0.69, 0.60]).std())
-    assert row["minutes"] == pytest.approx(10)
-    assert row["share"] == pytest.approx(0.875)
-    assert math.isnan(summary.loc["probe", "source"]["share"])
-    assert list(summary.index)[:2] == [("scratch", "small"), ("scratch", "large")]
-
-
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -70,7 +56,7 @@ def test_bad_tables(table: pd.DataFrame, message: str) -> None:
 
 
 def test_rows_without_a_network() -> None:
-    """They form a group of their own."""
-    rows = [("scratch", "small", 0, 0.4), ("probe", None, 0, 0.6)]
-    summary = measure.summarize(pd.DataFrame(rows, columns=["method", "network", "seed", "accuracy"]))
-    assert summary["method"].tolist() == ["scratch", "probe"]
+    """They have no share; nor do those of a run that diverged."""
+    rows = [("scratch", "small", 0, 0.4), ("probe", None, 0, 0.6), ("l2t", "small", 0, math.nan)]
+    share = measure.share_taken_over(pd.DataFrame(rows, columns=["method", "network", "seed", "accuracy"]))
+    assert share.tolist() == pytest.approx([0.0, math.nan, math.nan], nan_ok=True)
