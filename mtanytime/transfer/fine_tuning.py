@@ -87,7 +87,7 @@ def with_head(source: nn.Module, data: LabelledImages, head: Head = "new") -> nn
     size = old.in_features, len(data.classes)
     images = data.load(torch.arange(min(len(data), 2))).to(old.weight.device) / 255
     expected = f"a network whose last linear layer, {path!r}, gives its logits"
-    other = size[1] + (2 if size[1] + 1 == old.out_features else 1)  # a size that no layer has by chance
+    other = size[1] + (2 if size[1] + 1 == old.out_features else 1)  # not the old one, which an unchanged head gives
     trial = nn.utils.skip_init(nn.Linear, size[0], other).to(old.weight)
     _try(_replaced(source, path, trial), images, other, expected)
     new = nn.Linear(*size) if head == "new" else nn.utils.skip_init(nn.Linear, *size)
