@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from mtanytime.anytime import AnytimeNetwork
 from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.stepping import SlicedNetwork
-from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch
 from mtanytime.features import unwrapped
+from mtanytime.measure.costs import normalised_as
 from mtanytime.measure.logits import describe_output, find_logits
 
 Images = Float[Tensor, "batch channel height width"]
@@ -66,7 +66,7 @@ def exit_networks(network: nn.Module, fold: bool = True) -> list[nn.Module]:
     if not isinstance(inner, AnytimeNetwork):
         return [LogitsOf(prepare(network))]
     exits = [prepare(inner.extract(k)) for k in range(1, inner.exits + 1)]
-    return [nn.Sequential(_normalisation(network), part) for part in exits]
+    return [nn.Sequential(normalised_as(network, nn.Identity()), part) for part in exits]
 
 
 @torch.no_grad()
@@ -80,16 +80,12 @@ def chain_of(network: nn.Module, images: Images) -> list[tuple[Step, list[Tensor
         return []
     folded, steps, counts, state = fold_batch_norms(inner), [], [], []
     for _ in range(inner.exits):
-        step = Step(folded, _normalisation(network), counts)
+        step = Step(folded, normalised_as(network, nn.Identity()), counts)
         _, *handed_on = step(images, tuple(state))
         steps.append((step, list(state), len(handed_on)))
         counts.append(len(handed_on))
         state += handed_on
     return steps
-
-
-def _normalisation(network: nn.Module) -> nn.Module:
-    return network.wrap(nn.Identity()) if isinstance(network, Normalized) else nn.Identity()
 
 
 def _cut(state: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
