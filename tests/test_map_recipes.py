@@ -11,6 +11,7 @@ import tiny
 from mtanytime.data.images import Task
 from mtanytime.experiments import map_recipes as recipes
 from mtanytime.experiments.runner import plan, run
+from mtanytime.transfer.pair_search import later
 
 SMALL = {"source_depth": "8", "source_epochs": "1", "steps": "2", "search_steps": "2", "trials": "4", "batch_size": "8"}
 SMALL |= {"target_width": "4", "views": "4"}
@@ -37,6 +38,14 @@ def test_every_method(tmp_path: Path) -> None:
     assert again.table.drop(columns="train_seconds").equals(table.drop(columns="train_seconds"))
     trained = table["method"] != "probe"
     assert again.table[trained]["train_seconds"].tolist() == table[trained]["train_seconds"].tolist()
+
+
+def test_the_rule_leaves_out_late_targets() -> None:
+    """The method's pairs are those of all that `later` calls not later, in its order."""
+    sources, targets = (f"layer{i}" for i in (1, 2, 3)), [f"features.{i}" for i in (2, 6, 13, 20, 27)]
+    pairs = [(source, target) for source in sources for target in targets]
+    rule = [pair for pair, more in zip(pairs, later(pairs), strict=True) if more == 0]
+    assert rule == recipes.PAIRS["matching_not_later"]
 
 
 def test_plan(tmp_path: Path) -> None:

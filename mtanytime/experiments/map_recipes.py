@@ -30,6 +30,12 @@ PAIRS = {
     "matching_single": [("layer3", "features.13")],
     "matching_one": [("layer1", "features.2"), ("layer2", "features.6"), ("layer3", "features.13")],
     "matching_all": None,
+    # All but the pairs whose target layer comes later in its network than the source layer in its own.
+    "matching_not_later": [
+        *[("layer1", "features.2")],
+        *[("layer2", f"features.{layer}") for layer in (2, 6, 13)],
+        *[("layer3", f"features.{layer}") for layer in (2, 6, 13, 20, 27)],
+    ],
 }
 # Ours: all pairs start alike, and λ is divided by its mean over the pairs.
 L2T = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True}
@@ -133,6 +139,7 @@ RECIPES = {
             "beta_matching_single": 16.0,
             "beta_matching_one": 8.0,
             "beta_matching_all": 4.0,
+            "beta_matching_not_later": 2.0,
             "beta_random_search": 2.0,
             "beta_l2t": 4.0,
             "beta_search_then_train": 2.0,
