@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tables
 from project import ROOT
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.netutil import bind_sockets
@@ -88,6 +88,35 @@ def test_other_addresses_are_one_line() -> None:
         return failed.value.response.body.decode()
 
     assert visited(visit) == "404: Not Found\n"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost", "[::1]"])
+def test_requests_by_another_name_are_refused(host: str) -> None:
+    """A foreign page whose name was made to mean this machine reads no results and starts no training."""
+
+    async def visit(address: str) -> tuple[list[int], str]:
+        headers, port = HTTPHeaders({"Host": f"{host}:{address.rpartition(':')[2]}"}), address.rpartition(":")[2]
+        headers["Origin"] = f"http://{host}:{port}"
+        page = await AsyncHTTPClient().fetch(f"http://{address}/", headers=headers, raise_error=False)
+        try:
+            socket = await websocket_connect(HTTPRequest(f"ws://{address}/training", headers=headers))
+        except HTTPClientError as refused:
+            return [page.code, refused.code], page.body.decode()
+        socket.close()
+        return [page.code, 101], page.body.decode()
+
+    codes, body = visited(visit, "pass")
+    if "evil" in host:
+        assert codes == [403, 403]
+        assert body == "403: the app answers requests for this machine's address alone, see --host\n"
+    else:
+        assert (codes, body) == ([200, 101], "the page")
+
+
+def test_a_port_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused: the system would take it modulo 65536, without a word."""
+    assert main(["app", "--port", "99999", "--no-browser"]) == 1
+    assert "error: port: expected a number from 0 to 65535, got 99999" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,33 @@ def test_channel_weights_of_one_step_and_the_largest_only() -> None:
     assert draw.channel_weights(make_channels(200), "layer1", "features.2").axes[0].get_xlabel().startswith("rank")
 
 
+@pytest.mark.parametrize("picture", ["heatmap", "weights_over_time", "channel_weights"])
+def test_tables_of_several_runs_are_refused(picture: str) -> None:
+    """A mean over seeds must not look like one run."""
+    table = make_channels(4) if picture == "channel_weights" else make_trace()
+    both = pd.concat([table.assign(seed=seed) for seed in (0, 1)])
+    pair = ("layer1", "features.2") if picture == "channel_weights" else ()
+    with pytest.raises(
+        ValueError, match=r"expected one row per step, .* got several for .*; give the table of one run"
+    ):
+        getattr(draw, picture)(both, *pair)
+
+
+def test_channel_weights_tell_slices_apart() -> None:
+    """Each slice is a target layer of its own, as in a map."""
+    table = pd.concat([make_channels(4).assign(slice=part, weight=weight) for part, weight in ((0, 0.1), (1, 0.25))])
+    (ax,) = draw.channel_weights(table, "layer1", "features.2 slice 1").axes
+    assert {bar.get_height() for bar in ax.patches} == {0.25}
+
+
+def test_a_pair_without_a_difference_is_blank() -> None:
+    """It was not matched; "nan" would say that it diverged."""
+    values = pd.DataFrame([[1.0, np.nan]], index=["a"], columns=["b", "c"])
+    picture = draw.difference(values, "Change of λ at step 100", "change")
+    assert [text.get_text() for text in picture.axes[0].texts] == ["+1.00"]
+    assert "blank: not matched" in picture.axes[0].get_title()
+
+
 def test_heatmaps_of_several_runs() -> None:
     """Each run has its own map, with its name, and all share one colour scale."""
     picture = draw.heatmaps(make_maps())

@@ -1,6 +1,7 @@
 """The budget explorer without a browser: what a budget buys, by hand; choices; static form."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -241,6 +242,15 @@ def test_choices_that_are_not_offered(choice: str, value: object, message: str) 
     """A choice that is not offered is refused with the choices that are."""
     with pytest.raises(ValueError, match=message):
         setattr(BudgetExplorer(tables.curve()), choice, value)
+
+
+def test_an_exit_by_a_numpy_number(tmp_path: Path) -> None:
+    """`picks` gives them, and JSON knows none."""
+    explorer = BudgetExplorer(tables.curve())
+    first = explorer.picks().iloc[0]
+    explorer.at = [first["model"], np.int64(first["exit"])]
+    explorer.save_html(tmp_path / "page.html")
+    assert explorer.at == [first["model"], int(first["exit"])]
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])

@@ -13,7 +13,7 @@ from pictures import cells
 from mtanytime.__main__ import main
 from mtanytime.explore.export import export_csv
 from mtanytime.explore.places import explored
-from mtanytime.explore.runs import run_names, runs_of
+from mtanytime.explore.runs import RunTables, run_names, runs_of, split_all
 from mtanytime.explore.transfer import TransferExplorer
 
 
@@ -30,6 +30,13 @@ def written(folder: Path, **of: pd.DataFrame) -> Path:
     for name, table in of.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     return folder
+
+
+def test_names_of_runs_where_one_has_no_seed() -> None:
+    """There, pandas makes the seeds floats; long ones must not become one name."""
+    traces = [tables.trace(steps=(0,)).assign(seed=seed) for seed in (20240101, 20240102, np.nan)]
+    names = list(split_all({"": RunTables(pd.concat(traces))}))
+    assert names == ["seed 20240101", "seed 20240102", "seed nan"]
 
 
 def test_differences_are_those_of_the_tables() -> None:

@@ -118,6 +118,35 @@ def test_mixing_is_refused(tmp_path: Path, changes: dict[str, str], message: str
         summarize(load_results(places))
 
 
+def test_a_setting_that_is_a_column(tmp_path: Path) -> None:
+    """A place's values of a setting are those of its column, else the one it states; the table compares them all."""
+    first, *others = ROWS.splitlines()
+
+    def column(name: str, value: float, setting: str = "lr", kept: str = "") -> Path:
+        rows = [f"{row},{value}" for row in others if row.startswith(kept)]
+        return results(tmp_path, name, "methods=scratch", "\n".join([f"{first},{setting}", *rows, ""]))
+
+    stated = results(tmp_path, "b.csv", "lr=0.001", rows="\n".join([first, *others[3:4], ""]))
+    for other in (stated, column("c.csv", 0.01, kept="lwf")):
+        with pytest.raises(ValueError, match=r"lr: expected one value, .* got 0\.1 \(.*a\.csv\) and 0\.0"):
+            summarize(load_results([column("a.csv", 0.1, kept="scratch"), other]))
+    same = summarize(load_results([column("a.csv", 0.001, kept="scratch"), stated]))
+    assert same["method"].tolist() == ["scratch", "lwf"]
+    few = column("d.csv", 50, "per_class", kept="scratch")
+    assert summarize(load_results([few, results(tmp_path, "e.csv", rows=stated.read_text().partition("\n")[2])]))[
+        "paper"
+    ].tolist() == [0.3999, 0.4332]
+
+
+def test_papers_figures_of_each_place(tmp_path: Path) -> None:
+    """They depend on a place's own settings, and not on the order of the places."""
+    places = [results(tmp_path, settings="lr=0.05"), results(tmp_path, "b.csv", "scored_on=validation")]
+    for order in (places, places[::-1]):
+        summary = summarize(load_results(order), ["method", "scored_on"]).set_index(["method", "scored_on"])["paper"]
+        assert summary["scratch", "test"] == 0.3999
+        assert math.isnan(summary["scratch", "validation"])
+
+
 def test_tables_without_settings_are_not_mixed(tmp_path: Path) -> None:
     """A CSV without its command may come from other settings; alone, its mean is that of one table."""
     stated, silent = results(tmp_path), results(tmp_path, "b.csv")

@@ -70,7 +70,7 @@ def test_names_are_safe(values: dict[str, str]) -> None:
         (["smoke", "--over", "lr=1", "--set", "lr=2"], "--over: expected settings that --set does not name, got lr"),
         (["smoke", "--over", "seed=0,1"], "--over: expected settings of the recipe, got 'seed'; seeds are given by"),
         (["smoke", "--over", "lr"], "--over: expected KEY=VALUE, got 'lr'"),
-        (["smoke", "--seed", "1", "1"], "--seed: expected one or more different seeds, got [1, 1]"),
+        (["smoke", "--seed", "1", "1"], "--seed: expected one or more different whole numbers, got [1, 1]"),
         (["smoke", "--processes", "0"], "--processes: expected a whole number >= 1, got 0"),
         (["smoke", "--cpus", "0"], "--cpus: expected a whole number >= 1, got 0"),
         (["smoke", "--on", "ray", "--gpus", "-1"], "--gpus: expected a number in [0, 1], or a whole number, got -1.0"),

@@ -99,6 +99,33 @@ def test_a_map_from_the_tables_of_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert TransferMap.load(tmp_path / "map.json") == TransferMap.load("~/map.json") == found
 
 
+@pytest.mark.parametrize(
+    ("trace", "channels", "message"),
+    [
+        ({"source": ["a"]}, {}, "trace: expected columns target, weight"),
+        ({}, {"source": ["a"], "target": ["b"]}, "channels: expected columns channel, weight"),
+        ({"weight": [1.0, np.nan]}, {}, r"pairs\[a → b\]|pairs.*nan"),
+        ({}, {"target": ["b", "c"]}, "channels: expected the pairs of the trace, "),
+    ],
+)
+def test_tables_that_give_no_map(trace: dict, channels: dict, message: str) -> None:
+    """A missing column, λ that is no number, or channels of another pair: one line that says which."""
+    whole = {"source": ["a", "a"], "target": ["b", "b"]}
+    tables = [
+        pd.DataFrame(given if "source" in given else whole | own | given)
+        for own, given in (({"weight": [1.0, 2.0]}, trace), ({"channel": [0, 1], "weight": [0.5, 0.5]}, channels))
+    ]
+    with pytest.raises(ValueError, match=message):
+        TransferMap.from_tables(*tables)
+
+
+def test_mean_of_maps_of_other_channels() -> None:
+    """Their weights have no mean."""
+    maps = [TransferMap({("a", "b"): 1.0}, {("a", "b"): [1 / count] * count}) for count in (1, 2)]
+    with pytest.raises(ValueError, match="maps: expected maps with as many channels"):
+        TransferMap.mean(maps)
+
+
 def test_another_map_is_another_run(tmp_path: Path) -> None:
     """The map identifies the run: resumed with the same numbers, refused with others."""
     whole = transfer(map=UNEVEN).train().log

@@ -93,6 +93,19 @@ def test_bad_trials_are_refused() -> None:
         PairSearch([("a", "b"), ("a", "c")], matched=3)
     with pytest.raises(ValueError, match="loss: expected a finite number >= 0, got nan"):
         PairSearch([("a", "b")], matched=1).add([("a", "b")], float("nan"))
+    with pytest.raises(ValueError, match=r"pairs: expected pairs of the search, got \[\('a', 'c'\)\]"):
+        PairSearch([("a", "b")], matched=1).add([("a", "c")], 1.0)
+
+
+def test_pairs_of_a_json_file() -> None:
+    """They are lists there, and count like tuples."""
+    pairs = [(source, target) for source in "ab" for target in "cd"]
+    of_tuples, of_lists = (PairSearch(pairs, matched=2) for _ in range(2))
+    for trial in range(6):
+        proposed = of_tuples.propose()
+        of_tuples.add(proposed, 0.5 + trial)
+        of_lists.add([list(pair) for pair in proposed], 0.5 + trial)
+    assert of_lists.effects()[0].tolist() == of_tuples.effects()[0].tolist() != [0] * 4
 
 
 def test_how_much_later() -> None:
@@ -205,6 +218,13 @@ def test_a_search_goes_on_with_its_own_pairs(tmp_path: Path, monkeypatch: pytest
     assert again.maps[:5] == found.maps[:5]
     assert again.losses[:5] == found.losses[:5]
     assert list(again.maps[5].pairs.values())[-1] > 0
+
+
+def test_a_damaged_file_of_a_trial(tmp_path: Path) -> None:
+    """It is named; after a loss of power a file may be empty."""
+    (tmp_path / "trial0.json").write_text("")
+    with pytest.raises(ValueError, match=r"trial0\.json: expected the pairs of a trial, got a damaged file; remove it"):
+        trial_search(SOURCE, target, DATA, trials=6, kept=1, folder=tmp_path, **SETTINGS)
 
 
 def test_sources_that_a_map_leaves_out_are_not_needed() -> None:

@@ -78,7 +78,7 @@ def page_of(places: Sequence[str | PathLike[str]]) -> str:
 def _origin(place: Path) -> str:
     """Return where the numbers come from, as the comment line on top of a table says; else nothing."""
     path = next((table for name in RUN_TABLES.values() if (table := place / name).is_file()), place)
-    if path.suffix != ".csv":
+    if path.suffix != ".csv" or not path.is_file():
         return ""
     with path.open(encoding="utf-8", errors="replace") as lines:
         first = lines.readline().strip()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from mtanytime.app.page import page_of
 from mtanytime.checks import require
 
 PORT, PORTS = 8866, 20  # the first port that is free of this many
+LOCAL = ("127.0.0.1", "localhost", "::1")
 COMMAND = (sys.executable, "-m", "mtanytime.app.training")
 LINE_BYTES = 2**24  # of a training's messages
 PING_SECONDS = 30  # a page that does not answer is gone
@@ -39,6 +41,13 @@ class _Handler(RequestHandler):
 class _Missing(_Handler):
     def prepare(self) -> None:
         self.send_error(404)
+
+
+class _OtherHost(_Handler):
+    """Refuse requests by another name: a foreign page whose name came to mean this machine might send them."""
+
+    def prepare(self) -> None:
+        self.send_error(403, reason="the app answers requests for this machine's address alone, see --host")
 
 
 class _Page(_Handler):
@@ -108,25 +117,31 @@ class _Training(WebSocketHandler):
         self._task.cancel()
 
 
-def application(page: str, trainings: int, command: Sequence[str] = COMMAND) -> Application:
+def application(page: str, trainings: int, command: Sequence[str] = COMMAND, local: bool = True) -> Application:
     """Return the app.
 
     Args:
         page: what `page.page_of` returns.
         trainings: how many run at once; further ones wait.
         command: the command that trains, see `app.training`.
+        local: answer only requests whose Host header names this machine, as localhost or by its loopback address.
     """
     training = {"command": command, "places": asyncio.Semaphore(trainings), "most": trainings}
-    return Application(
+    app = Application(
+        default_handler_class=_OtherHost if local else _Missing,
+        websocket_ping_interval=PING_SECONDS,
+        compress_response=True,
+    )
+    app.add_handlers(
+        f"(?:{'|'.join(map(re.escape, (*LOCAL, '[::1]')))})$" if local else ".*",
         [
             (r"/", _Page, {"page": page.encode(errors="replace")}),
             (r"/favicon.ico", _Icon),
             (r"/training", _Training, training),
+            (r".*", _Missing),
         ],
-        default_handler_class=_Missing,
-        websocket_ping_interval=PING_SECONDS,
-        compress_response=True,
     )
+    return app
 
 
 def serve(
@@ -140,25 +155,27 @@ def serve(
 
     Args:
         places: what the page shows, see `page.page_of`.
-        host: the address that it listens to; the default answers this machine alone.
+        host: the address that it listens to; the default, and localhost or ::1, answer this machine alone.
         port: default: the first free one from 8866 on.
         trainings: how many trainings run at once, each on one thread; default: one per core, at least 2.
         browser: open the page in the default browser.
 
     Raises:
-        ValueError: as `page.page_of`, or no training may run.
+        ValueError: as `page.page_of`, no training may run, or no such port.
         OSError: a table cannot be read, or the port is taken.
     """
     trainings = max(os.cpu_count() or 1, 2) if trainings is None else trainings
     require(trainings >= 1, "trainings", "a number >= 1", trainings)
+    require(port is None or 0 <= port < 2**16, "port", "a number from 0 to 65535", port)
     asyncio.run(_serve(page_of(places), host, port, trainings, browser))
 
 
 async def _serve(page: str, host: str, port: int | None, trainings: int, browser: bool) -> None:
-    server = HTTPServer(application(page, trainings))
+    server = HTTPServer(application(page, trainings, local=host in LOCAL))
     sockets = _bound(host, port)
     server.add_sockets(sockets)
-    address = f"http://{host}:{sockets[0].getsockname()[1]}/"
+    name = f"[{host}]" if ":" in host else host  # of IPv6
+    address = f"http://{name}:{sockets[0].getsockname()[1]}/"
     print(f"The app: {address}   (Ctrl+C stops it)", flush=True)
     if browser:
         webbrowser.open(address)

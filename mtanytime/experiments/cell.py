@@ -172,10 +172,15 @@ def held(place: Path, wait: float = WAIT) -> Iterator[None]:
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
-    with contextlib.suppress(OSError):  # the lock was taken away: its signs of life were not seen
-        os.utime(path)
-        while not ended.wait(BEAT):
+    while True:
+        try:
             os.utime(path)
+        except FileNotFoundError:  # the lock was taken away: its signs of life were not seen
+            return
+        except OSError:  # such as a network file system that is gone for a moment
+            pass
+        if ended.wait(BEAT):
+            return
 
 
 def _silent(path: Path) -> float:

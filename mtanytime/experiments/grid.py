@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from mtanytime.checks import Words, require
@@ -85,7 +86,8 @@ def make_grid(name: str, seeds: Sequence[int], over: Mapping[str, str], changes:
     """
     chosen = recipe(name)
     defaults = chosen.settings
-    require(len(seeds) > 0 and len(set(seeds)) == len(seeds), "--seed", "one or more different seeds", list(seeds))
+    whole = all(isinstance(seed, Integral) for seed in seeds) and len(set(seeds)) == len(seeds) > 0
+    require(whole, "--seed", "one or more different whole numbers", list(seeds))
     settings = changed(defaults, changes)
     both = [key for key in over if key in changes]
     require(not both, "--over", "settings that --set does not name", Words(", ".join(both)))
@@ -93,7 +95,7 @@ def make_grid(name: str, seeds: Sequence[int], over: Mapping[str, str], changes:
     require("seed" not in over or "seed" in defaults, "--over", "settings of the recipe", "seed", remedy)
     varied = {key: _values(chosen, key, text) for key, text in over.items()}
     fixed = {key: value for key, value in settings.items() if value != defaults[key]}
-    return Grid(name, fixed, dict(sorted(varied.items(), key=_lists_first)), tuple(sorted(seeds)))
+    return Grid(name, fixed, dict(sorted(varied.items(), key=_lists_first)), tuple(sorted(map(int, seeds))))
 
 
 def _lists_first(item: tuple[str, Any]) -> tuple[bool, str]:

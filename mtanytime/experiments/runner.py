@@ -80,7 +80,8 @@ def run(
     """
     chosen, folder = recipe(name), Path(folder).expanduser()
     settings = changed(chosen.settings, changes or {})
-    require(len(set(seeds)) == len(seeds), "seeds", "different seeds", list(seeds))
+    distinct = len(set(seeds)) == len(seeds) > 0
+    require(distinct, "seeds", "one or more different seeds", list(seeds))
     for _ in chosen.trainers(settings, seeds[0], None, False):
         pass  # each trainer validates its settings when it is built
     rows, maps = [], []

@@ -18,7 +18,6 @@ from mtanytime.experiments.sweep import LISTED, collect, read_sweep
 from mtanytime.measure.results import share_taken_over
 from mtanytime.measure.tables import as_numbers, require_columns, require_rows
 
-NAME = "results table"
 MEASURED = ("accuracy", "last_accuracy", "right_first", "map_changed", "macs", "macs_own_head", "params")
 IGNORED = (*LISTED, "betas", "checkpoint_seconds")  # settings that list what the rows hold, or change no result
 TEXT = ("method", "model", "task", "network", "level")
@@ -53,25 +52,28 @@ def _of_sweep(folder: Path) -> Source:
     require(len(rows) > 0, str(folder), "a sweep with finished runs", Words("none"))
     several = [key for key, values in record["over"].items() if len(values) > 1]
     varied = [LISTED.get(key, key) for key in several]
-    return Source(str(folder), _checked(rows), {"recipe": record["recipe"]} | record["settings"], varied)
+    return Source(str(folder), _checked(rows, str(folder)), {"recipe": record["recipe"]} | record["settings"], varied)
 
 
 def _of_file(path: Path) -> Source:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise mismatch(str(path), "a CSV table in UTF-8", Words("one in another encoding, or no text")) from error
     comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     try:
-        rows = pd.read_csv(path, skiprows=comments, dtype=dict.fromkeys(TEXT, str), encoding="utf-8-sig")
+        rows = pd.read_csv(path, skiprows=comments, converters=dict.fromkeys(TEXT, str), encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise mismatch(str(path), "a CSV table of results", Words(f"one that cannot be read ({error})")) from error
-    return Source(str(path), _checked(rows), _settings_in(" ".join(lines[:comments])), [])
+    return Source(str(path), _checked(rows, str(path)), _settings_in(" ".join(lines[:comments])), [])
 
 
-def _checked(rows: pd.DataFrame) -> pd.DataFrame:
-    require_columns(rows, NAME, "seed", "accuracy")
-    require(_kind(rows) is not None, NAME, "a column method or model", Words(", ".join(rows.columns)))
-    rows = as_numbers(rows, NAME, "accuracy")
+def _checked(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    require_columns(rows, name, "seed", "accuracy")
+    require(_kind(rows) is not None, name, "a column method or model", Words(", ".join(rows.columns)))
+    rows = as_numbers(rows, name, "accuracy")
     fractions = rows["accuracy"].between(0, 1) | rows["accuracy"].isna()
-    require_rows(fractions, rows, NAME, "accuracy", "fractions in [0, 1]", "seed")
+    require_rows(fractions, rows, name, "accuracy", "fractions in [0, 1]", "seed")
     return rows
 
 
@@ -132,9 +134,9 @@ def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.
     table = pd.concat([source.rows for source in sources], ignore_index=True)
     by = _columns(sources, table, by)
     table = pd.concat([_with_settings(source, by) for source in sources], ignore_index=True)
+    settings = [source.settings for source in sources for _ in range(len(source.rows))]  # of each row's place
     _refuse_other_settings(sources, by)
     groups = table.groupby(by, sort=False, dropna=False)
-    shared = {key: value for key, value in sources[0].settings.items() if key not in table}
     for _, group in groups:
         _refuse_mixing(group, by)
     shares = _shares(table, by)
@@ -144,7 +146,7 @@ def summarize(sources: Sequence[Source], by: Sequence[str] | None = None) -> pd.
         key = {name: group[name].iloc[0] for name in by}
         row = key | {"n": len(kept), "diverged": len(group) - len(kept), "accuracy": kept.mean(), "half": _half(kept)}
         row |= {} if shares is None else {"share": shares[group.index].mean()}
-        rows.append(row | _paper(shared | group.iloc[0].to_dict()))
+        rows.append(row | _paper(settings[group.index[0]] | group.iloc[0].dropna().to_dict()))
     return pd.DataFrame(rows)
 
 
@@ -200,13 +202,20 @@ def _number(text: str) -> float | int | str:
 
 
 def _refuse_other_settings(sources: Sequence[Source], by: Sequence[str]) -> None:
-    """Raise ValueError if places that state a setting for all of their rows state different ones."""
-    stating = [source for source in sources if source.settings]
-    for name in dict.fromkeys(key for source in stating for key in source.settings):
-        in_columns = any(name in source.rows for source in stating)
-        values = {source.settings[name]: source.place for source in stating if name in source.settings}
-        if name not in by and name not in IGNORED and not in_columns and len(values) > 1:
-            raise _mixed(name, [f"{value} ({place})" for value, place in values.items()], by)
+    """Raise ValueError if two places have different values of a setting, by their columns or else by what they state.
+
+    Values that differ within one place are compared group by group, see `_refuse_mixing`.
+    """
+    for name in dict.fromkeys(key for source in sources for key in source.settings):
+        places: dict[frozenset[object], str] = {}
+        for source in sources:
+            if name in source.rows:
+                places.setdefault(frozenset(source.rows[name].dropna()), source.place)
+            elif name in source.settings:
+                places.setdefault(frozenset([_number(source.settings[name])]), source.place)
+        if name not in by and name not in IGNORED and len(places) > 1:
+            values = [", ".join(sorted(map(str, given))) or "none" for given in places]
+            raise _mixed(name, [f"{value} ({place})" for value, place in zip(values, places.values(), strict=True)], by)
 
 
 def _refuse_mixing(group: pd.DataFrame, by: Sequence[str]) -> None:

@@ -120,4 +120,5 @@ class BudgetExplorer(Explorer):
         else:
             value = list(value)
             require_choice("at", self.content["exits"], value)
+            value[1] = int(value[1])  # JSON knows no NumPy integers
         return value

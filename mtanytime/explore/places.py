@@ -12,6 +12,7 @@ from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.explore import contents, draw, tables
 from mtanytime.explore.contents.pictures import in_page, picture_contents
 from mtanytime.explore.contents.transfer import runs_contents
+from mtanytime.explore.draw.methods import REFERENCES
 from mtanytime.explore.kinds import SETTINGS, kind_of, varied_settings
 from mtanytime.explore.runs import RUNS_UP_TO, RunTables, run_names, split_all
 from mtanytime.measure.tables import require_unique
@@ -191,6 +192,8 @@ def _of_curve(curve: pd.DataFrame) -> Page:
 def _of_channels(table: pd.DataFrame) -> Page:
     """Return pictures of the channel weights of the first pairs at their last step."""
     channels = tables.read_channels(table)
+    if "slice" in channels:
+        channels = tables.with_slices(channels, "channels table").drop(columns="slice")
     pairs = list(channels[["source", "target"]].drop_duplicates().itertuples(index=False, name=None))
     note = f"The first {PAIRS_UP_TO} of {len(pairs)} pairs." if len(pairs) > PAIRS_UP_TO else ""
     pictures = [draw.channel_weights(channels, *pair) for pair in pairs[:PAIRS_UP_TO]]
@@ -212,8 +215,9 @@ def _of_results(table: pd.DataFrame) -> Page:
     table = table.assign(method=names)
     require_unique(table, "results table", "method", "seed", remedy="give the runs of one setting")
     pictures = [draw.accuracy_by_method(table)]
-    if "train_seconds" in table and table[["accuracy", "train_seconds"]].notna().all(axis=1).any():
-        pictures.append(draw.accuracy_by_seconds(table))
+    timed = table["accuracy"].notna() & (table["train_seconds"] > 0) if "train_seconds" in table else table.index < 0
+    if (timed & ~table["method"].isin(REFERENCES)).any():
+        pictures.append(draw.accuracy_by_seconds(table[timed]))
     return _page("Accuracy by method", pictures[0].alt, pictures)
 
 

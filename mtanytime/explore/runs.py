@@ -109,7 +109,11 @@ def split_runs(run: RunTables) -> dict[str, RunTables]:
 
 
 def _word(key: str, value: Any) -> str:
-    return str(value) if key == "method" else f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+    """Return a value in words; where a row has none, pandas makes whole numbers floats."""
+    if key == "method":
+        return str(value)
+    whole = isinstance(value, float) and value.is_integer()
+    return f"{key} {int(value)}" if whole else f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
 
 
 def _rows(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame | None:

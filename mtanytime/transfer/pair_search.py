@@ -63,8 +63,14 @@ class PairSearch:
         random = np.random.default_rng(derive_seed(self.seed, TRIAL, trial))
         return self._largest(random.multivariate_normal(mean, covariance, method="eigh"), self.matched)
 
-    def add(self, pairs: Sequence[Pair], loss: float) -> None:
-        """Add a trial: the pairs that it matched, and its loss, a number >= 0 (less is better)."""
+    def add(self, pairs: Sequence[Sequence[str]], loss: float) -> None:
+        """Add a trial: the pairs that it matched, and its loss, a number >= 0 (less is better).
+
+        Raises ValueError for other pairs than those of the search, or a loss below 0 or not finite.
+        """
+        pairs = [(source, target) for source, target in pairs]  # JSON gives lists
+        unknown = [pair for pair in pairs if pair not in self.pairs]
+        require(not unknown, "pairs", "pairs of the search", unknown)
         require(0 <= loss < math.inf, "loss", "a finite number >= 0", loss)
         self._tried.append([float(pair in pairs) for pair in self.pairs])
         self.losses.append(loss)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtanytime.checks import Words, mismatch, require
+from mtanytime.measure.tables import require_columns
 from mtanytime.transfer.meta_networks import Pair, PairWeights
 
 _FORMAT = "mtanytime-map-1"
@@ -63,12 +64,20 @@ class TransferMap:
         """The mean of the rows of `TransferResult.trace` and `channels`, which are means over images and steps.
 
         The last row may cover fewer steps; it counts as much as the others.
+
+        Raises ValueError for a table that lacks a column, for tables of other pairs, and as the constructor, such as
+        for a weight that is NaN.
         """
+        keys = ("source", "target")
+        require_columns(trace, "trace", *keys, "weight")
+        require_columns(channels, "channels", *keys, "channel", "weight")
         names = {"source": str, "target": str}  # a table read from a file holds the names "0", "1", … as numbers
         trace, channels = trace.astype(names), channels.astype(names)
-        by_pair = trace.groupby(["source", "target"], sort=False)["weight"].mean()
-        weights = channels.groupby(["source", "target", "channel"], sort=False)["weight"].mean()
+        by_pair = trace.groupby([*keys], sort=False)["weight"].mean(skipna=False)
+        weights = channels.groupby([*keys, "channel"], sort=False)["weight"].mean(skipna=False)
         pairs = {pair: float(weight) for pair, weight in by_pair.items()}
+        known = set(weights.index.droplevel("channel"))
+        require(known == set(pairs), "channels", f"the pairs of the trace, {list(pairs)}", sorted(known))
         return cls(pairs, {pair: weights.loc[pair].sort_index().tolist() for pair in pairs})
 
     @classmethod
@@ -79,6 +88,8 @@ class TransferMap:
         first = maps[0]
         for other in maps[1:]:
             require(set(other.pairs) == set(first.pairs), "maps", "maps of the same pairs", list(other.pairs))
+            counts = [{pair: len(weights) for pair, weights in one.channels.items()} for one in (first, other)]
+            require(counts[0] == counts[1], "maps", f"maps with as many channels, {counts[0]}", counts[1])
         pairs = {pair: float(np.mean([one.pairs[pair] for one in maps])) for pair in first.pairs}
         return cls(pairs, {pair: np.mean([one.channels[pair] for one in maps], axis=0).tolist() for pair in pairs})
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtanytime.checks import require
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import LabelledImages
 from mtanytime.measure.evaluation import predictions
 from mtanytime.randomness import derive_seed, generator_for
@@ -275,10 +275,14 @@ class _Trials:
 
 
 def _read_pairs(file: Path) -> list[Pair]:
-    """The pairs that `_write_pairs` wrote; none without the file."""
+    """The pairs that `_write_pairs` wrote; none without the file. Raises ValueError for a damaged one."""
     if not file.exists():
         return []
-    return [(source, target) for source, target in json.loads(file.read_text(encoding="utf-8"))]
+    try:
+        return [(source, target) for source, target in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        remedy = "remove it and the folder of its name"
+        raise mismatch(str(file), "the pairs of a trial", Words("a damaged file"), remedy) from error
 
 
 def _write_pairs(file: Path, pairs: Sequence[Pair]) -> None:

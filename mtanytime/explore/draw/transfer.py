@@ -41,6 +41,7 @@ from mtanytime.measure.tables import require_rows, require_unique
 BLANK = "0.92"  # the grey of a pair that was not matched
 WEIGHT_LABEL = "mean λ (pair weight)"
 R2_LABEL = "R²: share of the source's variance"
+ONE_RUN = "give the table of one run"
 
 
 def heatmap(
@@ -65,9 +66,11 @@ def heatmap(
         numbers: write the value into each cell; if None, up to 12 layers per side.
 
     Raises:
-        ValueError: as `tables.read_trace`; the trace lacks the step (names the nearest).
+        ValueError: as `tables.read_trace`; the trace has several values for a pair and step, or lacks the step (names
+            the nearest).
     """
     table = read_trace(trace)
+    require_unique(table, "trace", "step", "source", "target", remedy=ONE_RUN)
     step = step_of(table, "trace", step)
     weights = table.groupby(["step", "source", "target"])["weight"].mean()
     if relative:
@@ -97,11 +100,12 @@ def arrived(table: Table, step: Step = None, *, numbers: bool | None = None) -> 
         numbers: write the value into each cell; if None, up to 12 layers per side.
 
     Raises:
-        ValueError: as `tables.read_arrived`; the table lacks the step (names the nearest).
+        ValueError: as `tables.read_arrived`; the table has several values for a pair and step, or lacks the step
+            (names the nearest).
     """
     name = "table of R²"
     table = read_arrived(table)
-    require_unique(table, name, "step", "source", "target", remedy="give the table of one run")
+    require_unique(table, name, "step", "source", "target", remedy=ONE_RUN)
     step = step_of(table, name, step)
     values = table[table["step"] == step].pivot(index="source", columns="target", values="r2")
     values = values.reindex(index=distinct(table["source"]), columns=distinct(table["target"]))
@@ -120,7 +124,7 @@ def difference(values: pd.DataFrame, title: str, label: str, vmax: float | None 
         form: of the numbers in the cells.
     """
     largest = float(values.abs().max(axis=None)) if vmax is None else vmax
-    table = values.stack().rename("weight").rename_axis(["source", "target"]).reset_index()
+    table = values.stack().dropna().rename("weight").rename_axis(["source", "target"]).reset_index()
     few = max(values.shape) <= NUMBERS_UP_TO
     return _draw_map(table, values, title, label, largest if largest > 0 else 1.0, few, form, diverging=True)
 
@@ -233,9 +237,10 @@ def weights_over_time(trace: Table) -> Picture:
         trace: step, source, target, weight[, weight_std][, slice].
 
     Raises:
-        ValueError: as `tables.read_trace`.
+        ValueError: as `tables.read_trace`; the trace has several values for a pair and step.
     """
     table = read_trace(trace)
+    require_unique(table, "trace", "step", "source", "target", remedy=ONE_RUN)
     sources, targets = distinct(table["source"]), distinct(table["target"])
     pairs = table[["source", "target"]].drop_duplicates()
     split = len(pairs) > LINES_UP_TO
@@ -293,21 +298,24 @@ def channel_weights(channels: Table, source: str, target: str, step: Step = None
     """Draw the channel weights of one pair, largest first, with the uniform weight 1/C and the first step's weights.
 
     Args:
-        channels: step, source, target, channel, weight.
+        channels: step, source, target, channel, weight[, slice]; each slice is a target layer of its own.
         source: the source layer, as in the table.
         target: the target layer, as in the table.
         step: the training step; the last one if None.
         top: draw only this many of the largest weights; all if None.
 
     Raises:
-        ValueError: a column is missing, the table is empty or lacks the pair or the step, or `top` is below 1.
+        ValueError: a column is missing, the table is empty or lacks the pair or the step, has several values for one
+            of the pair's channels and a step, or `top` is below 1.
     """
     table = read_channels(channels)
+    table = with_slices(table, "channels table") if "slice" in table else table
     pair = table[(table["source"] == source) & (table["target"] == target)]
     pairs = [_arrow(*row) for row in table[["source", "target"]].drop_duplicates().itertuples(index=False)]
     expected = f"a pair of the channels table ({first_few(pairs)})"
     require(len(pair) > 0, "source and target", expected, Words(f"{source} → {target}"))
     require(top is None or top >= 1, "top", "a number >= 1 or None", top)
+    require_unique(pair, "channels table", "step", "source", "target", "channel", remedy=ONE_RUN)
     last, first = step_of(pair, "channels table", step), int(pair["step"].min())
     weights = pair.groupby(["step", "channel"])["weight"].mean()
     now = weights[last].sort_values(ascending=False, kind="stable")
