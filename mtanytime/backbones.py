@@ -1,5 +1,6 @@
 """The papers' networks for small images, and `Normalized`, which keeps a network and its normalisation together."""
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -135,9 +136,10 @@ class Normalized(nn.Module):
 
     def __init__(self, network: nn.Module, mean: ChannelValues, std: ChannelValues, size: int | None = None) -> None:
         super().__init__()
-        require(len(mean) > 0, "mean", "one value per channel", mean)
+        for name, values in (("mean", mean), ("std", std)):
+            require(hasattr(values, "__len__") and len(values) > 0, name, "one value per channel", values)
         require(len(std) == len(mean), "std", f"one value per channel, as many as mean ({len(mean)})", std)
-        require(bool(min(std) > 0), "std", "values above 0", std)
+        require(all(0 < value < math.inf for value in std), "std", "finite values above 0", std)
         require(size is None or size >= 1, "size", "at least 1 pixel, or None to keep the images' own", size)
         self.network = network
         self.size = size

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.functional import functional_call, trial_run
-from mtanytime.layouts import Layout, record_layouts, to_map
+from mtanytime.layouts import Layout, is_compiled, record_layouts, to_map
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
@@ -193,7 +193,10 @@ class Tapped(nn.Module):
             output = self.model(images)
         for layer in self.layers:
             if complete and layer not in features:
-                raise RuntimeError(f"layer {layer!r} of {name} does not run in the forward pass")
+                reason = " does not run in the forward pass"
+                if is_compiled(self.model):
+                    reason = " was not seen: compiled code may skip its hooks; call network.compile() after tap"
+                raise RuntimeError(f"layer {layer!r} of {name}{reason}")
         overwritten = {layer for layer, (original, version) in originals.items() if original._version != version}
         late = set() if copied is None else overwritten - copied
         if len(originals) == len(self.layers):
@@ -226,6 +229,20 @@ def tap(model: nn.Module, layers: Sequence[str], *, grid: tuple[int, int] | None
     return Tapped(model, layers, grid)
 
 
+@contextmanager
+def not_compiled(network: nn.Module) -> Iterator[None]:
+    """While the block lasts, modules that were compiled in place run as they are, with their hooks."""
+    calls = {module: module._compiled_call_impl for module in network.modules()}
+    compiled = {module: call for module, call in calls.items() if call is not None}
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
+
+
 def image_layers(
     model: nn.Module, images: Float[Tensor, "batch channel height width"]
 ) -> dict[str, tuple[int, int, int]]:
@@ -253,6 +270,7 @@ def image_layers(
         trial_run(model, images.device, training=False) as buffers,
         record_layouts(network) as recorder,
         hooked(network, layers, keep),
+        not_compiled(network),
     ):
         functional_call(model, buffers, images.clone())
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}

@@ -3,8 +3,8 @@
 Convolutional networks put channels first, (B, C, H, W). Parts of ConvNeXt and Swin put them last, (B, H, W, C), and a
 vision transformer gives tokens, (B, N, C). Shapes alone do not tell these apart, so the layout is inferred from the
 modules that run: a convolution, batch norm or 2-d pooling leaves channels first; a `LayerNorm` or `Linear` over the
-last axis leaves them last; a torchvision `Permute` moves them. A `Linear` across the pixels, as in an MLP-Mixer, gets
-the transposed tokens (B, C, N); what it leaves is no map.
+last axis leaves them last; a call of `permute` moves them. A `Linear` across the pixels, as in an MLP-Mixer, gets the
+transposed tokens (B, C, N); what it leaves is no map.
 """
 
 import math
@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mtanytime.checks import Words, mismatch
 
@@ -31,6 +33,7 @@ _FIRST = (
     nn.PixelShuffle,
     nn.Upsample,
 )
+_TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # the axes of a map for `permute`
 _WINDOWS = ("WindowPartition", "WindowDepartition")  # torchvision's, in MaxViT
 
 
@@ -41,6 +44,7 @@ class LayoutRecorder:
         self._axis = 1
         self._channels: int | None = None  # how many the last informative module left on this axis
         self._shape: tuple[int, ...] = ()  # of its output
+        self._permuted = False  # by a call of `permute` that was followed since then
         self._pixels_mixed = False  # a Linear ran along the pixels
         self._in_windows = False  # MaxViT's windows of pixels are no map
 
@@ -49,14 +53,28 @@ class LayoutRecorder:
         if not isinstance(output, Tensor) or not output.is_floating_point() or self._in_windows:
             return None
         if output.ndim == 4:
-            other = -1 if self._axis == 1 else 1
-            # A `permute` that is no module may have moved the channels since.
-            moved = self._channels is not None and output.shape[self._axis] != self._channels == output.shape[other]
-            return "channels first" if (other if moved else self._axis) == 1 else "channels last"
+            moved = self._is_moved(output.shape)
+            return "channels first" if (self._axis == 1) != moved else "channels last"
         if output.ndim != 3 or self._axis == 1 or self._is_transposed(output):
             return None
         unclear = self._pixels_mixed and output.shape[1] == output.shape[2]  # either axis may be that of the channels
         return None if unclear else "tokens"
+
+    def _is_moved(self, shape: tuple[int, ...]) -> bool:
+        """Whether the channels of a map moved since the last informative module, by something else than `permute`.
+
+        The whole shape has to tell: after a concatenation, another axis may happen to be as long as the channels were.
+        """
+        if len(self._shape) != 4 or shape == self._shape:
+            return False
+        return shape == tuple(self._shape[axis] for axis in (_TO_LAST if self._axis == 1 else _TO_FIRST))
+
+    def permuted(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
+        """Follow a call of `permute` on what the last informative module left."""
+        moves = {1: _TO_LAST, -1: _TO_FIRST}[self._axis]
+        if tensor.shape == self._shape and dims == moves:
+            self._axis, self._permuted = -self._axis, True
+            self._shape = torch.Size(tensor.shape[axis] for axis in dims)
 
     def _is_transposed(self, tokens: Tensor) -> bool:
         """Whether tokens were turned to (B, C, N) or back, outside of any module, since the last informative one."""
@@ -73,9 +91,9 @@ class LayoutRecorder:
         if tokens.ndim == 3:
             known = self._axis == -1 or tokens.shape[1] == self._channels or tokens.shape[2] == self._channels
             return known and (self._axis == 1) != self._is_transposed(tokens)
-        batch, *sides = self._shape or (0,)
-        moved = self._axis == -1 and tokens.shape == (batch, *sides[-1:], *sides[:-1])
-        return moved and tokens.shape != self._shape
+        if self._permuted and tokens.shape == self._shape:
+            return self._axis == 1
+        return self._axis == -1 and self._is_moved(tokens.shape)
 
     def _update(self, module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim < 3:
@@ -94,9 +112,7 @@ class LayoutRecorder:
         elif type(module).__name__ in _WINDOWS:
             self._in_windows = type(module).__name__ == "WindowPartition"
             self._axis = 1
-        elif type(module).__name__ == "Permute" and hasattr(module, "dims"):
-            axis = 1 if self._axis == 1 else output.ndim - 1
-            self._axis = 1 if list(module.dims).index(axis) == 1 else -1
+        self._permuted = False
         self._channels, self._shape = output.shape[self._axis], output.shape
 
 
@@ -106,10 +122,33 @@ def record_layouts(network: nn.Module) -> Iterator[LayoutRecorder]:
     recorder = LayoutRecorder()
     with ExitStack() as handles:
         for module in network.modules():
-            informative = (*_FIRST, nn.Linear, nn.LayerNorm)
-            if isinstance(module, informative) or type(module).__name__ in ("Permute", *_WINDOWS):
+            if isinstance(module, (*_FIRST, nn.Linear, nn.LayerNorm)) or type(module).__name__ in _WINDOWS:
                 handles.callback(module.register_forward_hook(recorder._update).remove)
+        if not is_compiled(network):  # a compiler would trace it
+            handles.enter_context(_Permutes(recorder))
         yield recorder
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether a part of the network was compiled in place, by `network.compile()`."""
+    return any(module._compiled_call_impl is not None for module in network.modules())
+
+
+class _Permutes(TorchFunctionMode):
+    """Tells a recorder of every call of `permute` on four axes."""
+
+    def __init__(self, recorder: LayoutRecorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.permute, Tensor.permute):
+            tensor = args[0] if args else kwargs["input"]
+            dims = args[1:] or (kwargs["dims"],)
+            dims = tuple(dims[0]) if isinstance(dims[0], tuple | list) else dims
+            if len(dims) == tensor.ndim == 4:
+                self._recorder.permuted(tensor, tuple(axis % 4 for axis in dims))
+        return function(*args, **(kwargs or {}))
 
 
 def to_map(

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 def get_rng_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
     """torch's random state on the CPU, and on `device` if that is another one (else None)."""
-    own = None if device.type == "cpu" else _backend(device).get_rng_state(*_place(device))
+    own = None if device.type in ("cpu", "meta") else _backend(device).get_rng_state(*_place(device))
     return torch.get_rng_state(), own
 
 
@@ -33,7 +33,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     state, flags = get_rng_state(device), (cudnn.benchmark, cudnn.deterministic)
     try:
         torch.default_generator.manual_seed(seed)
-        if device.type != "cpu":
+        if device.type not in ("cpu", "meta"):
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 _backend(device).manual_seed(seed)
         cudnn.benchmark, cudnn.deterministic = False, True

@@ -202,6 +202,9 @@ def bad_curves() -> Iterator[tuple[pd.DataFrame, str]]:
         wrong = f"curve, column macs: expected finite numbers above 0, got {float(macs):g}.* {row}"
         yield good.assign(macs=[10, macs]), wrong
     yield good.assign(macs=["10", "many"]), "curve, column macs: expected numbers, got 'many'"
+    nullable = good.assign(macs=[10, None]).convert_dtypes()
+    yield nullable, f"curve, column macs: expected finite numbers above 0, got nan {row}"
+    yield good.assign(exit=[1, None]).convert_dtypes(), "curve, column exit: expected whole numbers, got nan"
     for accuracy in (math.nan, 50.0, -0.1):
         wrong = f"curve, column accuracy: expected fractions in .0, 1., got {accuracy} {row}"
         yield good.assign(accuracy=[0.5, accuracy]), wrong

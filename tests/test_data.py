@@ -21,7 +21,7 @@ from mtanytime import data as datasets
 from mtanytime.data import synthetic as characters
 from mtanytime.data.batches import Batches, crop_flip
 from mtanytime.data.images import ImageSet, LabelledImages, Task
-from mtanytime.data.synthetic import digits, letters
+from mtanytime.data.synthetic import digits, handwritten, letters
 from mtanytime.randomness import derive_seed
 
 LUMA = torch.tensor(characters.LUMA)
@@ -265,6 +265,13 @@ def test_classes_of_any_sequence():
 # Batches
 
 
+def test_the_drawn_characters_are_copies():
+    """Who writes into them does not change the tasks."""
+    before = digits(16, 1, 1)
+    handwritten()[0].zero_()
+    assert torch.equal(digits(16, 1, 1).train.images, before.train.images)
+
+
 def test_an_epoch_shows_every_image_once_as_floats():
     """The smaller last batch is used, images are in [0, 1], and the order differs between epochs and seeds."""
     data = numbered([10, 13])
@@ -487,3 +494,5 @@ def test_a_mask_is_not_taken_for_indices(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"indices: expected whole numbers, got float32"):
         data.subset(torch.tensor([0.0, 1.5]))
     assert len(data.subset([])) == 0
+    with pytest.raises(ValueError, match=r"indices: expected a row of them, got the shape \(1, 20\)"):
+        data.subset(np.arange(20)[None])

@@ -13,10 +13,13 @@ from ladder import SHAPE, ladder
 from sklearn.calibration import calibration_curve
 from tiny_runs import coloured, loader, network
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from typechecker import unchecked
 
 from mtanytime import measure
 from mtanytime.anytime.trainer import evaluate_exits
+from mtanytime.backbones import Normalized
+from mtanytime.data.images import ImageSet, Task
 from mtanytime.measure.evaluation import evaluate
 
 
@@ -120,6 +123,25 @@ def test_labels_without_logits_are_refused() -> None:
     for measured, model in ((evaluate, few), (evaluate_exits, Listed(few))):
         with pytest.raises(ValueError, match=r"labels: expected classes from 0 to \d, got 0 to \d"):
             measured(model, data)
+
+
+def test_logits_that_are_no_numbers() -> None:
+    """The largest of NaN is the first: a network that diverged would have the accuracy of guessing."""
+    data = ImageSet(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    network = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (0.0,) * 3, (1.0,) * 3)
+    nn.init.constant_(network.network[1].weight, math.nan)
+    with pytest.raises(FloatingPointError, match="logits: expected numbers, got nan; the network may have diverged"):
+        evaluate(network, data)
+
+
+@pytest.mark.parametrize("wrong", ["task", "data set", "list"])
+def test_what_is_no_set_of_images(wrong: str, unchecked: None) -> None:
+    """It is named, with what was meant."""
+    images = ImageSet(torch.zeros(2, 3, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    data = {"task": Task(images, images), "data set": TensorDataset(images.images, images.labels), "list": [1]}[wrong]
+    got = {"task": "Task; give its part train or test", "data set": "TensorDataset", "list": "list"}[wrong]
+    with pytest.raises(ValueError, match=f"data: expected an ImageSet, .*, got {got}"):
+        evaluate(nn.Identity(), data)
 
 
 def test_unknown_precisions_are_refused(unchecked: None) -> None:

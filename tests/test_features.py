@@ -333,6 +333,17 @@ def test_layouts_are_found_once_per_mode() -> None:
     assert counts == [2, 1, 1]
 
 
+def test_networks_that_were_compiled_in_place() -> None:
+    """Compiled code may skip hooks, as here: the layers are found all the same, and a tap that sees none says why."""
+    model = Net().eval()
+    shapes = image_layers(model, pictures(2, 3, 8, 8))
+    for module in model.modules():
+        module._compiled_call_impl = module.forward
+    assert image_layers(model, pictures(2, 3, 8, 8)) == shapes
+    with pytest.raises(RuntimeError, match=r"'norm' of Net was not seen: .*; call network.compile\(\) after tap"):
+        tap(model, ["norm"])(pictures(2, 3, 8, 8))
+
+
 def test_norm_over_the_whole_map() -> None:
     """A LayerNorm over (channel, height, width) says nothing about the layout of what follows it."""
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.LayerNorm((5, 8, 8)), nn.ReLU())

@@ -70,6 +70,13 @@ def test_files_of_other_kinds(folder: Path) -> None:
     assert (image_folder(folder, 8, background=(1, 2, 3)).images[1, :, 0, 0] == torch.tensor([1, 2, 3])).all()
 
 
+def test_links_to_outer_folders_are_passed_over(folder: Path) -> None:
+    """They would multiply a class's images; a link to another folder counts."""
+    (folder / "a" / "all").symlink_to(folder)
+    (folder / "a" / "own").symlink_to(folder / "a")
+    check(folder)
+
+
 def test_a_broken_file_is_named(folder: Path) -> None:
     """One line with the file's path and the remedy."""
     (folder / "b" / "2.png").write_bytes((folder / "b" / "1.png").read_bytes()[:40])

@@ -145,6 +145,8 @@ def test_bad_settings() -> None:
         layer_times.layer_times([])
     with pytest.raises(ValueError, match=r"batch_sizes: expected one or more sizes >= 1, got \(0,\)"):
         layer_times.layer_times([Layer(4, 4, 4)], (0,))
+    with pytest.raises(ValueError, match="size: expected an odd number, so that the maps keep their size, got 2"):
+        Layer(4, 4, 8, size=2)
 
 
 def test_real_times() -> None:

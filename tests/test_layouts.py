@@ -25,7 +25,7 @@ def made(name: str) -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4)).eval()
 
 
-def outputs(network: nn.Module) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+def outputs(network: nn.Module, images: Tensor = IMAGES) -> dict[str, tuple[str | None, tuple[int, ...]]]:
     """Layout and shape of every layer's output."""
     found: dict[str, tuple[str | None, tuple[int, ...]]] = {}
     with record_layouts(network) as recorder, torch.no_grad():
@@ -36,7 +36,7 @@ def outputs(network: nn.Module) -> dict[str, tuple[str | None, tuple[int, ...]]]
                     found[path] = recorder.layout(output), tuple(output.shape)
 
             module.register_forward_hook(keep)
-        network(IMAGES)
+        network(images)
     return found
 
 
@@ -121,6 +121,39 @@ def test_a_permute_that_is_no_module() -> None:
     found = outputs(nn.Sequential(Block()).eval())
     assert found["0"] == ("channels first", (2, 12, 16, 16))
     assert found["0.linear"][0] == "channels last"
+
+
+@pytest.mark.parametrize("height", [64, 96])
+def test_a_permute_where_channels_and_pixels_are_as_many(height: int) -> None:
+    """A residual block of such a ConvNeXt: no shape tells its 16 channels from 16 pixels, so calls of permute must."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.linear = nn.Conv2d(16, 16, 1), nn.LayerNorm(16), nn.Linear(16, 16)
+
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps + torch.permute(self.linear(self.norm(self.conv(maps).permute(0, 2, 3, 1))), (0, 3, 1, 2))
+
+    images = torch.cat([IMAGES, IMAGES], dim=2)[:, :, :height]
+    found = outputs(nn.Sequential(nn.Conv2d(3, 16, 4, 4), Block()).eval(), images)
+    assert found["1"] == ("channels first", (2, 16, height // 4, 16))
+    assert found["1.linear"][0] == "channels last"
+
+
+def test_a_concatenation_as_wide_as_a_branch() -> None:
+    """The last convolution's 32 channels are no map 32 pixels wide: those of GoogLeNet and DenseNet, at some sizes."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 32, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([self.left(images), self.right(images)], dim=1)
+
+    found = outputs(nn.Sequential(Branches()).eval(), IMAGES[:, :, :32, :32])
+    assert found["0"] == ("channels first", (2, 48, 32, 32))
 
 
 class Mixer(nn.Module):

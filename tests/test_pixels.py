@@ -1,6 +1,7 @@
 """Image files of every kind become the pixels that a viewer shows, or one error that names the file."""
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +57,29 @@ def test_integer_grey_outside_16_bits_is_refused() -> None:
     """32-bit grey levels have no known scale."""
     with pytest.raises(ValueError, match="expected grey levels from 0 to 65535, got 0 to 70000"):
         read_pixels(encoded(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "size: expected a whole number of pixels, at least 1, got 0"),
+        ({"size": (8, 8)}, r"size: expected a whole number of pixels, at least 1, got \(8, 8\)"),
+        ({"background": "white"}, "background: expected three whole numbers from 0 to 255, .*, got 'white'"),
+        ({"background": (0.5, 0.5, 0.5)}, "background: expected three whole numbers from 0 to 255"),
+    ],
+)
+def test_a_bad_argument_is_not_the_files_fault(arguments: dict, message: str, unchecked: None) -> None:
+    """The error names the argument; a good file is not to be repaired."""
+    with pytest.raises(ValueError, match=message):
+        read_pixels(encoded(Image.new("RGB", (8, 8))), **arguments)
+
+
+def test_a_damaged_tag_beside_the_orientation() -> None:
+    """It is not needed to turn the photograph: pixels count."""
+    # Turned by a quarter; and the unit of the resolution has the type of a byte, which Pillow cannot write again.
+    tags = struct.pack("<HHIIHHII", 274, 3, 1, 6, 296, 1, 1, 2)
+    exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 2) + tags + struct.pack("<I", 0)
+    assert read_pixels(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).shape == (3, 8, 4)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -51,6 +51,14 @@ def test_other_devices_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == []
 
 
+def test_a_device_without_numbers() -> None:
+    """The meta device has no random state: a network there can be counted."""
+    with seeded(0, torch.device("meta")):
+        first = torch.rand(1)
+    with seeded(0, torch.device("meta")):
+        assert torch.equal(torch.rand(1), first)
+
+
 def test_as_torchs_own_seed() -> None:
     """A seeded block draws what torch draws after `manual_seed`, so results can be repeated without this library."""
     with seeded(5, torch.device("cpu")):

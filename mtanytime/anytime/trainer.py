@@ -15,7 +15,7 @@ from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import unwrapped
 from mtanytime.measure.costs import exit_costs, has_exits
-from mtanytime.measure.evaluation import batch_accuracy, class_count, fraction_correct, right_answers
+from mtanytime.measure.evaluation import batch_accuracy, class_count, fraction_correct, right_answers, without_nan
 from mtanytime.measure.logits import Pick, find_exits
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
@@ -122,6 +122,6 @@ def evaluate_exits(
     classes = class_count(data)
 
     def correct(output: Any, labels: Tensor) -> Tensor:
-        return right_answers(torch.stack(find_exits(output, classes, logits)), labels).sum(dim=1)
+        return right_answers(without_nan(torch.stack(find_exits(output, classes, logits))), labels).sum(dim=1)
 
     return fraction_correct(model, data, correct, batch_size, precision).tolist()

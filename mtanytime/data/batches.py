@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from copy import copy
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.images import LabelledImages, describe_tensor
+from mtanytime.data.images import LabelledImages, Task, describe_tensor
 from mtanytime.data.transforms import Augment, as_augment
 from mtanytime.randomness import derive_seed, generator_for
 
@@ -90,6 +90,8 @@ class Batches:
             require(own, "batch_size", f"None, since the DataLoader has its own, {data.batch_size}", batch_size)
         else:
             require(batch_size is not None and batch_size >= 1, "batch_size", "at least 1", batch_size)
+        check_data(data)
+        require(remainder in get_args(Remainder), "remainder", f"one of {list(get_args(Remainder))}", remainder)
         try:
             length = len(data)
         except TypeError as error:
@@ -271,11 +273,19 @@ def check_batch(batch: Any) -> tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b
     return images.float(), labels
 
 
+def check_data(data: object) -> None:
+    """Raise ValueError for anything but a set of labelled images or a DataLoader."""
+    remedy = "give its part train or test" if isinstance(data, Task) else ""
+    right = isinstance(data, LabelledImages | DataLoader)
+    require(right, "data", "an ImageSet, ImageFiles or a DataLoader", Words(type(data).__name__), remedy)
+
+
 def class_names(data: LabelledImages | DataLoader) -> tuple[str, ...] | None:
     """Return the names of a set's classes, in the order of its labels; of a DataLoader, if its data set has `classes`.
 
     Subsets (torch.utils.data.Subset, random_split) are looked through.
     """
+    check_data(data)
     if isinstance(data, LabelledImages):
         return data.classes
     source = data.dataset

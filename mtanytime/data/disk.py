@@ -24,7 +24,7 @@ from mtanytime.console import printable
 from mtanytime.data.files import SECONDS_BEFORE_BAR, labelled_paths, unlabelled_paths
 from mtanytime.data.images import ImageSet, LabelledImages, Tree, check_classes, whole_labels
 from mtanytime.data.paths import Paths
-from mtanytime.data.pixels import WHITE, Color, read_pixels
+from mtanytime.data.pixels import WHITE, Color, check_decoding, read_pixels
 from mtanytime.data.record_file import RecordFile
 
 FEW = 64  # images that are decoded sooner than worker processes would start
@@ -56,7 +56,7 @@ class Decoding:
     cache: str | Path | None = None
 
     def __post_init__(self) -> None:
-        require(self.size >= 1, "size", "at least 1 pixel", self.size)
+        check_decoding(self.size, self.background)
         expected = f"at least {self.size}, the size"
         require(self.resize is None or self.resize >= self.size, "resize", expected, self.resize)
         require(self.workers is None or self.workers >= 0, "workers", "at least 0", self.workers)

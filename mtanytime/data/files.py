@@ -15,7 +15,7 @@ from mtanytime._torchvision import torchvision_module
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import printable
 from mtanytime.data.images import ImageSet
-from mtanytime.data.pixels import WHITE, Color, read_pixels
+from mtanytime.data.pixels import WHITE, Color, check_decoding, read_pixels
 
 SECONDS_BEFORE_BAR = 2.0  # a handful of files is read before a progress bar would show
 
@@ -40,8 +40,6 @@ def image_folder(
         ValueError: a folder without such sub-folders, a class without images, or a file that cannot be decoded.
     """
     root = Path(root).expanduser()
-    require(size >= 1, "size", "at least 1 pixel", size)
-    require(workers is None or workers >= 1, "workers", "at least 1", workers)
     paths, labels, classes = labelled_paths(root)
     images = _read(paths, size, background, workers, f"reading {root}")
     return ImageSet(images, torch.tensor(labels), classes, name=root.name)
@@ -53,9 +51,9 @@ def unlabelled_folder(
     """Read all images in a folder and the folders inside it into memory, as one class named "unlabelled".
 
     For images without labels, such as `TransferTrainer(unlabelled=…)` takes; arguments and errors as `image_folder`.
+    Links to folders are passed over.
     """
     root = Path(root).expanduser()
-    require(size >= 1, "size", "at least 1 pixel", size)
     paths = unlabelled_paths(root)
     images = _read(paths, size, background, workers, f"reading {root}")
     return ImageSet(images, torch.zeros(len(paths), dtype=torch.int64), ("unlabelled",), name=root.name)
@@ -64,6 +62,8 @@ def unlabelled_folder(
 def _read(
     paths: Sequence[str], size: int, background: Color, workers: int | None, title: str
 ) -> UInt8[Tensor, "n 3 size size"]:
+    check_decoding(size, background)
+    require(workers is None or workers >= 1, "workers", "at least 1", workers)
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def read(i: int) -> None:
@@ -105,12 +105,23 @@ def unlabelled_paths(root: Path) -> list[str]:
 
 
 def _images_below(folder: Path, follow: bool = True) -> list[str]:
-    """The images in a folder and below it, folder by folder; hidden ones are passed over."""
+    """The images in a folder and below it, folder by folder, without hidden ones.
+
+    Links to folders are not followed, or with `follow` all but those to an outer folder.
+    """
     paths = []
     for place, inside, names in os.walk(folder, followlinks=follow):
-        inside[:] = [name for name in inside if _visible(name)]
+        inside[:] = [name for name in inside if _visible(name) and not _leads_back(os.path.join(place, name))]
         paths.append((place, sorted(name for name in names if _visible(name) and is_image(name))))
     return [os.path.join(place, name) for place, names in sorted(paths) for name in names]
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a folder is a link to one that it lies in, and so would hold all images again."""
+    if not os.path.islink(folder):
+        return False
+    aim = os.path.realpath(folder)
+    return os.path.commonpath([aim, os.path.realpath(os.path.dirname(folder))]) == aim
 
 
 def is_image(name: str) -> bool:

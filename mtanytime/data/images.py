@@ -22,7 +22,7 @@ Tree = dict[str, Any]  # name -> ... -> list of class names
 
 def leaves(tree: Tree | list[str]) -> list[str]:
     """List the class names of a label tree, left to right."""
-    return list(tree) if isinstance(tree, list) else [leaf for child in tree.values() for leaf in leaves(child)]
+    return list(tree) if isinstance(tree, list | tuple) else [leaf for child in tree.values() for leaf in leaves(child)]
 
 
 class LabelledImages(ABC):
@@ -90,6 +90,7 @@ class LabelledImages(ABC):
         whole = index.dtype != torch.bool and not index.dtype.is_floating_point and not index.dtype.is_complex
         remedy = "of a mask: mask.nonzero().flatten()" if index.dtype == torch.bool else ""
         require(whole, "indices", "whole numbers", Words(str(index.dtype).removeprefix("torch.")), remedy)
+        require(index.ndim == 1, "indices", "a row of them", Words(f"the shape {tuple(index.shape)}"))
         index = index.long()
         _check_range("indices", index, len(self))
         return self._select(index)
@@ -222,8 +223,8 @@ class Task:
 def check_classes(labels: Int64[Tensor, " n"], classes: tuple[str, ...], tree: Tree | None) -> None:
     """Raise ValueError unless labels are indices of the classes, and the tree, if there is one, holds each once."""
     _check_range("labels", labels, len(classes))
-    if tree is not None and sorted(leaves(tree)) != sorted(classes):
-        odd = sorted(set(leaves(tree)) ^ set(classes))
+    if tree is not None and sorted(leaves(tree), key=str) != sorted(classes):
+        odd = sorted(set(leaves(tree)) ^ set(classes), key=str)
         got = f"a tree that differs in {odd}" if odd else "a class twice"
         raise mismatch("tree", "each class once", Words(got))
 

@@ -6,19 +6,29 @@ one `ValueError` that names the file.
 """
 
 import io
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from mtanytime.checks import Words, mismatch, one_line
+from mtanytime.checks import Words, mismatch, one_line, require
 
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_pixels(
@@ -38,14 +48,16 @@ def read_pixels(
         name: what errors call the file; default: its path.
 
     Raises:
-        ValueError: the file cannot be decoded, is truncated or PostScript, has more pixels than Pillow accepts, or
-            holds grey levels whose scale is unknown (floats outside [0, 1], integers outside 0 to 65535).
+        ValueError: a size below 1, or no color; the file cannot be decoded, is truncated or PostScript, has more pixels
+            than Pillow accepts, or holds grey levels whose scale is unknown (floats outside [0, 1], integers outside 0
+            to 65535).
     """
+    check_decoding(size, background)
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source)) as opened:
             refuse_postscript(opened)
-            image = to_rgb(ImageOps.exif_transpose(opened), background, name)
+            image = to_rgb(_upright(opened), background, name)
             if size is not None:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             pixels = np.array(image)
@@ -61,6 +73,21 @@ def read_pixels(
         got = Words(f"one that Pillow cannot decode ({type(error).__name__}: {reason})")
         raise mismatch(name, "an image file", got, "repair the file or remove it") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def check_decoding(size: int | None, background: Color) -> None:
+    """Raise ValueError for a size that is no whole number >= 1, or a color that is not three of 0 to 255."""
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    require(size is None or (whole and size >= 1), "size", "a whole number of pixels, at least 1", size)
+    three = isinstance(background, tuple | list) and len(background) == 3
+    levels = three and all(isinstance(level, Integral) and 0 <= level <= 255 for level in background)
+    require(levels, "background", "three whole numbers from 0 to 255, red, green and blue", background)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; Pillow's own function fails where another tag is damaged."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def refuse_postscript(image: Image.Image) -> None:

@@ -49,7 +49,8 @@ def letters(
     Images are (n, 3, size, size), size from 16 to 64; image i shows class i mod 37. clutter is from 0 (plain ground) to
     1 (hard); `paint` describes warps, colours and clutter.
     """
-    atlas = printed("".join(sorted(leaves(LETTER_TREE))))
+    _check_counts(train_per_class=train_per_class, test_per_class=test_per_class)
+    atlas = _printed("".join(sorted(leaves(LETTER_TREE))))
     pools = list(torch.arange(len(atlas))[:, None])
 
     def part(per_class: int, generator: Generator) -> ImageSet:
@@ -66,7 +67,8 @@ def digits(size: int = 32, per_class: int = 10, test_per_class: int = 200, seed:
     are repeated, with a new warp, colour and clutter each (so the two sides of a `split` may then share digits). Image
     i shows class i mod 10.
     """
-    atlas, _ = handwritten()
+    _check_counts(per_class=per_class, test_per_class=test_per_class)
+    atlas, _ = _handwritten()
 
     def part(pools: list[Tensor], per_class: int, generator: Generator) -> ImageSet:
         return _painted_set("digits in clutter", DIGIT_TREE, atlas, pools, per_class, size, clutter, generator)
@@ -77,8 +79,13 @@ def digits(size: int = 32, per_class: int = 10, test_per_class: int = 200, seed:
 
 def _digit_pools(test: bool) -> list[Tensor]:
     """The indices of the handwritten digits of each class in the training or test half."""
-    by_class = shuffled_by_class(handwritten()[1], 10, generator_for(1797))
+    by_class = shuffled_by_class(_handwritten()[1], 10, generator_for(1797))
     return [index[len(index) // 2 :] if test else index[: len(index) // 2] for index in by_class]
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        require(count >= 1, name, "at least 1", count)
 
 
 def _painted_set(
@@ -92,10 +99,9 @@ def _painted_set(
     generator: Generator,
 ) -> ImageSet:
     """Paint `per_class` images of each class c, of the glyphs `atlas[pools[c]]` in turn, over pieces of letters."""
-    require(per_class >= 1, "per_class", "at least 1", per_class)
     shuffled = [pool[torch.randperm(len(pool), generator=generator)] for pool in pools]
     glyphs = torch.stack([pool[torch.arange(per_class) % len(pool)] for pool in shuffled], 1).flatten()
-    scraps = printed("".join(sorted(leaves(LETTER_TREE))))
+    scraps = _printed("".join(sorted(leaves(LETTER_TREE))))
     images = paint(atlas, glyphs, scraps, size, clutter, generator)
     return ImageSet(images, torch.arange(len(pools)).repeat(per_class), tuple(sorted(leaves(tree))), tree, name)
 
@@ -103,9 +109,13 @@ def _painted_set(
 # Glyphs
 
 
-@lru_cache
 def printed(characters: str) -> UInt8[Tensor, f"characters variants {CELL} {CELL}"]:
     """Render each character in each text font of matplotlib, in three stroke widths. Takes about a second."""
+    return _printed(characters).clone()
+
+
+@lru_cache
+def _printed(characters: str) -> Tensor:
     import matplotlib
     import numpy as np
     from matplotlib.ft2font import FT2Font
@@ -134,9 +144,14 @@ def printed(characters: str) -> UInt8[Tensor, f"characters variants {CELL} {CELL
     return torch.from_numpy(cells)
 
 
-@lru_cache
 def handwritten() -> tuple[UInt8[Tensor, f"digits variants {CELL} {CELL}"], Int64[Tensor, " digits"]]:
     """Return scikit-learn's 1,797 handwritten digits, enlarged from 8×8, in three stroke widths, and their labels."""
+    atlas, labels = _handwritten()
+    return atlas.clone(), labels.clone()
+
+
+@lru_cache
+def _handwritten() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     scans = load_digits()

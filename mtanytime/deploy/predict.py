@@ -30,6 +30,7 @@ import numpy as np
 import onnxruntime
 
 FORMAT = "mtanytime export"
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: Pillow's Image.Transpose
 REMEMBERED = 10  # times of each step from which the next one is predicted
 
 
@@ -242,7 +243,8 @@ def read_image(file: str | Path, shape: Sequence[int], resize: bool = False) -> 
         with Image.open(file) as opened:
             if opened.format == "EPS":
                 raise ValueError("PostScript is a program, which is not executed")
-            image = ImageOps.exif_transpose(opened)
+            turn = TURNS.get(opened.getexif().get(0x0112))  # the EXIF orientation
+            image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith("I"):  # 16-bit grey, which convert would clip at 255
                 image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
             elif image.mode == "F":

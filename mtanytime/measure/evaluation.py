@@ -31,13 +31,16 @@ def evaluate(
 ) -> float:
     """Return a model's top-1 accuracy in [0, 1], in eval mode; modes and torch's random state are restored.
 
-    `logits` picks the logits from the model's output; default: see `logits.find_logits`. Raises ValueError for a label
-    without a column of logits, such as class 1 of a single one.
+    `logits` picks the logits from the model's output; default: see `logits.find_logits`.
+
+    Raises:
+        ValueError: a label without a column of logits, such as class 1 of a single one.
+        FloatingPointError: a logit is NaN, as of a network that diverged.
     """
     classes = class_count(data)
 
     def correct(output: Any, labels: Tensor) -> Tensor:
-        return right_answers(find_logits(output, classes, logits), labels).sum()
+        return right_answers(without_nan(find_logits(output, classes, logits)), labels).sum()
 
     return fraction_correct(model, data, correct, batch_size, precision).item()
 
@@ -62,6 +65,13 @@ def fraction_correct(
             total = total + correct(model(images.to(device, dtype)), labels.to(device))
             images_seen += len(labels)
     return total.cpu().double() / images_seen  # on the CPU: not every device has float64
+
+
+def without_nan(logits: Float[Tensor, "*_"]) -> Float[Tensor, "*_"]:
+    """The logits. Raises FloatingPointError for NaN, whose class would count as the first."""
+    if logits.isnan().any():
+        raise FloatingPointError("logits: expected numbers, got nan; the network may have diverged")
+    return logits
 
 
 def right_answers(

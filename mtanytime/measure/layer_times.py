@@ -13,11 +13,15 @@ from torch import nn
 from mtanytime.checks import Words, require
 from mtanytime.measure.runtimes import prepare, time_in_turn
 from mtanytime.measure.tables import as_numbers, require_rows, require_whole
+from mtanytime.randomness import seeded
 
 
 @dataclass(frozen=True, order=True)
 class Layer:
-    """A square convolution without bias, on maps of side × side pixels; the stride halves them, rounded up."""
+    """A square convolution without bias, on maps of side × side pixels; the stride halves them, rounded up.
+
+    Raises ValueError for an even size.
+    """
 
     inputs: int
     outputs: int
@@ -25,6 +29,9 @@ class Layer:
     size: int = 3
     groups: int = 1
     stride: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.size % 2 == 1, "size", "an odd number, so that the maps keep their size", self.size)
 
     @property
     def macs(self) -> int:
@@ -81,10 +88,11 @@ def layer_times(
     rows = []
     for batch in batch_sizes:
         works = list(product(layers, runtimes))
-        calls = [
-            prepare(layer.module(), torch.rand(batch, layer.inputs, layer.side, layer.side), runtime)
-            for layer, runtime in works
-        ]
+        with seeded(0, torch.device("cpu")):
+            calls = [
+                prepare(layer.module(), torch.rand(batch, layer.inputs, layer.side, layer.side), runtime)
+                for layer, runtime in works
+            ]
         quartiles = np.percentile(time_in_turn(calls, repeats, progress=progress), 25, axis=1)
         for (layer, runtime), ms in zip(works, quartiles.tolist(), strict=True):
             setting = {"batch": batch, "runtime": runtime, "threads": torch.get_num_threads()}

@@ -37,7 +37,10 @@ def as_numbers(table: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:
         )
         text = cells[(values.isna() & cells.notna()) | other]
         require(text.empty, f"{name}, column {column}", "numbers", text.iloc[0] if len(text) else None)
-    return table.assign(**numbers)
+    plain = {  # where a column may hold <NA>, comparisons would give <NA>, which counts as true
+        column: values.astype("float64") if values.isna().any() else values for column, values in numbers.items()
+    }
+    return table.assign(**plain)
 
 
 def as_booleans(table: pd.DataFrame, name: str, column: str) -> pd.Series:
@@ -64,6 +67,7 @@ def require_whole(table: pd.DataFrame, name: str, column: str) -> pd.Series:
 
 def require_rows(good: pd.Series, table: pd.DataFrame, name: str, column: str, expected: str, *keys: str) -> None:
     """Raise ValueError unless a condition on a column holds in every row; names the first other row by its keys."""
+    good = good.fillna(False).astype(bool)  # <NA> is not good
     if not good.all():
         row = table[~good].iloc[0]
         place = f" in the row of {described(row, *keys)}" if keys else ""
