@@ -63,10 +63,14 @@ class LayoutRecorder:
     def _is_moved(self, shape: tuple[int, ...]) -> bool:
         """Whether the channels of a map moved since the last informative module, by something else than `permute`.
 
-        The whole shape has to tell: after a concatenation, another axis may happen to be as long as the channels were.
+        The whole shape of the last map has to tell: after a concatenation, another axis may happen to be as long as the
+        channels were.
         """
-        if len(self._shape) != 4 or shape == self._shape:
+        if shape == self._shape:
             return False
+        if len(self._shape) != 4:  # tokens or rows that became a map
+            axis, other = (1, -1) if self._axis == 1 else (-1, 1)
+            return self._channels is not None and shape[axis] != self._channels == shape[other]
         return shape == tuple(self._shape[axis] for axis in (_TO_LAST if self._axis == 1 else _TO_FIRST))
 
     def permuted(self, tensor: Tensor, dims: tuple[int, ...]) -> None:

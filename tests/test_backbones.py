@@ -118,7 +118,7 @@ def test_initialisation_is_the_authors() -> None:
             lambda: Normalized(resnet(8, 3), (0.5,), (0.5, 0.5)),
             r"std: expected one value per channel.*, got \(0.5, 0.5\)",
         ),
-        (lambda: Normalized(resnet(8, 3), (0.5,), (0.0,)), r"std: expected values above 0, got \(0.0,\)"),
+        (lambda: Normalized(resnet(8, 3), (0.5,), (0.0,)), r"std: expected finite values above 0, got \(0.0,\)"),
         (lambda: Normalized(resnet(8, 3), (0.5,), (0.5,), size=0), "size: expected at least 1 pixel, .*, got 0"),
     ],
 )

@@ -117,7 +117,7 @@ def test_manners_of_a_set_in_memory(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "size: expected at least 1 pixel, got 0"),
+        ({"size": 0}, "size: expected a whole number of pixels, at least 1, got 0"),
         ({"size": 9, "resize": 8}, "resize: expected at least 9, the size, got 8"),
         ({"workers": -1}, "workers: expected at least 0, got -1"),
     ],

@@ -55,7 +55,7 @@ def test_list_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         (["smoke", "--set", "scored_on=train"], "scored_on: expected 'test' or 'validation', got 'train'"),
         (["smoke", "--set", "scored_on=validation", "digits_per_class=87"], "so that validation has digits, got 87"),
         (["smoke", "--set", "beta=0"], "beta: expected a number > 0, got 0.0"),
-        (["smoke", "--seed", "1", "1"], "seeds: expected different seeds, got [1, 1]"),
+        (["smoke", "--seed", "1", "1"], "seeds: expected one or more different seeds, got [1, 1]"),
         (["smoke", "--set", "methods=l2t,l2t"], "methods: expected each name once, got 'l2t,l2t'"),
         (["smoke", "--set", "betas=1,1.0"], "betas: expected different numbers, got (1.0, 1.0)"),
         (

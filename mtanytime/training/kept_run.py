@@ -92,9 +92,7 @@ class KeptRun:
         """Write a checkpoint, unless this step has one already (and `force` is off) or the step is not finished."""
         if self._mid_step or (self.step == self._saved_step and not force):
             return
-        self._mid_step = True
-        check_finite(self.modules, f"after step {self.step} ({self._error_context()})")
-        self._mid_step = False
+        self._check_weights()
         if self.folder is not None and not self.folder.read_only:
             checkpoint = {"step": self.step, "seconds": self.seconds, "best": self._best, "scores": self._scores}
             checkpoint |= get_states(self.modules, self.optimizers, self._last)
@@ -102,6 +100,12 @@ class KeptRun:
             self.folder.save(checkpoint | {"network": network, "extra": self._extra_state()})
             self._saved_step = self.step
         self._saved_at = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError for weights that are not finite; such a run then goes on from its last checkpoint."""
+        before, self._mid_step = self._mid_step, True
+        check_finite(self.modules, f"after step {self.step} ({self._error_context()})")
+        self._mid_step = before
 
     def _load(self) -> None:
         """Load the folder's last checkpoint, if it has one."""

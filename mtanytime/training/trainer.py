@@ -277,6 +277,7 @@ class Trainer(KeptRun):
         if self.step < self.steps or self._mid_step:
             raise RuntimeError(f"the run is at step {self.step} of {self.steps}; finish it first, with train()")
         if self._scores is None:
+            self._check_weights()
             with nullcontext() if self.folder is None or self.folder.read_only else self.folder.held():
                 last = None if self.test is None else self.processes.evaluate(self.test, self._evaluate)
                 best = last
@@ -325,6 +326,7 @@ class Trainer(KeptRun):
         if self.validation is not None:
             metrics["val_accuracy"] = math.nan
             if ends:
+                self._check_weights()
                 metrics["val_accuracy"] = value = self._summary(
                     self.processes.evaluate(self.validation, self._evaluate)
                 )
