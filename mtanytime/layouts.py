@@ -128,9 +128,14 @@ def record_layouts(network: nn.Module) -> Iterator[LayoutRecorder]:
         for module in network.modules():
             if isinstance(module, (*_FIRST, nn.Linear, nn.LayerNorm)) or type(module).__name__ in _WINDOWS:
                 handles.callback(module.register_forward_hook(recorder._update).remove)
-        if not is_compiled(network):  # a compiler would trace it
+        moves = any(isinstance(module, nn.LayerNorm) or _is_permute(module) for module in network.modules())
+        if moves and not is_compiled(network):  # it takes time for every operator, and a compiler would trace it
             handles.enter_context(_Permutes(recorder))
         yield recorder
+
+
+def _is_permute(module: nn.Module) -> bool:
+    return type(module).__name__ == "Permute"  # torchvision's
 
 
 def is_compiled(network: nn.Module) -> bool:
