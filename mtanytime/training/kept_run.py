@@ -102,7 +102,7 @@ class KeptRun:
         self._saved_at = time.monotonic()
 
     def _check_weights(self) -> None:
-        """Raise FloatingPointError for weights that are not finite; such a run then goes on from its last checkpoint."""
+        """Raise FloatingPointError for weights that are not finite; the run then goes on from its last checkpoint."""
         before, self._mid_step = self._mid_step, True
         check_finite(self.modules, f"after step {self.step} ({self._error_context()})")
         self._mid_step = before
