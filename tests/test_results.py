@@ -422,6 +422,15 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
     assert gain > abs(below[0])
     figures.append(f"strong views add {gain:.1f} points to all-to-all matching")
     figures.append(f"The probe's answers alone, distilled, reach {mean['probe_distilled']:.1f}:")
+    zero = percent.loc[0]
+    figures.append(
+        f"With the labels of seed 0, `matching_all_views` reaches {zero['matching_all_views']:.1f}, L2T-ww "
+        f"{zero['l2t']:.1f} and the searched map {zero['search_then_train']:.1f}"
+    )
+    assert zero["matching_all_views"] > zero[["l2t", "search_then_train"]].max()
+    defaults = RECIPES["cifar10-baselines"].settings
+    steps = defaults["trials"] * defaults["search_steps"]
+    figures.append(f"its {defaults['trials']} trials have {steps:,} steps in all")
     parts = [f"{name} {mean[name]:.1f}" for name in ("scratch", "matching_all", "recommended")]
     words = ", ".join([f"probe {mean['probe']:.1f} %", *parts])
     assert words in RECIPES["cifar10-baselines"].expected
@@ -437,6 +446,7 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
     settings = ["4,000 steps of 64 images", "seeds 0, 1 and 2", "2 cores", "64 labelled images per step and no views"]
     header = "; ".join(provenance(root, "baselines_cifar10_n50"))
     names = "`scratch`, `matching_all`, `matching_all_views`, `recommended` and `recommended_unlabelled`"
+    assert "l2t with meta_every=4" in header
     settings.append(f"Seed 0 of {names}, and seed 1 of `scratch`, were trained in float32")
     assert settings[-1].split(", were")[0].replace("Seed", "seed").replace("`", "") in header
     settings += [f"accuracy of seed {seed}", "falls to 0 within its steps"]

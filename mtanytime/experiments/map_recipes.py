@@ -141,7 +141,7 @@ RECIPES = {
             "beta_matching_all": 4.0,
             "beta_matching_not_later": 2.0,
             "beta_random_search": 2.0,
-            "beta_l2t": 4.0,
+            "beta_l2t": 2.0,
             "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
             "meta_every": 1,  # steps from one lookahead of l2t to the next
