@@ -97,7 +97,7 @@ class LayoutRecorder:
             return known and (self._axis == 1) != self._is_transposed(tokens)
         if self._permuted and tokens.shape == self._shape:
             return self._axis == 1
-        return self._axis == -1 and self._is_moved(tokens.shape)
+        return self._axis == -1 and len(self._shape) == 4 and self._is_moved(tokens.shape)
 
     def _update(self, module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim < 3:

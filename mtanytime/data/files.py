@@ -120,8 +120,7 @@ def _leads_back(folder: str) -> bool:
     """Whether a folder is a link to one that it lies in, and so would hold all images again."""
     if not os.path.islink(folder):
         return False
-    aim = os.path.realpath(folder)
-    return os.path.commonpath([aim, os.path.realpath(os.path.dirname(folder))]) == aim
+    return Path(os.path.realpath(os.path.dirname(folder))).is_relative_to(os.path.realpath(folder))
 
 
 def is_image(name: str) -> bool:
