@@ -147,7 +147,7 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
 RECIPES = {
     "planted": Recipe(
         reproduces="nothing: tasks whose right map is known, on built-in data",
-        duration="a minute for the sources, then about three minutes per task and seed on one core",
+        duration="a minute for the sources, then about ten minutes per task and seed on one core",
         expected="not measured yet",
         settings={
             "tasks": TASKS,
