@@ -268,9 +268,9 @@ def image_layers(
     with (
         torch.no_grad(),
         trial_run(model, images.device, training=False) as buffers,
+        not_compiled(network),
         record_layouts(network) as recorder,
         hooked(network, layers, keep),
-        not_compiled(network),
     ):
         functional_call(model, buffers, images.clone())
     return {layer: shapes[layer] for layer in layers if runs[layer] == 1 and layer in shapes}

@@ -214,8 +214,8 @@ def _refuse_other_settings(sources: Sequence[Source], by: Sequence[str]) -> None
             elif name in source.settings:
                 places.setdefault(frozenset([_number(source.settings[name])]), source.place)
         if name not in by and name not in IGNORED and len(places) > 1:
-            values = [", ".join(sorted(map(str, given))) or "none" for given in places]
-            raise _mixed(name, [f"{value} ({place})" for value, place in zip(values, places.values(), strict=True)], by)
+            values = [f"{', '.join(sorted(map(str, given))) or 'none'} ({place})" for given, place in places.items()]
+            raise _mixed(name, values, by)
 
 
 def _refuse_mixing(group: pd.DataFrame, by: Sequence[str]) -> None:
