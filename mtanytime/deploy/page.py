@@ -16,6 +16,7 @@ from mtanytime.checks import Words, require
 from mtanytime.data.images import LabelledImages
 from mtanytime.graphs import installed
 from mtanytime.pages import HEAD, content_policy
+from mtanytime.whole_files import write_whole
 
 FRONT = Path(__file__).with_name("front")
 RUNTIME, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # of onnxruntime-web
@@ -68,7 +69,7 @@ def export_page(
     contents |= {"weights": (folder / "weights.bin").read_bytes(), "runtime": read(RUNTIME), "wasm": read(WASM)}
     page = _page(manifest, contents, examples)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
+    write_whole(file, page)
     return file
 
 

@@ -26,6 +26,7 @@ from mtanytime.experiments.recipe import Results, changed
 from mtanytime.experiments.runner import RECIPES, check_new_csv, load_part, write_results
 from mtanytime.measure.layer_times import LayerClock, layer_times, usual_layers
 from mtanytime.measure.runtimes import RUNTIMES
+from mtanytime.whole_files import write_whole
 
 
 def add_bench(commands: Any, read_table: Callable[[Path, str, tuple[str, ...]], pd.DataFrame]) -> None:
@@ -274,7 +275,7 @@ def _bench_shapes(options: argparse.Namespace) -> int:
         found = search_shapes(clock.ms, options.milliseconds, options.multiple, kind, options.largest)
     finally:
         if kept is not None:
-            clock.table.assign(processor=here).to_csv(kept, index=False)
+            write_whole(kept, clock.table.assign(processor=here).to_csv(index=False))
     rows = []
     for rank, candidate in enumerate(found[:10], 1):
         widths = "/".join(",".join(map(str, stage)) for stage in candidate.shape.widths)

@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 
 from mtanytime.checks import Words, mismatch, one_line
+from mtanytime.whole_files import whole_file, write_whole
 
 SOURCES = "sources"  # folder of the sources that cells share
 RESULT, LOG, LOCK = "result.json", "log.txt", "sweep.lock"
@@ -95,8 +96,8 @@ def _link_sources(sources: Path, place: Path) -> None:
         try:
             os.link(run / "checkpoint.pt", here / "checkpoint.pt")
         except OSError:
-            shutil.copyfile(run / "checkpoint.pt", here / "checkpoint.pt.tmp")
-            (here / "checkpoint.pt.tmp").replace(here / "checkpoint.pt")
+            with (run / "checkpoint.pt").open("rb") as file, whole_file(here / "checkpoint.pt") as copy:
+                shutil.copyfileobj(file, copy)
 
 
 def read_result(place: Path) -> dict[str, Any] | None:
@@ -117,21 +118,6 @@ def read_result(place: Path) -> dict[str, Any] | None:
 def _write_result(place: Path, job: Job, rows: list[dict[str, Any]]) -> None:
     result = {name: job[name] for name in ("recipe", "settings", "seed")} | {"rows": rows}
     write_whole(place / RESULT, json.dumps(result, indent=1, default=lambda number: number.item()))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file completely or not at all: on OSError (a full disk) the one before it is kept."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write it ({os.strerror(error.errno or 0)})", str(path)) from error
 
 
 @contextlib.contextmanager

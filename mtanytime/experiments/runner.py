@@ -36,6 +36,7 @@ from mtanytime.measure.operators import formulas
 from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import MapSearch, TransferTrainer
+from mtanytime.whole_files import temporary_name, write_whole
 
 RECIPES: dict[str, Recipe] = {
     **transfer_recipes.RECIPES,
@@ -216,8 +217,8 @@ def check_new_csv(csv: Path, maps: bool = False) -> None:
     for file in (csv, *([_maps_file(csv)] if maps else [])):
         require(not file.exists(), "csv", "a file that does not exist yet", str(file), "delete or rename it first")
     csv.parent.mkdir(parents=True, exist_ok=True)
-    _temporary(csv).touch()
-    _temporary(csv).unlink()
+    temporary_name(csv).touch()
+    temporary_name(csv).unlink()
 
 
 def _maps_file(csv: Path) -> Path:
@@ -234,8 +235,7 @@ def write_results(results: Results, csv: Path, command: str, note: str = "") -> 
     header = f"# {command}; {processor()}, {torch.get_num_threads()} threads; {versions}"
     for file, table, end in ((_maps_file(csv), results.maps, ""), (csv, results.table, f"; {note}" if note else "")):
         if table is not None:
-            _temporary(file).write_text(f"{header}{end}\n" + table.to_csv(index=False), encoding="utf-8")
-            _temporary(file).replace(file)
+            write_whole(file, f"{header}{end}\n" + table.to_csv(index=False))
 
 
 def which_weights(table: pd.DataFrame) -> str:
@@ -243,7 +243,3 @@ def which_weights(table: pd.DataFrame) -> str:
     if "last_accuracy" not in table:
         return "accuracy after the last step"
     return "accuracy at the best validation epoch (the last one without validation), last_accuracy after the last"
-
-
-def _temporary(file: Path) -> Path:
-    return file.with_name(f"{file.name}.tmp")

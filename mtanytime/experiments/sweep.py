@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.console import printable, say
-from mtanytime.experiments.cell import LOG, SOURCES, Job, read_result, write_whole
+from mtanytime.experiments.cell import LOG, SOURCES, Job, read_result
 from mtanytime.experiments.grid import Cell, Grid, check_cells, merged, read_grid
 from mtanytime.experiments.recipe import as_text
+from mtanytime.whole_files import write_whole
 
 VERSION = sys.modules["mtanytime"].__version__  # imports go down only, and the package is loaded in any case
 PACE = "checkpoint_seconds"  # a setting that changes no result

@@ -13,13 +13,14 @@ import pandas as pd
 
 from mtanytime.checks import require
 from mtanytime.console import say
-from mtanytime.experiments.cell import LOG, write_whole
+from mtanytime.experiments.cell import LOG
 from mtanytime.experiments.cluster import Cluster, check_address
 from mtanytime.experiments.grid import make_grid
 from mtanytime.experiments.options import add_run_options, pairs, settings_of
 from mtanytime.experiments.summary import as_markdown, load_results, summarize
 from mtanytime.experiments.sweep import check_folder, sweep
 from mtanytime.experiments.workers import Workers
+from mtanytime.whole_files import write_whole
 
 
 def add_sweep(commands: Any) -> None:

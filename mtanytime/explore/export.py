@@ -13,6 +13,7 @@ from mtanytime.checks import Words, require
 from mtanytime.explore import contents
 from mtanytime.explore.places import explored
 from mtanytime.pages import HEAD, content_policy
+from mtanytime.whole_files import write_whole
 
 BYTES_UP_TO = 3_000_000
 FRONT = Path(__file__).with_name("front")
@@ -91,12 +92,7 @@ def save(
     data = page.encode(errors="replace")
     size = Words(f"{len(data) / 1e6:.1f} MB")
     require(len(data) <= BYTES_UP_TO, "page", "at most 3 MB", size, "give fewer images or rows")
-    part = path.with_name(f"{path.name}.tmp")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, data)
     return path
 
 

@@ -21,6 +21,7 @@ from mtanytime.explore.contents.images import data_uri, require_images
 from mtanytime.features import tap
 from mtanytime.functional import trial_run
 from mtanytime.measure.costs import device_and_dtype
+from mtanytime.whole_files import write_whole
 
 FILE = tables.FEATURES
 FORM = "mtanytime feature maps 1"
@@ -72,7 +73,7 @@ def write_feature_maps(
     text = json.dumps(content, separators=(",", ":"))
     size = Words(f"{len(text) / 1e6:.1f} MB")
     require(len(text) <= BYTES_UP_TO, "path", "at most 2 MB", size, "give fewer images or channels")
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 

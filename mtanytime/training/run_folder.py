@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -19,6 +19,7 @@ import pandas as pd
 from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.training.checkpoint import check_contents, read_checkpoint, write_checkpoint
 from mtanytime.training.identity import Row, same_structure
+from mtanytime.whole_files import whole_file, write_whole
 
 _LEFT_OVERS = {".lock", "config.json.tmp"}  # files of a run that died before it wrote config.json
 _TEXT = ("source", "target")  # columns of layer names: a layer called "0" or "1.10" is not a number
@@ -138,7 +139,7 @@ class RunFolder:
         try:
             self._check()  # another run may have started here since
             if not (self.path / "config.json").exists() or read_record(self.path) != self.config:
-                self._write("config.json", lambda file: file.write(json.dumps(self.config, indent=1).encode()))
+                write_whole(self.path / "config.json", json.dumps(self.config, indent=1))
             if self.extends or self._version() is None:  # a curve is of a shorter run's end, or of a run begun again
                 (self.path / "curve.csv").unlink(missing_ok=True)
                 self.extends = False
@@ -189,7 +190,8 @@ class RunFolder:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            self._write("checkpoint.pt", lambda file: write_checkpoint(checkpoint, file))
+            with whole_file(self.path / "checkpoint.pt") as file:
+                write_checkpoint(checkpoint, file)
         except (OSError, RuntimeError) as error:
             # torch.save hides a failed write behind a RuntimeError about positions in the file.
             cause = error if isinstance(error, OSError) else error.__context__
@@ -273,7 +275,7 @@ class RunFolder:
 
     def write(self, table: str, rows: pd.DataFrame) -> None:
         """Write a complete table, which replaces the one of that name."""
-        self._write(f"{table}.csv", lambda file: file.write(rows.to_csv(index=False).encode()))
+        write_whole(self.path / f"{table}.csv", rows.to_csv(index=False))
 
     def _rows(self, table: str, last_step: int) -> bytes:
         """The bytes of a table's complete lines up to `last_step`; steps never decrease from line to line."""
@@ -302,19 +304,6 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_ino, status.st_mtime_ns
-
-    def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Write a file completely or not at all."""
-        temporary = self.path / f"{name}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path / name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def _records(data: bytes) -> list[bytes]:

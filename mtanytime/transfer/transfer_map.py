@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.measure.tables import require_columns
 from mtanytime.transfer.meta_networks import Pair, PairWeights
+from mtanytime.whole_files import write_whole
 
 _FORMAT = "mtanytime-map-1"
 _TOLERANCE = 1e-3  # of the sum of a pair's channel weights, which tables and files round
@@ -126,7 +127,7 @@ class TransferMap:
             {"source": source, "target": target, "weight": weight, "channels": list(self.channels[source, target])}
             for (source, target), weight in self.pairs.items()
         ]
-        Path(file).expanduser().write_text(json.dumps({"format": _FORMAT, "pairs": pairs}, indent=1), encoding="utf-8")
+        write_whole(Path(file).expanduser(), json.dumps({"format": _FORMAT, "pairs": pairs}, indent=1))
 
     @classmethod
     def load(cls, file: str | PathLike[str]) -> "TransferMap":

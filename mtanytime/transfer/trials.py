@@ -45,6 +45,7 @@ from mtanytime.transfer.search import (
 )
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
+from mtanytime.whole_files import write_whole
 
 # Defaults of the search for channel weights.
 _CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
@@ -252,7 +253,8 @@ class _Trials:
             if len(stored) == len(pairs) and set(stored) <= set(self.pairs):  # else the trainer refuses it
                 pairs = stored
             elif not stored:
-                _write_pairs(file, pairs)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(file, json.dumps(pairs))
         chosen = torch.tensor([float(pair in pairs and processes.first) for pair in self.pairs])
         return [pair for pair, one in zip(self.pairs, processes.sums([chosen])[0].tolist(), strict=True) if one]
 
@@ -275,7 +277,7 @@ class _Trials:
 
 
 def _read_pairs(file: Path) -> list[Pair]:
-    """The pairs that `_write_pairs` wrote; none without the file. Raises ValueError for a damaged one."""
+    """The pairs of a trial that was begun; none without the file. Raises ValueError for a damaged one."""
     if not file.exists():
         return []
     try:
@@ -283,13 +285,6 @@ def _read_pairs(file: Path) -> list[Pair]:
     except (ValueError, TypeError) as error:
         remedy = "remove it and the folder of its name"
         raise mismatch(str(file), "the pairs of a trial", Words("a damaged file"), remedy) from error
-
-
-def _write_pairs(file: Path, pairs: Sequence[Pair]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.tmp")
-    part.write_text(json.dumps(list(pairs)), encoding="utf-8")
-    part.replace(file)  # so that the file is complete or missing
 
 
 def fewest_trials(pairs: int) -> int:
