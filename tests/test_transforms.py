@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -61,6 +61,22 @@ def test_others_are_left_alone() -> None:
     own = crop_flip()
     assert as_augment(own) is own
     assert as_augment(None) is None
+
+
+def test_own_modules() -> None:
+    """One that takes images and a generator gets the batch; one that takes an image is a transform."""
+
+    class OfBatches(nn.Module):
+        def forward(self, images: Tensor, generator: Generator) -> Tensor:
+            return images + torch.rand(len(images), 1, 1, 1, generator=generator)
+
+    class OfImages(nn.Module):
+        def forward(self, image: Tensor, shift: float = 0.5) -> Tensor:
+            return (image + shift).clamp(0, 1)
+
+    batches, images = OfBatches(), OfImages()
+    assert as_augment(batches) is batches
+    assert as_augment(images)(IMAGES, seeded()).equal((IMAGES + 0.5).clamp(0, 1))
 
 
 def test_settings_identify_a_run() -> None:

@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -76,6 +77,15 @@ class TransformAugment:
 
 
 def as_augment(augment: Any) -> Any:
-    """An augmentation of batches: torchvision transforms are wrapped, other values are returned as they are."""
-    kind = type(augment).__module__ or ""
-    return TransformAugment(augment) if kind.startswith("torchvision.") or isinstance(augment, nn.Module) else augment
+    """An augmentation of batches: torchvision transforms are wrapped, other values are returned as they are.
+
+    A module of your own is a transform of single images, unless its `forward` takes images and a generator.
+    """
+    foreign = (type(augment).__module__ or "").startswith("torchvision.")
+    module = isinstance(augment, nn.Module) and not _takes_a_generator(augment)
+    return TransformAugment(augment) if foreign or module else augment
+
+
+def _takes_a_generator(augment: nn.Module) -> bool:
+    needed = [p for p in signature(augment.forward).parameters.values() if p.default is p.empty]
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) == 2
