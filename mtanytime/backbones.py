@@ -1,4 +1,4 @@
-"""The papers' networks for small images, and `Normalized`, which keeps a network and its normalisation together."""
+"""The papers' networks for small images, and `Normalized`, which keeps a network and its normalization together."""
 
 import math
 from collections.abc import Sequence
@@ -126,10 +126,10 @@ def vgg9(num_classes: int, width: int = 64) -> VGG:
 
 
 class Normalized(nn.Module):
-    """A network together with the normalisation that it was trained with; takes images in [0, 1].
+    """A network together with the normalization that it was trained with; takes images in [0, 1].
 
-    Images are resized to `size` × `size` (bilinear, antialiased; None keeps their size) and normalised to
-    (image - mean) / std, with one mean and std per channel. So two networks trained with different normalisations can
+    Images are resized to `size` × `size` (bilinear, antialiased; None keeps their size) and normalized to
+    (image - mean) / std, with one mean and std per channel. So two networks trained with different normalizations can
     read the same batch. `feature_layers` and `features.image_layers` name layers by their paths inside the wrapped
     network; `features.tap` accepts these, too.
     """
@@ -148,7 +148,7 @@ class Normalized(nn.Module):
             self.register_buffer(name, buffer.detach().clone().view(1, -1, 1, 1))
 
     def wrap(self, network: nn.Module) -> "Normalized":
-        """Wrap another network in the same normalisation and input size, on the same device and in the same dtype.
+        """Wrap another network in the same normalization and input size, on the same device and in the same dtype.
 
         Where one `Normalized` holds another, the new network gets both.
         """
@@ -165,11 +165,11 @@ class Normalized(nn.Module):
         return self.network.feature_layers
 
     def forward(self, images: Shaped[Tensor, "batch channel height width"]) -> Any:
-        """Run the network on normalised images. Raises ValueError for integers or another number of channels."""
-        return self.network(self.normalised(images))
+        """Run the network on normalized images. Raises ValueError for integers or another number of channels."""
+        return self.network(self.normalized(images))
 
-    def normalised(self, images: Shaped[Tensor, "batch channel height width"]) -> Tensor:
-        """Resize and normalise images as the network reads them. Raises ValueError as `forward`."""
+    def normalized(self, images: Shaped[Tensor, "batch channel height width"]) -> Tensor:
+        """Resize and normalize images as the network reads them. Raises ValueError as `forward`."""
         floats = images.is_floating_point()
         require(floats, "images", "floats in [0, 1]", images.dtype, "divide uint8 images by 255")
         check_image_shape(images, self.mean.shape[1], 1, "Normalized")
@@ -199,7 +199,7 @@ def load_l2t_resnet32(path: str | PathLike[str]) -> Normalized:
     """Load the L2T-ww authors' source network (ResNet-32, TinyImageNet at 32×32, 200 classes) from their checkpoint.
 
     The file is in `logs/tinyimagenet-200-resnet32/0/` of their repository alinlab/L2T-ww. The network is returned in
-    eval mode on the CPU, with ImageNet's normalisation, as they trained it. Their unused `alphas.*` are ignored.
+    eval mode on the CPU, with ImageNet's normalization, as they trained it. Their unused `alphas.*` are ignored.
     Raises ValueError for a damaged or foreign file, naming the entries that are missing, unknown or of another shape or
     type. Changed bits are found in files in torch's form since 1.6, which have a checksum.
     """

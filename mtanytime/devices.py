@@ -22,7 +22,7 @@ def best_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """A context with torch's bfloat16 autocast, if that is the precision; weights and optimiser states stay float32.
+    """A context with torch's bfloat16 autocast, if that is the precision; weights and optimizer states stay float32.
 
     Raises ValueError for another precision.
     """

@@ -23,7 +23,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from stored import normalised
+from stored import normalized
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         progress.close("")
         target = path if options.in_place else options.output / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(normalised(notebook), target)
+        nbformat.write(normalized(notebook), target)
     return 0
 
 

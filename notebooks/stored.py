@@ -13,7 +13,7 @@ OF_EVERY_WIDGET = ("layout", "tabbable", "tooltip")
 CHARACTERS_UP_TO = 300_000  # of an explorer's contents
 
 
-def normalised(notebook: NotebookNode) -> NotebookNode:
+def normalized(notebook: NotebookNode) -> NotebookNode:
     """Keep what a reader sees and drop what differs between machines and runs, so that diffs show only changes.
 
     A widget with a picture beside it keeps only the picture: its live form needs a kernel, and the state it would save

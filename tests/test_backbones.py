@@ -128,7 +128,7 @@ def test_wrong_arguments_are_refused(make: Callable[[], object], message: str) -
         make()
 
 
-def test_normalized_is_normalisation_and_resizing_before_the_network() -> None:
+def test_normalized_is_normalization_and_resizing_before_the_network() -> None:
     """Source and target see one batch in [0, 1], each by its own mean, std and size."""
     network = resnet(8, 3, 4).eval()
     model = Normalized(network, IMAGENET_MEAN, IMAGENET_STD, size=24)
@@ -175,12 +175,12 @@ def test_normalized_wraps_another_network_alike() -> None:
     assert torch.equal(wrapper.std, model.std)
     assert wrapper.mean.dtype == torch.float64
     images = pictures(2, 3, 48, 40).double()
-    assert torch.equal(wrapper(images), model.normalised(images))
+    assert torch.equal(wrapper(images), model.normalized(images))
     wrapper.mean.zero_()
     assert model.mean.any()
     assert model.to("meta").wrap(other).std.device.type == "meta"
     twice = Normalized(Normalized(resnet(8, 3, 4), (0.5,) * 3, (0.5,) * 3), (0.1,) * 3, (0.2,) * 3)
-    assert torch.equal(twice.wrap(other)(images.float()), twice.network.normalised(twice.normalised(images.float())))
+    assert torch.equal(twice.wrap(other)(images.float()), twice.network.normalized(twice.normalized(images.float())))
 
 
 def test_normalized_refuses_what_is_no_image_in_01() -> None:

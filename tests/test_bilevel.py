@@ -127,7 +127,7 @@ def target_tensors(trainer: TransferTrainer) -> dict[str, Tensor]:
     return tensors
 
 
-# Tiny networks, float64: against autograd alone, finite differences and torch's own optimiser.
+# Tiny networks, float64: against autograd alone, finite differences and torch's own optimizer.
 
 CPU = torch.device("cpu")
 

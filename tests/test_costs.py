@@ -104,8 +104,8 @@ def test_exit_costs_by_hand() -> None:
     assert table["params"].tolist() == PARAMS
 
 
-def test_normalised_and_plain_networks() -> None:
-    """Normalisation adds no products; a network without exits is one exit."""
+def test_normalized_and_plain_networks() -> None:
+    """Normalization adds no products; a network without exits is one exit."""
     network = ladder()
     wrapped = Normalized(network, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)).double()
     pd.testing.assert_frame_equal(measure.exit_costs(wrapped, SHAPE), measure.exit_costs(network, SHAPE))
@@ -244,7 +244,7 @@ def test_latencies_take_turns(clock: list[float]) -> None:
 
 
 def test_step_up_takes_turns_with_the_exits(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """All answers up to an exit: that many steps, on normalised images, in the rounds of the exits alone."""
+    """All answers up to an exit: that many steps, on normalized images, in the rounds of the exits alone."""
     network = SlicedResNeXt(4, width=6, bottleneck=2, branches=3, blocks=1)
     seen: list[str] = []
 

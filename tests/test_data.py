@@ -364,7 +364,7 @@ def test_a_data_loader_with_its_own_generator_is_seeded_too():
     ],
 )
 def test_a_data_loader_is_checked_at_its_first_batch(images: torch.Tensor, labels: torch.Tensor, message: str):
-    """Images normalised by a transform are the most common mistake; without a check, training would just be bad."""
+    """Images normalized by a transform are the most common mistake; without a check, training would just be bad."""
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
     with pytest.raises(ValueError, match=message):
         next(Batches(loader, None, 0).epoch(0))

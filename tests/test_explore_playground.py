@@ -75,7 +75,7 @@ def test_deadline_takes_the_answers_that_were_there() -> None:
     assert data["text/plain"] == "AnytimePlayground: 2 images, 3 exits, 3 classes"
 
 
-@pytest.mark.parametrize("kind", ["sliced", "normalised", "predictor", "inclusive", "msdnet"])
+@pytest.mark.parametrize("kind", ["sliced", "normalized", "predictor", "inclusive", "msdnet"])
 def test_every_anytime_network_plays(kind: str) -> None:
     """For every kind of model the answers are the network's own in eval mode; its mode is restored."""
     with torch.random.fork_rng():
@@ -84,7 +84,7 @@ def test_every_anytime_network_plays(kind: str) -> None:
         network = {"inclusive": lambda: InclusiveResNeXt(3, **sizes), "msdnet": lambda: MSDNet(3, 2, 1, 1)}.get(
             kind, lambda: SlicedResNeXt(3, **sizes)
         )()
-    model = Normalized(network, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)) if kind == "normalised" else network
+    model = Normalized(network, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)) if kind == "normalized" else network
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -49,7 +49,7 @@ def unsettled(network: nn.Module) -> nn.Module:
 
 
 def sliced_resnet() -> nn.Module:
-    """Two slices; all norms fold; squeeze-and-excitation and a normalisation."""
+    """Two slices; all norms fold; squeeze-and-excitation and a normalization."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SlicedResNet(5, SliceShape(((6, 4), (8, 8)), stem_stride=1, squeeze=2))

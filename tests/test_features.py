@@ -204,7 +204,7 @@ def test_hooks_live_only_during_a_call() -> None:
 
 
 def test_tapped_holds_the_model_itself() -> None:
-    """Optimisers and checkpoints must reach the user's own parameters through the tapped network."""
+    """Optimizers and checkpoints must reach the user's own parameters through the tapped network."""
     model = Net()
     tapped = tap(model, ["conv"])
     assert set(tapped.parameters()) == set(model.parameters())
@@ -233,7 +233,7 @@ def test_functional_call_differentiates_twice() -> None:
 
 
 def test_normalized_paths_are_those_of_the_network() -> None:
-    """A network's layer names must not change when its normalisation is wrapped around it."""
+    """A network's layer names must not change when its normalization is wrapped around it."""
     network = torchvision.models.resnet18().eval()
     model = backbones.Normalized(network, backbones.IMAGENET_MEAN, backbones.IMAGENET_STD, size=64)
     x = pictures(2, 3, 64, 64)

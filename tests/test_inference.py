@@ -114,7 +114,7 @@ def test_norms_that_do_more_stay() -> None:
     torch.testing.assert_close(fold_batch_norms(network)(some_images()), network(some_images()))
 
 
-def test_compiled_networks_keep_their_normalisation() -> None:
+def test_compiled_networks_keep_their_normalization() -> None:
     """`torch.compile` and DataParallel wrap a `Normalized`, which must not be lost inside of them."""
     network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).double().eval()
     wanted = network(some_images())
@@ -154,8 +154,8 @@ def test_times_are_measured_when_asked_for() -> None:
         predictor.predict(some_images().float()[:2], 3.6e6, "ms")
 
 
-def test_normalised_network() -> None:
-    """Every kind of prediction must apply the network's normalisation."""
+def test_normalized_network() -> None:
+    """Every kind of prediction must apply the network's normalization."""
     network = Normalized(trained_like("sliced"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).double()
     wanted = network.eval()(some_images())
     predictor = AnytimePredictor(network, (3, 16, 16))

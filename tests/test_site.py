@@ -250,7 +250,7 @@ def test_an_explorers_contents_are_stored(monkeypatch: pytest.MonkeyPatch) -> No
     outputs = [new_output("display_data", {WIDGET: {"model_id": name}, "image/png": "A"}) for name in "1234"]
     notebook = new_notebook(cells=[new_code_cell("x", outputs=outputs)])
     notebook.metadata["widgets"] = {stored.STATE: {"state": states}}
-    kept = stored.normalised(notebook)
+    kept = stored.normalized(notebook)
     first, *others = kept.cells[0].outputs
     assert json.loads(first.metadata["explorer"]) == {"content": content, "step": 3}
     assert [output.metadata for output in others] == [{}, {}, {}]

@@ -153,7 +153,7 @@ def test_the_given_network_is_the_one_that_is_trained() -> None:
 
 
 def test_bfloat16() -> None:
-    """Training, validation and evaluation work in mixed precision; weights and optimiser stay in float32."""
+    """Training, validation and evaluation work in mixed precision; weights and optimizer stay in float32."""
     run = trainer(precision="bfloat16", epochs=6, lr=0.1, augment=None, model=network())
     result = run.train()
     assert result.accuracy > 0.6

@@ -67,8 +67,8 @@ def test_a_source_that_is_switched_off_is_as_if_it_were_not_there() -> None:
     assert trace.loc[~off, "weight"].tolist() == pytest.approx(alone_trace["weight"].tolist(), rel=1e-9)
 
 
-def test_sources_with_their_own_input_size_and_normalisation() -> None:
-    """Each source gets the images in its own size and normalisation, independent of the other networks."""
+def test_sources_with_their_own_input_size_and_normalization() -> None:
+    """Each source gets the images in its own size and normalization, independent of the other networks."""
     small = Normalized(tiny.made(3, seed=5), (0.2, 0.3, 0.4), (0.5, 0.6, 0.7), size=6).eval()
     large = Normalized(tiny.made(5, seed=6), (0.5,) * 3, (0.25,) * 3, size=16).double().eval()
     target = Normalized(tiny.made(4, seed=1), (0.4,) * 3, (0.3,) * 3)

@@ -77,7 +77,7 @@ class SqueezeExcitation(nn.Module):
 
     Args:
         widths: channels of each slice.
-        reduction: the two layers have 1/reduction of each slice's channels between them (rounded up).
+        reduction: the hidden layer has 1/reduction of each slice's channels (rounded up).
     """
 
     def __init__(self, widths: Widths, reduction: int) -> None:

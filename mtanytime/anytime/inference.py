@@ -23,7 +23,7 @@ from mtanytime.anytime.prepared import prepare_steps
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.devices import processor, synchronise
 from mtanytime.features import unwrapped
-from mtanytime.measure.costs import device_and_dtype, exit_costs, normalised_as, random_images
+from mtanytime.measure.costs import device_and_dtype, exit_costs, normalized_as, random_images
 from mtanytime.measure.runtimes import time_in_turn
 from mtanytime.measure.tables import as_numbers, require_rows
 
@@ -80,7 +80,7 @@ class AnytimePredictor:
         is_anytime = isinstance(inner, AnytimeNetwork)
         require(is_anytime, "network", "an AnytimeNetwork", Words(f"a {type(inner).__name__}"))
         self._image_shape, self._batch = tuple(image_shape), batch
-        self._normalise = normalised_as(network, nn.Identity())
+        self._normalize = normalized_as(network, nn.Identity())
         self._exits = [fold_batch_norms(inner.extract(k), dense=True) for k in range(1, inner.exits + 1)]
         self._refiner = prepare_steps(inner) if hasattr(inner, "refine") else None
         exits = list(range(1, inner.exits + 1))
@@ -143,7 +143,7 @@ class AnytimePredictor:
             expected = f"{self._batch}, as many as the times were measured for"
             remedy = f"make the predictor with batch={len(images)}"
             require(len(images) == self._batch, "images", expected, len(images), remedy)
-        return Answer(self._exits[k - 1](self._normalised(images)), k)
+        return Answer(self._exits[k - 1](self._normalized(images)), k)
 
     def answer_by(
         self,
@@ -196,7 +196,7 @@ class AnytimePredictor:
     def _refine(self, images: Tensor) -> Generator[Tensor, Tensor | None, None]:
         can_refine = self._refiner is not None
         require(can_refine, "network", "one with refine, a sliced network or an MSDNet", Words("one without it"))
-        return self._refiner.refine(self._normalised(images))
+        return self._refiner.refine(self._normalized(images))
 
     def _here(self) -> dict[str, str | int]:
         """What a table of latencies holds for."""
@@ -206,18 +206,18 @@ class AnytimePredictor:
 
     @torch.no_grad()
     def _latencies(self) -> list[float]:
-        """Median milliseconds per batch of each exit, with the normalisation of its images."""
+        """Median milliseconds per batch of each exit, with the normalization of its images."""
         images = random_images(self._exits[0], self._batch, self._image_shape)
-        calls = [partial(nn.Sequential(self._normalise, part), images) for part in self._exits]
+        calls = [partial(nn.Sequential(self._normalize, part), images) for part in self._exits]
         return np.median(time_in_turn(calls, repeats=30, warmup=5), axis=1).tolist()
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        """Move images to the network's device and dtype, and normalise them."""
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Move images to the network's device and dtype, and normalize them."""
         floats = isinstance(images, Tensor) and images.is_floating_point()
         got = images.dtype if isinstance(images, Tensor) else Words(type(images).__name__)
         require(floats, "images", "a tensor of floats in [0, 1]", got)
         reference = next(self._exits[0].parameters())
-        return self._normalise(images.to(reference.device, reference.dtype))
+        return self._normalize(images.to(reference.device, reference.dtype))
 
 
 def _kept_costs(file: Path, counted: pd.DataFrame, here: Mapping[str, str | int]) -> pd.DataFrame:

@@ -68,9 +68,9 @@ class Trunk(nn.Module):
         return self.pooled(self.norm(maps))
 
     @staticmethod
-    def pooled(normalised: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel"]:
+    def pooled(normalized: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel"]:
         """Apply ReLU and average over the pixels: from the last norm's output to the heads' input."""
-        return F.relu(normalised, inplace=True).mean(dim=(2, 3))
+        return F.relu(normalized, inplace=True).mean(dim=(2, 3))
 
 
 def widen(

@@ -18,7 +18,7 @@ Reads = Literal["layers", "stages"]
 
 @dataclass(frozen=True)
 class SliceKind:
-    """What is not a width in a sliced network: how its layers follow each other.
+    """The structure of a sliced network apart from its widths.
 
     Args:
         block, blocks, stem_stride, expansion: see `SliceShape`; `blocks` has a number for each stage.
@@ -82,8 +82,8 @@ def search_shapes(
     """Find the widths that fit the most multiply-adds into each exit's budget, by a beam search from exit to exit.
 
     The networks are for images of 32 × 32 pixels. The cost of an exit is the sum of those of its `exit_layers`:
-    additions, activations and the head come on top, so leave room for them. Which of the shapes is the most accurate is
-    for a training to say, on images held back.
+    additions, activations and the head come on top, so leave room for them. To find the most
+    accurate of the shapes, train them and compare them on held-back images.
 
     Example:
         >>> from mtanytime.anytime.shape_search import search_shapes

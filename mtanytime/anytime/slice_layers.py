@@ -28,7 +28,7 @@ class SliceNorm(nn.BatchNorm2d):
         return thin
 
     def output_slice(self, maps: Tensor, j: int) -> Tensor:
-        """Normalise the maps of slice j (from 0)."""
+        """Normalize the maps of slice j (from 0)."""
         start = sum(self.slices[:j])
         return slice_of_norm(self, maps, start, start + self.slices[j])
 
@@ -154,7 +154,7 @@ def first_of_norm(norm: nn.Module, channels: int) -> Any:
 
 
 def slice_of_norm(norm: nn.Module, maps: Tensor, start: int, stop: int) -> Tensor:
-    """Normalise maps that are the channels from start to stop of a batch norm; an identity leaves them as they are."""
+    """Normalize maps that are the channels from start to stop of a batch norm; an identity leaves them as they are."""
     if isinstance(norm, nn.Identity):
         return maps
     mean, var, weight, bias = (

@@ -189,14 +189,14 @@ def _slice_of_block(block: Block, maps: Tensor, inputs: _Buffers | _Joined) -> T
     j = inputs.j
     start, width = sum(block.conv1.inputs[:j]), block.conv1.inputs[j]
     first, inner = sum(block.conv3.inputs[:j]), block.conv3.inputs[j]
-    normalised = slice_of_norm(block.bn1, maps, start, start + width)
-    hidden = block.conv1.output_slice(inputs(block, 0, normalised), j)
+    normalized = slice_of_norm(block.bn1, maps, start, start + width)
+    hidden = block.conv1.output_slice(inputs(block, 0, normalized), j)
     hidden = F.relu(slice_of_norm(block.bn2, hidden, first, first + inner), inplace=True)
     group, bias = block.conv2.weight.shape[1], block.conv2.bias
     weight, bias = (None if part is None else part[first : first + inner] for part in (block.conv2.weight, bias))
     hidden = F.conv2d(hidden, weight, bias, padding=1, groups=inner // group)
-    normalised = slice_of_norm(block.bn3, hidden, first, first + inner)
-    return maps + block.conv3.output_slice(inputs(block, 1, normalised), j)
+    normalized = slice_of_norm(block.bn3, hidden, first, first + inner)
+    return maps + block.conv3.output_slice(inputs(block, 1, normalized), j)
 
 
 def _thin_block(block: Block, k: int, width: int, branches: int) -> Block:

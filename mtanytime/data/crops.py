@@ -22,7 +22,7 @@ class ResizedCrops:
     whole file and RandomHorizontalFlip; validation and test on the middle 224×224 after the shorter side is resized to
     256. Sets with `resize=256` (`data.Decoding`, and the readers of these data sets) give the latter. This class gives
     the former, with one deviation: it crops the middle 256×256 that the set keeps of a file, not the whole file. So
-    nothing beside the middle square is ever seen, and a small part is enlarged from a smaller picture.
+    pixels outside the middle square are never seen, and a small part is enlarged from fewer pixels.
 
     Parts are distributed as torchvision's: of ten draws of an area and a ratio the first that fits, else the largest
     middle part of an allowed ratio. All random numbers are drawn on the CPU from one generator, so they are the same on

@@ -40,10 +40,10 @@ class Decoding:
         size: height and width of the images.
         resize: the shorter side is resized to `resize` pixels, of which the middle `size` × `size` are the image.
             Augmentations that take a margin (`ResizedCrops`) get the middle `resize` × `resize`. Default: `size`.
-        background: the color behind transparent pixels.
+        background: the colour behind transparent pixels.
         workers: processes that decode; 0: this one. Default: one per processor.
-        cache: a folder for decoded images. Each is kept where it is first decoded, at `resize` × `resize` × 3 bytes per
-            image, and read from there from then on.
+        cache: a folder for decoded images. Each image is stored there when it is first decoded (`resize` × `resize` × 3
+            bytes), and read from there afterwards.
 
     Raises:
         ValueError: a size below 1, a resize below size, a negative number of workers.
@@ -65,10 +65,10 @@ class Decoding:
 class ImageFiles(LabelledImages):
     """Labelled images in files, decoded batch by batch in worker processes, as `image_folder` decodes them.
 
-    It stands wherever an `ImageSet` does, and trains to the same bits as the `ImageSet` of the same files. In memory it
-    takes the paths and the labels. A run is identified by the files' names, sizes and labels and by the bytes of
-    `SAMPLE` of them: reading every file at each start would take as long as an epoch, and times of change would make
-    another run of a copied folder.
+    It can replace an `ImageSet` of the same files everywhere, and training on it gives the same bits. Only the paths
+    and the labels are held in memory. A run is identified by the files' names, sizes and labels and by the bytes of
+    `SAMPLE` of them: reading every file at each start would take as long as an epoch, and modification times differ
+    in a copied folder.
 
     Args:
         paths: the image files.
@@ -319,8 +319,8 @@ def unlabelled_files(
 def similar_files(data: LabelledImages, others: LabelledImages) -> LabelledImages:
     """The images of a set that may be equal to some of another set.
 
-    Where both are in files, these are the files that have the size, in bytes, of one of the other set's, so that few
-    are decoded; equal images in files of other sizes are missed.
+    If both are in files, these are the files that have as many bytes as some file of the other set, so that few must be
+    decoded; equal images in files of other sizes are missed. Otherwise, the whole set is returned.
     """
     if not (isinstance(data, ImageFiles) and isinstance(others, ImageFiles)):
         return data

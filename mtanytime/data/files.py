@@ -33,7 +33,7 @@ def image_folder(
     Args:
         root: the folder.
         size: height and width of the images.
-        background: the color behind transparent pixels.
+        background: the colour behind transparent pixels.
         workers: threads that decode; default: one per processor.
 
     Raises:

@@ -1,6 +1,6 @@
 """Labelled images: what every set of them does, sets in memory, and tasks.
 
-Images are uint8 tensors; `Batches` converts them to floats in [0, 1], and each network normalises its own input.
+Images are uint8 tensors; `Batches` converts them to floats in [0, 1], and each network normalizes its own input.
 All randomness comes from a seed through an explicit torch.Generator: the same seed gives the same bytes.
 """
 

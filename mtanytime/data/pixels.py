@@ -44,13 +44,13 @@ def read_pixels(
         source: the file's path, or its bytes (for example a member of an archive).
         size: resize the shorter side to `size` (bilinear, antialiased) and keep the middle `size` × `size` pixels;
             None keeps the image's own size.
-        background: the color behind transparent pixels.
+        background: the colour behind transparent pixels.
         name: what errors call the file; default: its path.
 
     Raises:
-        ValueError: a size below 1, or no color; the file cannot be decoded, is truncated or PostScript, has more pixels
-            than Pillow accepts, or holds grey levels whose scale is unknown (floats outside [0, 1], integers outside 0
-            to 65535).
+        ValueError: a size below 1, or no colour; the file cannot be decoded, is truncated or PostScript, has more
+            pixels than Pillow accepts, or holds grey levels whose scale is unknown (floats outside [0, 1], integers
+            outside 0 to 65535).
     """
     check_decoding(size, background)
     name = name or ("image" if isinstance(source, bytes) else str(source))
@@ -76,7 +76,7 @@ def read_pixels(
 
 
 def check_decoding(size: int | None, background: Color) -> None:
-    """Raise ValueError for a size that is no whole number >= 1, or a color that is not three of 0 to 255."""
+    """Raise ValueError for a size that is no whole number >= 1, or a colour that is not three of 0 to 255."""
     whole = isinstance(size, Integral) and not isinstance(size, bool)
     require(size is None or (whole and size >= 1), "size", "a whole number of pixels, at least 1", size)
     three = isinstance(background, tuple | list) and len(background) == 3

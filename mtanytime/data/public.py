@@ -207,7 +207,7 @@ def _indices(array: np.ndarray, end: int | None, argument: str) -> Int64[Tensor,
 
 
 def _rgb(data: bytes, argument: str) -> np.ndarray:
-    """The pixels of a 32×32 color image; its size is compared before it is decoded."""
+    """The pixels of a 32×32 colour image; its size is compared before it is decoded."""
     from PIL import Image
 
     from mtanytime.data.pixels import refuse_postscript

@@ -58,7 +58,7 @@ class RecordFile:
         return True
 
     def write(self, index: int, pixels: UInt8[np.ndarray, "3 size size"]) -> None:
-        """Keep an image, if the file can be written; a full disk ends the keeping and nothing else."""
+        """Store an image, if the file can be written; on a full disk, storing stops without an error."""
         if not self._writable:
             return
         image = pixels.tobytes()

@@ -179,8 +179,9 @@ def paint(
 
     The warp is a random affine map (rotation, slant, aspect, zoom, shift). clutter = 0 gives a plain ground; values up
     to 1 add smooth colour noise, a gradient, pieces of the glyphs in `scraps`, arcs and grain. The luminance of a
-    character differs from its plain ground by at least CONTRAST[0] and is on one side of everything behind it, so that
-    a person can read it. Raises ValueError for a size outside 16 to 64 or a clutter outside 0 to 1.
+    character differs from its plain ground by at least CONTRAST[0]; the character is brighter than everything behind
+    it, or darker, so that a person can read it. Raises ValueError for a size outside 16 to 64 or a clutter outside 0
+    to 1.
     """
     require(16 <= size <= 64, "size", "16 to 64 pixels", size)
     require(0 <= clutter <= 1, "clutter", "a number from 0 (none) to 1 (hard)", clutter)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from mtanytime.checks import Words, mismatch
 
 Augment = Callable[[Tensor, Generator], Tensor]
-OVERSHOOT = 0.1  # beyond [0, 1] that resampling and color changes may leave, which is clamped
+OVERSHOOT = 0.1  # beyond [0, 1] that resampling and colour changes may leave, which is clamped
 
 
 class TransformAugment:

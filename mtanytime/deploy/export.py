@@ -56,7 +56,7 @@ def export(
     network of slices, each step from one answer to the next (`step1.onnx`, …), which hands its state on to the next
     one; `weights.bin`, which all of them share; `predict.py`, which runs them from Python or the command line; the
     exits as programs of torch.export (`exit1.pt2`, …); and `manifest.json`: shape and range of the images, classes,
-    normalisation (the graphs contain it), multiply-adds, milliseconds measured here on one thread, accuracy and
+    normalization (the graphs contain it), multiply-adds, milliseconds measured here on one thread, accuracy and
     versions. Batch norms are folded, batches may have any size.
 
     Args:

@@ -12,7 +12,7 @@ from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.checks import Words, mismatch
 from mtanytime.features import unwrapped
-from mtanytime.measure.costs import normalised_as
+from mtanytime.measure.costs import normalized_as
 from mtanytime.measure.logits import describe_output, find_logits
 
 Images = Float[Tensor, "batch channel height width"]
@@ -41,13 +41,13 @@ class Step(nn.Module):
 
     Args:
         network: the network, with batch norms folded.
-        normalise: what its images go through first.
+        normalize: what its images go through first.
         counts: how many tensors each of the slices before hands on.
     """
 
-    def __init__(self, network: SlicedNetwork, normalise: nn.Module, counts: Sequence[int]) -> None:
+    def __init__(self, network: SlicedNetwork, normalize: nn.Module, counts: Sequence[int]) -> None:
         super().__init__()
-        self.network, self.normalise, self.counts = network, normalise, list(counts)
+        self.network, self.normalize, self.counts = network, normalize, list(counts)
 
     def forward(self, images: Images, state: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
         """The logits of this slice's exit, followed by what it hands on.
@@ -55,7 +55,7 @@ class Step(nn.Module):
         `state` is what the slices before it handed on, one after another.
         """
         earlier = [list(part) for part in _cut(state, self.counts)]
-        logits, handed_on = self.network.one_slice(self.normalise(images), earlier)
+        logits, handed_on = self.network.one_slice(self.normalize(images), earlier)
         return logits, *handed_on
 
 
@@ -66,7 +66,7 @@ def exit_networks(network: nn.Module, fold: bool = True) -> list[nn.Module]:
     if not isinstance(inner, AnytimeNetwork):
         return [LogitsOf(prepare(network))]
     exits = [prepare(inner.extract(k)) for k in range(1, inner.exits + 1)]
-    return [nn.Sequential(normalised_as(network, nn.Identity()), part) for part in exits]
+    return [nn.Sequential(normalized_as(network, nn.Identity()), part) for part in exits]
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def chain_of(network: nn.Module, images: Images) -> list[tuple[Step, list[Tensor
         return []
     folded, steps, counts, state = fold_batch_norms(inner), [], [], []
     for _ in range(inner.exits):
-        step = Step(folded, normalised_as(network, nn.Identity()), counts)
+        step = Step(folded, normalized_as(network, nn.Identity()), counts)
         _, *handed_on = step(images, tuple(state))
         steps.append((step, list(state), len(handed_on)))
         counts.append(len(handed_on))

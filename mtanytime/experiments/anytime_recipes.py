@@ -40,7 +40,7 @@ from mtanytime.experiments.recipe import (
 from mtanytime.measure.costs import exit_costs, macs, parameters
 from mtanytime.training.trainer import Trainer, TrainingResult
 
-CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # the authors' normalisation
+CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # the authors' normalization
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 MODELS = ("sliced", "inclusive", "msdnet", "separate")
 VALIDATION_PER_CLASS = 500  # held-back training images that `scored_on=validation` scores on
@@ -51,7 +51,7 @@ SLICE_READS = {"layers": SlicedResNet, "stages": SliceCascade}  # what a slice r
 
 
 def build_network(model: str, settings: Settings, classes: int) -> nn.Module:
-    """Build a network of the recipe with fresh weights, without the normalisation that the recipe wraps it in.
+    """Build a network of the recipe with fresh weights, without the normalization that the recipe wraps it in.
 
     Args:
         model: "sliced", "inclusive", "msdnet", or "separate-K", the K-th exit of "inclusive" as an ordinary network.
@@ -135,7 +135,7 @@ def cifar10(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     shared |= {"seed": seed, "progress": progress, "checkpoint_seconds": settings["checkpoint_seconds"]}
     for model in settings["models"]:
         for part in [f"separate-{k}" for k in range(1, exits + 1)] if model == "separate" else [model]:
-            make = partial(_build_normalised, part, settings, len(task.classes))
+            make = partial(_build_normalized, part, settings, len(task.classes))
             options = shared | {"folder": run_folder(folder, f"{part}-seed{seed}")}
             if model == "separate":
                 yield part, Trainer(make, task, **options)
@@ -196,7 +196,7 @@ def _task(settings: Settings, seed: int) -> Task:
     return Task(images.subset(range(split)), images.subset(range(split, len(images))))
 
 
-def _build_normalised(part: str, settings: Settings, classes: int) -> Normalized:
+def _build_normalized(part: str, settings: Settings, classes: int) -> Normalized:
     return Normalized(build_network(part, settings, classes), CIFAR_MEAN, CIFAR_STD)
 
 
@@ -269,7 +269,7 @@ def _paper_recipe(data_set: str, name: str, figures: str) -> Recipe:
         settings=PAPER | {"data_set": data_set},
         trainers=cifar10,
         rows=rows,
-        network=_build_normalised,
+        network=_build_normalized,
     )
 
 
@@ -283,7 +283,7 @@ RECIPES = {
         settings=CIFAR10,
         trainers=cifar10,
         rows=rows,
-        network=_build_normalised,
+        network=_build_normalized,
     ),
     "anytime-cifar10-full": Recipe(
         reproduces="anytime networks side by side on all 50,000 training images of CIFAR-10",
@@ -292,6 +292,6 @@ RECIPES = {
         settings=CIFAR10_FULL,
         trainers=cifar10,
         rows=rows,
-        network=_build_normalised,
+        network=_build_normalized,
     ),
 }

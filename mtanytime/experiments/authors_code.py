@@ -27,7 +27,7 @@ def authors_iteration(folder: Path, batch: int, inner_steps: int, device: torch.
     """Build the iteration of `benchmarks.transfer_iteration` in the L2T-ww authors' code.
 
     It makes the calls of their training loop: a step on both losses, the matching steps, the task step, and the
-    meta-gradient by their optimiser. ValueError if the folder is not a clone of their repository.
+    meta-gradient by their optimizer. ValueError if the folder is not a clone of their repository.
     """
     script = folder / "train_l2t_ww.py"
     require(script.exists(), "authors", "a clone of alinlab/L2T-ww with train_l2t_ww.py", str(folder))

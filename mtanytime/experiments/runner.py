@@ -232,7 +232,8 @@ def write_results(results: Results, csv: Path, command: str, note: str = "") -> 
     ends with the note.
     """
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    header = f"# {command}; {processor()}, {torch.get_num_threads()} threads; {versions}"
+    threads = torch.get_num_threads()
+    header = f"# {command}; {processor()}, {threads} thread{'s' if threads > 1 else ''}; {versions}"
     for file, table, end in ((_maps_file(csv), results.maps, ""), (csv, results.table, f"; {note}" if note else "")):
         if table is not None:
             write_whole(file, f"{header}{end}\n" + table.to_csv(index=False))

@@ -42,7 +42,7 @@ def kind_of(table: pd.DataFrame) -> str:
 
 
 def remedy_for(table: pd.DataFrame, name: str) -> str:
-    """Return what shows a table that was given as one called `name` but is of another kind; else nothing."""
+    """Return a hint on what shows a table that is of another kind than `name`; "" if there is none."""
     kind = _whole_kind(table)
     return "" if kind is None or kind == name else f"it is a {kind}: {SHOWN_BY[kind]}"
 

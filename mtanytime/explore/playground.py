@@ -155,7 +155,7 @@ def _refine(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """Run `refine` of a network, also in a `Normalized`."""
     model = without_wrappers(model)
     if isinstance(model, Normalized):
-        return _refine(model.network, model.normalised(images))
+        return _refine(model.network, model.normalized(images))
     return model.refine(images)
 
 

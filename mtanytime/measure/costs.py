@@ -98,14 +98,14 @@ def _count(module: nn.Module, image_shape: Shape, heads: Sequence[nn.Module] = (
 
 
 def exit_networks(network: nn.Module) -> list[nn.Module]:
-    """Return the stand-alone network of every exit, in eval mode, each with the network's own normalisation.
+    """Return the stand-alone network of every exit, in eval mode, each with the network's own normalization.
 
     A network without exits that can be extracted is its own only exit.
     """
     inner = unwrapped(network)
     if not has_exits(inner):
         return [network]
-    return [normalised_as(network, inner.extract(k)).eval() for k in range(1, inner.exits + 1)]
+    return [normalized_as(network, inner.extract(k)).eval() for k in range(1, inner.exits + 1)]
 
 
 def has_exits(network: object) -> bool:
@@ -113,8 +113,8 @@ def has_exits(network: object) -> bool:
     return all(hasattr(network, name) for name in ("extract", "heads", "exits"))
 
 
-def normalised_as(network: nn.Module, part: nn.Module) -> nn.Module:
-    """A part of a network, in the network's own normalisation if it has one."""
+def normalized_as(network: nn.Module, part: nn.Module) -> nn.Module:
+    """A part of a network, in the network's own normalization if it has one."""
     network = without_wrappers(network)
     return network.wrap(part) if isinstance(network, Normalized) else part
 
@@ -188,13 +188,13 @@ def latencies(
     inner = unwrapped(network)
     possible = not step_up or hasattr(inner, "refine")
     require(possible, "step_up", "False for a network without refine", step_up)
-    normalise = normalised_as(network, nn.Identity())
+    normalize = normalized_as(network, nn.Identity())
     rows = []
     with trial_run(network, device_and_dtype(network)[0], training=False):
         calls: list[Callable[[Tensor], Any]] = list(exit_networks(network))
         names = [{"exit": k} for k in range(1, len(calls) + 1)]
         if step_up:
-            calls += [lambda images, k=name["exit"]: list(islice(inner.refine(normalise(images)), k)) for name in names]
+            calls += [lambda images, k=name["exit"]: list(islice(inner.refine(normalize(images)), k)) for name in names]
             names = [{**name, "answer": answer} for answer in ("alone", "step-up") for name in names]
         for batch in batch_sizes:
             times = _time(calls, random_images(network, batch, image_shape), repeats, warmup, progress)

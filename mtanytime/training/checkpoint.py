@@ -1,4 +1,4 @@
-"""A run's checkpoint: write and read the file; collect, check and restore the states of networks and optimisers."""
+"""A run's checkpoint: write and read the file; collect, check and restore the states of networks and optimizers."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ def _readable(value: Any) -> Any:
 
 
 def check_readable(optimizers: Mapping[str, Optimizer]) -> None:
-    """Raise ValueError unless a checkpoint can hold the optimisers' states: only numbers, texts and tensors."""
+    """Raise ValueError unless a checkpoint can hold the optimizers' states: only numbers, texts and tensors."""
     for name, optimizer in optimizers.items():
         file = io.BytesIO()
         try:
@@ -118,7 +118,7 @@ def _kind(value: Any) -> str:
 def get_states(
     modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], model: State | None = None
 ) -> State:
-    """The states of all modules and optimisers by name, as a checkpoint keeps them.
+    """The states of all modules and optimizers by name, as a checkpoint keeps them.
 
     `model` replaces the state of the module "model" while that holds other weights (see `Trainer.load_best`).
     """
@@ -131,10 +131,10 @@ def get_states(
 def set_states(
     states: State, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], steps: int | None = None
 ) -> None:
-    """Load the states of all modules and optimisers; raises if one is missing or of another shape or type.
+    """Load the states of all modules and optimizers; raises if one is missing or of another shape or type.
 
     The rest of the checkpoint is checked as well (see `check_contents`), and the weights of the best validation epoch
-    are loaded once to test them. After an error the modules are as before; the optimisers may not be.
+    are loaded once to test them. After an error the modules are as before; the optimizers may not be.
     """
     check_contents(states, steps)
     best = states["best"]
@@ -199,7 +199,7 @@ def _load_optimizer(optimizer: Optimizer, state: State) -> None:
 
 
 def _fits(value: Tensor, parameter: Tensor) -> bool:
-    """Whether an optimiser's value has the parameter's shape, or 1 for some of its sizes, as in Adafactor."""
+    """Whether an optimizer's value has the parameter's shape, or 1 for some of its sizes, as in Adafactor."""
     sizes = zip(value.shape, parameter.shape, strict=False)
     return value.ndim == parameter.ndim and all(size in (1, whole) for size, whole in sizes)
 

@@ -25,7 +25,7 @@ class KeptRun:
     processes: Processes
     folder: RunFolder | None  # of the first process; None in the others
     kept: bool  # whether the run has a folder
-    modules: dict[str, nn.Module]  # these and the optimisers are in each checkpoint
+    modules: dict[str, nn.Module]  # these and the optimizers are in each checkpoint
     optimizers: dict[str, Optimizer]
     tables: dict[str, list[Row]]
     origin: dict[str, Any]  # the recipe, part and settings that made the run; kept in checkpoints
@@ -42,7 +42,7 @@ class KeptRun:
     _saved_at: float
 
     def _extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides modules and optimisers: plain values and tensors."""
+        """What a checkpoint holds besides modules and optimizers: plain values and tensors."""
         return {}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:

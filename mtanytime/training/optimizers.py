@@ -1,4 +1,4 @@
-"""The optimiser of a run: torch's SGD by default, or any that a function makes from the parameters."""
+"""The optimizer of a run: torch's SGD by default, or any that a function makes from the parameters."""
 
 import inspect
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def make_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
 
     If `settings.lr` is given as well, it replaces the learning rate of all parameter groups.
 
-    Raises ValueError for a function that returns no optimiser, leaves parameters out, or returns one whose step needs
+    Raises ValueError for a function that returns no optimizer, leaves parameters out, or returns one whose step needs
     a closure, and for `lr` together with groups of several learning rates.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -179,7 +179,7 @@ class Trainer(KeptRun):
                     self.folder.deny()
 
     def _build(self) -> None:
-        """Try the network on the data and make the optimiser."""
+        """Try the network on the data and make the optimizer."""
         self._try_model()
         self.optimizer = make_optimizer(self.settings, self.model)
 
@@ -220,7 +220,7 @@ class Trainer(KeptRun):
         return metrics
 
     def _descend(self, loss: Float[Tensor, ""]) -> None:
-        """Take one step of the optimiser on a loss, a mean over this process's images."""
+        """Take one step of the optimizer on a loss, a mean over this process's images."""
         self.optimizer.zero_grad()
         (loss if self.processes.count == 1 else loss * self.share).backward()
         self.processes.sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])

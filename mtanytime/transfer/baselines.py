@@ -83,7 +83,7 @@ class BaselineTrainer(Trainer):
         teacher: the network of the term "teacher", such as a probe from `probe.fit_probe`, or "probe" (see
             `TransferTrainer`).
         views, view_augment, unlabelled, unlabelled_per_step: further images, see `ExtraImages`.
-        settings: the keyword arguments of `Trainer`, some with defaults for few labels, those of `TransferTrainer`.
+        settings: the keyword arguments of `Trainer`, some with `TransferTrainer`'s defaults, which suit few labels.
 
     Raises:
         ValueError: as `Trainer`; also an unknown term, a weight that is not above 0, a term that lacks its teacher, or

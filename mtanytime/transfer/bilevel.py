@@ -161,9 +161,9 @@ def meta_gradient(
             with the same dropout masks and buffers, so the memory for activations does not grow with the number of
             steps. "unroll" leaves everything to autograd in one graph (the plain reference for tests).
         first_order: drop the Hessian terms ∂g/∂θ and keep ∂g/∂φ (our approximation; the paper has no such variant).
-        processes: the processes that share a batch and hold the same parameters; default: this one alone. The losses
-            of each are its parts of the batch's losses. So are the outer loss and the gradient that it gets: sum them
-            over the processes.
+        processes: the processes that share a batch and hold the same parameters; default: this one alone. Each
+            process computes its part of the batch's losses, and gets its part of the outer loss and of the gradient:
+            sum these parts over the processes.
 
     Raises:
         ValueError: for an unknown mode, `first_order` with "unroll", or steps of which none uses `hyper`.

@@ -35,11 +35,11 @@ _SPLIT = -12  # purpose of a derived seed
 
 @with_keywords_of(Trainer)
 class FineTuning(Trainer):
-    """A trainer of what `with_head` makes, whose run is also identified by the trained network that it starts from.
+    """Train a network from `with_head`; the run's identity includes the trained network that it starts from.
 
     Args:
         start: the trained network.
-        model, data, test, options: as for `Trainer`, some with defaults for few labels, those of `TransferTrainer`.
+        model, data, test, options: as for `Trainer`, some with `TransferTrainer`'s defaults, which suit few labels.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = FEW_LABELS

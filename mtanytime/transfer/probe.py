@@ -1,4 +1,4 @@
-"""Linear probe: a logistic regression on the frozen source's features, which any transfer must beat.
+"""Linear probe: a logistic regression on the frozen source's features, the baseline for any transfer.
 
 Kornblith, Shlens, Le 2019 (arXiv:1805.08974) call it the fixed feature extractor. Here the layers whose features are
 read and the strength of the regularization are chosen by cross-validation on the labelled images alone.

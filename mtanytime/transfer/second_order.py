@@ -10,7 +10,7 @@ For incoming gradients a, A, z of these three, the second derivative is
 
     for ḡ: conv(a, W) + conv(x, A) + z,   for x: ∂L/∂x with A in place of W,   for W: ∂L/∂W with a in place of x
 
-*Batch norm.* With x̂ the normalised map, σ = 1/√(var + eps), means over batch and space, and the projection
+*Batch norm.* With x̂ the normalized map, σ = 1/√(var + eps), means over batch and space, and the projection
 P(u) = u - mean(u) - x̂·mean(u·x̂), the first derivative is
 
     ∂L/∂x = γσ·P(ḡ),   ∂L/∂γ = Σ x̂·ḡ,   ∂L/∂β = Σ ḡ

@@ -86,10 +86,10 @@ class Teacher:
 
 
 def make_teacher(trainer: Trainer, sources: Mapping[str, Tapped]) -> Teacher | None:
-    """The teacher of a run, from the trainer's `teacher`; a probe is fitted first, and takes its place there.
+    """The teacher of a run, from the trainer's `teacher`, where a fitted probe replaces the word "probe".
 
-    The weights of a probe of a source are kept with the run; of one that was given, a copy is trained with. What is
-    worth knowing is added to the trainer's notes. Raises ValueError as `fit_teacher`.
+    The weights of a source's probe are kept with the run; a probe that was given is copied first. What the user should
+    know is added to the trainer's notes. Raises ValueError as `fit_teacher`.
     """
     if trainer.teacher is None:
         return None
