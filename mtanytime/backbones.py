@@ -27,7 +27,7 @@ def check_image_shape(images: Tensor, channels: int, least: int, network: str) -
     require(fits, "images", expected, tuple(images.shape))
 
 
-def _initialise(network: nn.Module) -> None:
+def _initialize(network: nn.Module) -> None:
     """Draw convolutions from He's normal distribution by fan-out and set biases to zero, as torchvision does."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -58,7 +58,7 @@ class ResNet(nn.Module):
         self.layer3 = _stage(2 * width, 4 * width, 2, blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * width, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits. Raises ValueError for images without three channels."""
@@ -91,7 +91,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
-        _initialise(self)
+        _initialize(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 

@@ -30,7 +30,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a device has finished its queued work, so that a clock can be read."""
     backend = getattr(torch, device.type)  # torch.cpu (its call does nothing), torch.cuda, torch.mps, …
     backend.synchronize(*(() if device.type == "mps" else (device,)))  # there is only one mps

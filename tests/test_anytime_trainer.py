@@ -8,10 +8,12 @@ import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from mtanytime.anytime import AnytimeTrainer, InclusiveResNeXt, JointLoss, SlicedResNeXt, evaluate_exits
 from mtanytime.data.batches import Batches, crop_flip
 from mtanytime.measure.costs import exit_costs
+from mtanytime.training.stored_run import load_run
 
 
 def made() -> SlicedResNeXt:
@@ -22,7 +24,8 @@ def made() -> SlicedResNeXt:
 def trainer(folder: Path | None = None, **options: object) -> AnytimeTrainer:
     """A short run on random images."""
     settings = {"epochs": 3, "batch_size": 6, "lr": 0.05, "validation": tiny.images(6, seed=2), "progress": False}
-    return AnytimeTrainer(made, tiny.images(), tiny.images(9, seed=1), folder=folder, **{**settings, **options})
+    settings |= {"model": made, "data": tiny.images(), "test": tiny.images(9, seed=1), "folder": folder}
+    return AnytimeTrainer(**settings | options)
 
 
 def some_outputs(exits: int = 3) -> tuple[list[Tensor], Tensor]:
@@ -136,6 +139,31 @@ def test_folder_holds_the_curve(tmp_path: Path) -> None:
     assert curve["accuracy"].tolist() == pytest.approx(result.accuracy)
     assert curve["macs"].tolist() == exit_costs(first.model, (3, 8, 8))["macs"].tolist()
     assert trainer(tmp_path / "run").train().accuracy == result.accuracy
+
+
+def test_the_curve_has_the_costs_of_the_test_images(tmp_path: Path) -> None:
+    """Training on crops of another size does not change what a test image costs; nor what a stored run is for."""
+    data = {"augment": v2.RandomCrop(8), "validation": None, "epochs": 1}
+    AnytimeTrainer(
+        made, tiny.images(size=16), tiny.images(9, size=16, seed=1), folder=tmp_path, progress=False, **data
+    ).train()
+    curve = pd.read_csv(tmp_path / "curve.csv")
+    assert curve["macs"].tolist() == exit_costs(made(), (3, 16, 16))["macs"].tolist()
+    assert load_run(tmp_path, made()).image_shape == (3, 16, 16)
+
+
+def test_exits_that_cannot_be_cut_out_fail_before_training(tmp_path: Path) -> None:
+    """The curve needs their costs, and would otherwise fail after the last step."""
+
+    class Broken(SlicedResNeXt):
+        """Its exits cannot be cut out."""
+
+        def extract(self, k: int) -> nn.Module:
+            raise RuntimeError(f"no exit {k}")
+
+    with pytest.raises(RuntimeError, match="no exit 1"):
+        trainer(tmp_path / "run", model=lambda: Broken(3, width=6, bottleneck=2, branches=3, blocks=1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_any_anytime_network() -> None:

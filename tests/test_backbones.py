@@ -85,7 +85,7 @@ def test_vgg9_equals_a_forward_pass_by_hand() -> None:
     torch.testing.assert_close(model(images), F.linear(x.flatten(1), model.classifier.weight, model.classifier.bias))
 
 
-def test_initialisation_is_the_authors() -> None:
+def test_initialization_is_the_authors() -> None:
     """A target starts as in the paper's code: He's normal by fan-out, the classifier at 0.01, biases at zero."""
     torch.manual_seed(0)
     model, source = vgg9(100), resnet(32, 100)

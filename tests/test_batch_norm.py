@@ -6,6 +6,7 @@ import pytest
 import tiny_runs
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from mtanytime.measure.evaluation import evaluate
 from mtanytime.training.batch_norm import lagging_batch_norms, settle_batch_norms
@@ -100,6 +101,20 @@ def test_a_run_is_evaluated_with_settled_statistics(loader: bool) -> None:
     torch.testing.assert_close(run.model[1].running_var, expected["var"])
     assert result.accuracy == evaluate(run.model, run.test)
     assert run.model[1].num_batches_tracked == run.steps
+
+
+def test_settling_on_images_of_the_size_that_is_trained_on() -> None:
+    """An augmentation that changes the size is kept: the network may take images of that size alone."""
+    model = slow()
+    model[-1] = nn.LazyLinear(3)
+    model = nn.Sequential(*(part for part in model if not isinstance(part, nn.AdaptiveAvgPool2d)))
+    test = tiny_runs.coloured(5, seed=1, size=6)
+    run = tiny_runs.trainer(model=model, augment=v2.CenterCrop(6), validation=None, test=test, batch_size=24)
+    run.train()
+    images = tiny_runs.coloured().images[:, :, 1:7, 1:7] / 255
+    expected = settled_by_hand(run.model, [images])
+    torch.testing.assert_close(run.model[1].running_mean, expected["mean"])
+    torch.testing.assert_close(run.model[1].running_var, expected["var"])
 
 
 def test_the_best_weights_are_settled_ones() -> None:

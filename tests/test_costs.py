@@ -213,7 +213,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_latency_is_the_median_after_warming_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Median and quartiles by hand, on a clock of the test; the device is waited for before and after each pass."""
     passes: list[Any] = []
-    monkeypatch.setattr(runtimes, "synchronise", lambda device: passes.append(str(device)))
+    monkeypatch.setattr(runtimes, "synchronize", lambda device: passes.append(str(device)))
     module = Clocked(1, clock, passes, [500, 400, 3, 1, 2, 5, 40])
     timing = measure.latency(module, torch.zeros(6, *SHAPE), repeats=5, warmup=2)
     assert passes == ["cpu", (1, False, False, (6, *SHAPE)), "cpu"] * 7

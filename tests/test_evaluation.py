@@ -96,6 +96,22 @@ def test_curve_of_a_network() -> None:
     assert plain["accuracy"].tolist() == [evaluate(network(), data)]
 
 
+def test_times_are_of_the_precision_that_is_measured() -> None:
+    """Accuracy and milliseconds in one row are of the same network."""
+
+    class Seen(nn.Sequential):
+        """Keeps the types of its answers by the size of the batch."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            output = super().forward(images)
+            kinds.setdefault(len(images), output.dtype)
+            return output
+
+    kinds: dict[int, torch.dtype] = {}
+    measure.curve("plain", Seen(*network()), coloured(4), latency_batch=5, precision="bfloat16", progress=False)
+    assert kinds[5] == kinds[12] == torch.bfloat16
+
+
 def test_curve_refuses_what_would_be_wrong() -> None:
     """A broken weight makes the accuracy meaningless; every answer needs a cost."""
     anytime = ladder()

@@ -535,6 +535,13 @@ def test_one_accuracy_of_several_exits() -> None:
     assert _job(run, None, None, None, "float32").accuracy is None
 
 
+def test_classes_in_another_order() -> None:
+    """The accuracy would be of other classes than the manifest names."""
+    run = StoredRun(tiny.made(), ("class 2", "class 1", "class 0"), (3, 8, 8), 0.5, None, 1, {}, {})
+    with pytest.raises(ValueError, match=r"^test: expected the run's classes \['class 2', .*, got \['class 0', "):
+        _job(run, None, None, tiny.images(), "float32")
+
+
 class Picky(nn.Module):
     """A network with one size of images, which it asserts, as torchvision's ViT does."""
 

@@ -160,7 +160,7 @@ def test_every_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     """Not CUDA alone: otherwise the time of launches is measured."""
     waited: list[str] = []
     monkeypatch.setattr(runtimes, "best_device", lambda: torch.device("mps"))
-    monkeypatch.setattr(runtimes, "synchronise", lambda device: waited.append(device.type))
+    monkeypatch.setattr(runtimes, "synchronize", lambda device: waited.append(device.type))
     time_in_turn([lambda: None], repeats=1, warmup=0)
     time_in_turn([lambda: None], repeats=1, warmup=0, device=torch.device("xpu"))
     assert waited == ["mps", "mps", "xpu", "xpu"]

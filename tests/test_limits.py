@@ -26,7 +26,7 @@ HABITS = {  # expressions that a reader stumbles over -> what to write
     r"\bput(?:s|ting)? right\b": "validate, correct",
     r"\b(?:take|takes|taken|taking|took) up\b": "restore, resume",
     r"\bthe like\b": "similar",
-    r"(?i)(?:optimis|normalis)": "the form with z",
+    r"(?i)(?:initialis|normalis|optimis|synchronis)": "the form with z",
     r"\bcome what may\b": "always",
     r"\bdrawn afresh\b": "resampled",
     rf"\b(?:one|{COUNTED}) an? (?:{PER})\b": "per",

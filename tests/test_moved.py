@@ -23,7 +23,7 @@ mtanytime.anytime.inclusive: InclusiveResNeXt
 mtanytime.anytime.inference: Answer AnytimePredictor Unit choose_thresholds exits_taken fold_batch_norms
 mtanytime.anytime.msdnet: HEAD_WIDTH Initialization MSDNet Maps StepMode
 mtanytime.anytime.network: AnytimeNetwork
-mtanytime.anytime.resnext: Block ResNeXt STRIDES Stem Trunk check_images check_sizes initialise make_stem resnext
+mtanytime.anytime.resnext: Block ResNeXt STRIDES Stem Trunk check_images check_sizes initialize make_stem resnext
     widen
 mtanytime.anytime.sliced: SlicedResNeXt TriangularConv
 mtanytime.anytime.taxonomy: CoarseToFineLoss Taxonomy coarse_to_fine_metrics
@@ -52,7 +52,7 @@ mtanytime.explore.transfer: TransferExplorer
 mtanytime.explore.widget: Explorer one_of
 mtanytime.features: Tapped hooked image_layers tap unwrapped
 mtanytime.measure: Shape area_under_curve calibration curve exit_costs flips gap interpolated latencies latency macs
-    parameters predictions savings synchronise
+    parameters predictions savings synchronize
 mtanytime.quick_layers: Channels Images Kernels Maps for_parameters quick_layers refuse_a_third_derivative
 mtanytime.randomness: get_rng_state seeded set_rng_state
 mtanytime.recipes: RECIPES Recipe Results changed plan recipe run

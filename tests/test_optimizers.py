@@ -1,6 +1,7 @@
 """Runs with any torch optimizer: they learn as torch's own loop does, resume with the same bits, and are refused where
 they cannot work."""
 
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_runs import coloured, network, state_of, trainer, transfer
+from torch import nn
 
 import mtanytime as mt
 from mtanytime.data.batches import Batches
@@ -130,6 +132,18 @@ def test_the_optimizer_identifies_a_run(tmp_path: Path) -> None:
         trainer(tmp_path / "run", optimizer=partial(torch.optim.AdamW, lr=0.02), lr=None, epochs=1)
 
 
+class Tempered(nn.Module):
+    """A loss with a temperature that would have to be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy."""
+        return nn.functional.cross_entropy(output * self.scale, labels)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -145,6 +159,10 @@ def test_the_optimizer_identifies_a_run(tmp_path: Path) -> None:
             {"optimizer": lambda p: torch.optim.AdamW([{"params": p, "kind": Path("body")}])},
             "^optimizer: expected numbers, texts and tensors, which a checkpoint can hold, got a AdamW with others",
         ),
+        (
+            {"lr": 0.1, "loss": Tempered()},
+            r"^loss: expected one without .* to train, got Tempered with \['scale'\]; make",
+        ),
         ({"optimizer": ADAMW, "lr": -1.0}, "^lr: expected a number > 0, got -1.0$"),
     ],
     ids=lambda value: None,
@@ -154,6 +172,23 @@ def test_refused(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         trainer(tmp_path / "run", **{"lr": None, **options})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_state_that_appears_with_the_first_step(tmp_path: Path) -> None:
+    """It is checked before a checkpoint is written that could never be read."""
+
+    class Remembering(torch.optim.SGD):
+        """Keeps the last learning rates."""
+
+        def step(self, closure: None = None) -> None:
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter].setdefault("rates", deque()).append(1.0)
+            super().step(closure)
+
+    run = trainer(tmp_path / "run", optimizer=partial(Remembering, lr=0.1), lr=None)
+    with pytest.raises(ValueError, match=r"^optimizer: expected numbers, texts .*, got a Remembering with others"):
+        run.train()
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
 
 
 def test_a_lookahead_needs_sgd() -> None:

@@ -61,7 +61,7 @@ def test_full_disk(tmp_path: Path, uninterrupted: State, monkeypatch: pytest.Mon
 
 
 def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut keeps only synchronised data: first the tables, then the complete new file, then the rename."""
+    """A power cut keeps only synchronized data: first the tables, then the complete new file, then the rename."""
     folder, synced = RunFolder(tmp_path, CONFIG), []
     fsync, replace = os.fsync, Path.replace
 

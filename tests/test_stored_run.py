@@ -59,7 +59,7 @@ def lazy() -> nn.Module:
 
 
 def test_lazy_layers(tmp_path: Path) -> None:
-    """They are initialised for the run's images, and then are the layers that were trained."""
+    """They are initialized for the run's images, and then are the layers that were trained."""
     trained = trainer(tmp_path / "run", model=lazy)
     trained.train()
     state = torch.get_rng_state()

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import tiny_runs
 import torch
@@ -14,6 +16,7 @@ from tiny_runs import Begin, coloured, flattened, loader, network, task, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from mtanytime.backbones import Normalized
 from mtanytime.data.images import ImageSet
 from mtanytime.training.trainer import Trainer
 
@@ -129,6 +132,10 @@ def images(count: int = 10, **changed: Any) -> DataLoader:
         ({"data": images(image=torch.zeros(1, 8, 8))}, r"images: expected float \(batch, 3, height, width\)"),
         ({"data": images(label=0.5)}, "labels: expected int64"),
         ({"data": images(), "validation": 0.1}, "^validation: expected a set of its own beside a DataLoader, got 0.1$"),
+        (
+            {"model": Normalized(torch.compile(network()), (0.5,) * 3, (0.2,) * 3)},
+            "^model: expected the network itself, got a network from torch.compile; call network.compile",
+        ),
         ({"test": coloured(2).subset([])}, "^test: expected a set with images, got ImageSet"),
         ({"validation": coloured(2).subset([])}, "^validation: expected a set with images, got ImageSet"),
     ],
@@ -181,6 +188,48 @@ def test_notes_on_habits_that_cost_accuracy() -> None:
         "validation: 21 images are too few to choose the best epoch by, as accuracy does; last_accuracy is that of the "
         "last step"
     )
+
+
+def test_a_remainder_that_a_loader_keeps() -> None:
+    """The setting does not reach it, so a note says what does."""
+    data = coloured(7)
+    loader = DataLoader(TensorDataset(data.images[:20] / 255, data.labels[:20]), 8)
+    (note,) = trainer(data=loader, validation=None, batch_size=8, remainder="drop").notes
+    assert note.startswith("training: a DataLoader keeps its last batch, here of 4 of 8 images")
+    assert not trainer(data=loader, validation=None, batch_size=8).notes
+
+
+def test_states_that_no_checkpoint_can_hold(tmp_path: Path) -> None:
+    """A network's, too, and before training: the run could never be loaded."""
+
+    class Odd(nn.Sequential):
+        """Keeps an array beside its weights."""
+
+        def get_extra_state(self) -> np.ndarray:
+            return np.zeros(2)
+
+        def set_extra_state(self, state: np.ndarray) -> None:
+            pass
+
+    refused(ValueError, "^model: expected numbers, texts and tensors", tmp_path / "run", model=Odd(*network()))
+
+
+def test_metrics_are_numbers(tmp_path: Path) -> None:
+    """Those of a step of one's own are written as numbers; what is none is refused by name."""
+
+    class Own(Trainer):
+        """Also reports the norm of the weights."""
+
+        def train_on_batch(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+            norms = torch.stack([parameter.norm() for parameter in self.model.parameters()])
+            return super().train_on_batch(images, labels) | {"norm": norms if self.step else norms.sum()}
+
+    run = Own(network(), coloured(4), epochs=2, batch_size=6, folder=tmp_path, progress=False)
+    reports = iter(run)
+    assert type(next(reports).metrics["norm"]) is float
+    with pytest.raises(ValueError, match=r"^train_on_batch: expected a dictionary of numbers .* got 'norm', a Tensor$"):
+        next(reports)
+    assert pd.read_csv(tmp_path / "log.csv")["norm"].dtype == float
 
 
 def test_a_loader_of_another_length_than_it_says() -> None:

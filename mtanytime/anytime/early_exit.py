@@ -1,7 +1,7 @@
 """Early exit: confidence thresholds at which images leave an anytime network, so that they keep a mean budget."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,7 @@ def confidence(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch
 
 
 def choose_thresholds(
-    outputs: Float[Tensor, "exits images classes"], costs: Sequence[float], budget: float
+    outputs: Float[Tensor, "exits images classes"], costs: Iterable[float], budget: float
 ) -> list[float]:
     """Choose the confidences at which images leave for a given mean cost (arXiv:1703.09844, section 4.2).
 
@@ -45,10 +45,11 @@ def choose_thresholds(
         ValueError: costs that do not increase or are not one per exit, a budget below the first cost.
     """
     exits, images, _ = outputs.shape
+    costs = list(map(float, costs))
     increasing = len(costs) == exits and all(a < b for a, b in pairwise(costs))
-    require(increasing, "costs", f"{exits} costs, increasing from exit to exit", list(costs))
+    require(increasing, "costs", f"{exits} costs, increasing from exit to exit", costs)
     require(bool(budget >= costs[0]), "budget", f"at least {costs[0]:g}, the cost of the first exit", budget)
-    cost_of_exits = torch.tensor([float(cost) for cost in costs], dtype=torch.float64)
+    cost_of_exits = torch.tensor(costs, dtype=torch.float64)
     powers = torch.arange(exits, dtype=torch.float64)
     low, high = -50.0, 50.0  # of log(1 - q): from all images at the first exit to all at the last
     for _ in range(100):

@@ -18,7 +18,7 @@ from mtanytime.anytime.resnext import (
     Trunk,
     check_images,
     check_sizes,
-    initialise,
+    initialize,
     make_stem,
     widen,
 )
@@ -71,7 +71,7 @@ class InclusiveResNeXt(AnytimeNetwork):
         last = width << (len(blocks) - 1)
         self.norms = nn.ModuleList(nn.BatchNorm2d(last) for _ in range(exits))
         self.heads = nn.ModuleList(nn.Linear(last, num_classes) for _ in range(exits))
-        initialise(self)
+        initialize(self)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> list[Float[Tensor, "batch classes"]]:
         """Return the E logits, thin to wide, one pass per exit. Raises ValueError for images without three channels."""

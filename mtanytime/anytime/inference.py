@@ -21,11 +21,12 @@ from mtanytime.anytime.folding import fold_batch_norms
 from mtanytime.anytime.network import AnytimeNetwork
 from mtanytime.anytime.prepared import prepare_steps
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.devices import processor, synchronise
+from mtanytime.devices import processor, synchronize
 from mtanytime.features import unwrapped
 from mtanytime.measure.costs import device_and_dtype, exit_costs, normalized_as, random_images
 from mtanytime.measure.runtimes import time_in_turn
 from mtanytime.measure.tables import as_numbers, require_rows
+from mtanytime.whole_files import write_whole
 
 Unit = Literal["macs", "ms", "exit"]
 
@@ -116,9 +117,9 @@ class AnytimePredictor:
             return int(budget)
         column, name = ("macs", "multiply-adds per image") if unit == "macs" else ("latency_ms", "ms per batch")
         if column not in self.costs:
-            self.costs["latency_ms"] = self._latencies()
+            self.costs["latency_ms"], self._measures = self._latencies(), True
             if self._file is not None:
-                self.costs.assign(**self._here()).to_csv(self._file, index=False)
+                write_whole(self._file, self.costs.assign(**self._here()).to_csv(index=False))
         affordable = self.costs[self.costs[column] <= budget]
         if affordable.empty:
             least = self.costs[column].min()
@@ -162,7 +163,7 @@ class AnytimePredictor:
         require(deadline >= 0, "deadline", "0 ms or more", deadline)
         cost = self.costs["macs"].tolist()
         for k, logits in enumerate(self._refine(images), 1):
-            synchronise(logits.device)
+            synchronize(logits.device)
             answer = Answer(logits, k, 1000 * (time.perf_counter() - started))
             if on_answer is not None:
                 on_answer(answer)

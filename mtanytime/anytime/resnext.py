@@ -133,7 +133,7 @@ def resnext(
     network = ResNeXt(
         Trunk(make_stem(stem, width), stages, nn.BatchNorm2d(last), (width,)), nn.Linear(last, num_classes)
     )
-    initialise(network)
+    initialize(network)
     return network
 
 
@@ -144,7 +144,7 @@ def make_stem(stem: Stem, width: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, 2, 1))
 
 
-def initialise(network: nn.Module) -> None:
+def initialize(network: nn.Module) -> None:
     """Draw convolutions from He's normal distribution by fan-in, and set the heads' biases to zero."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -20,7 +20,7 @@ from mtanytime.anytime.resnext import (
     Trunk,
     check_images,
     check_sizes,
-    initialise,
+    initialize,
     make_stem,
     widen,
 )
@@ -81,7 +81,7 @@ class SlicedResNeXt(SlicedNetwork):
         norm = nn.BatchNorm2d(factor * width)
         self.trunk = Trunk(make_stem(stem, width), stages, norm, self.slice_widths)
         self.heads = nn.ModuleList(nn.Linear(factor * size, num_classes) for size in accumulate(self.slice_widths))
-        initialise(self)
+        initialize(self)
 
     def _block(self, bottleneck: int, stage: int) -> Block:
         widths = [size << stage for size in self.slice_widths]

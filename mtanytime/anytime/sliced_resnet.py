@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtanytime.anytime.blocks import make_block
 from mtanytime.anytime.made_weights import has_made_weights, plain_copy, refresh_weights
-from mtanytime.anytime.resnext import initialise
+from mtanytime.anytime.resnext import initialize
 from mtanytime.anytime.slice_layers import HandingOn, Run, SliceConv, SliceNorm, SliceSteps, all_slices, first_slices
 from mtanytime.anytime.slice_shape import SliceShape
 from mtanytime.anytime.stepping import SlicedNetwork
@@ -28,7 +28,7 @@ class ShapedNetwork(SlicedNetwork):
         super().__init__()
         self.shape, self.trunk = shape, trunk
         self.heads = nn.ModuleList(nn.Linear(size, num_classes) for size in accumulate(shape.widths[-1]))
-        initialise(self)
+        initialize(self)
 
     @torch.no_grad()
     def extract(self, k: int) -> "ResNetExit":

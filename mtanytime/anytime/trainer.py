@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,6 +20,7 @@ from mtanytime.measure.evaluation import batch_accuracy, class_count, fraction_c
 from mtanytime.measure.logits import Pick, find_exits
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer, TrainingResult
+from mtanytime.training.trial import probe
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,30 @@ class AnytimeTrainer(Trainer):
         **settings: Any,
     ) -> None:
         super().__init__(model, data, test, loss=JointLoss() if loss is None else loss, **settings)
+        self._costs: pd.DataFrame | None = None
+        if self.kept and self.step < self.steps:
+            self._costs = self._count_costs()  # before training, as it may fail
 
     def result(self) -> AnytimeResult:
         """Accuracies and tables of a finished run, as `Trainer.result`; also writes the run's curve to its folder.
 
         The curve is curve.csv with the columns model (the network's class), seed, exit, macs, macs_own_head, params and
-        accuracy. It is written for networks whose exits can be cut out (`extract`).
+        accuracy. Costs are those of a test image. It is written for networks whose exits can be cut out (`extract`).
         """
         result = super().result()
-        network = unwrapped(self.model)
         written = self.folder is None or self.folder.read_only or (self.folder.path / "curve.csv").exists()
-        if not written and result.accuracy is not None and has_exits(network):
-            costs = exit_costs(self.model, self._probe_batch()[0].shape[1:])
-            names = {"model": type(network).__name__, "seed": self.seed}
+        costs = None if written else self._costs if self._costs is not None else self._count_costs()
+        if costs is not None:
+            names = {"model": type(unwrapped(self.model)).__name__, "seed": self.seed}
             self.folder.write("curve", costs.assign(accuracy=result.accuracy, **names)[[*names, *costs, "accuracy"]])
         return result
+
+    def _count_costs(self) -> pd.DataFrame | None:
+        """What a test image costs at each exit; None without test images, or if exits cannot be cut out."""
+        if self.test is None or not has_exits(unwrapped(self.model)):
+            return None
+        images, _ = probe(self.test, next(self.model.parameters()))
+        return exit_costs(self.model, images.shape[1:])
 
     def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """Do one training step on one batch, on the joint loss, and return its metrics."""

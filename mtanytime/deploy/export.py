@@ -122,6 +122,9 @@ def _job(
     if isinstance(network, StoredRun):
         if network.accuracy is not None:
             accuracy = network.accuracy if isinstance(network.accuracy, list) else [network.accuracy]
+        if test is not None and network.classes is not None:
+            known = list(network.classes)
+            require(list(test.classes) == known, "test", f"the run's classes {known}", list(test.classes))
         image_shape = network.image_shape if image_shape is None else image_shape
         classes, network = network.classes if classes is None else classes, network.network
     shape = (3, 32, 32) if image_shape is None else tuple(image_shape)

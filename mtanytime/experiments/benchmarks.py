@@ -26,7 +26,7 @@ from mtanytime.anytime.prepared import PreparedSlices
 from mtanytime.backbones import resnet, vgg9
 from mtanytime.data.images import ImageSet
 from mtanytime.deploy import export
-from mtanytime.devices import best_device, synchronise
+from mtanytime.devices import best_device, synchronize
 from mtanytime.experiments.authors_code import authors_iteration, authors_joint_step
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import PAPER, TransferTrainer
@@ -366,7 +366,7 @@ def _in_turn(work: Work, rounds: int, progress: bool) -> dict[str, list[float]]:
         for name, call in work.items():
             started = time.perf_counter()
             call()
-            synchronise(device)
+            synchronize(device)
             if i >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     return seconds

@@ -166,7 +166,8 @@ def curve(
     require(answers == len(table), type(network).__name__, f"{len(table)} answers, one per exit", answers)
     table.insert(0, "model", model)
     if latency_batch is not None:
-        table["latency_ms"] = latencies(network, image_shape, (latency_batch,), progress=progress)["latency_ms"]
+        with autocast(device, precision):
+            table["latency_ms"] = latencies(network, image_shape, (latency_batch,), progress=progress)["latency_ms"]
     outputs, labels = predictions(network, data, batch_size=batch_size, precision=precision, progress=progress)
     table["accuracy"] = _correct(outputs, labels).double().mean(dim=1).numpy()
     return table if seed is None else table.assign(seed=seed)

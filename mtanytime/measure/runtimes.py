@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mtanytime.checks import require
-from mtanytime.devices import best_device, synchronise
+from mtanytime.devices import best_device, synchronize
 from mtanytime.graphs import installed, trace
 
 RUNTIMES = ("eager", "channels-last", "compile", "onnxruntime")
@@ -74,10 +74,10 @@ def time_in_turn(
     label, file = (progress, sys.stdout) if isinstance(progress, str) else ("timing", sys.stderr)
     for i in tqdm(range(warmup + repeats), label, unit="round", file=file, disable=not progress):
         for j, call in enumerate(calls):
-            synchronise(device)
+            synchronize(device)
             started = time.perf_counter()
             call()
-            synchronise(device)
+            synchronize(device)
             times[j, i] = 1000 * (time.perf_counter() - started)
     return times[:, warmup:]
 

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader
 
 from mtanytime.data.batches import Batches
 from mtanytime.data.images import LabelledImages
@@ -75,21 +74,27 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
 def settle_for_evaluation(model: nn.Module, training: Batches, seed: int, precision: Precision) -> None:
     """Settle lagging batch norms on up to 4096 training images; a network without any stays as it is.
 
-    The images are chosen under the seed. Those of an image set are not augmented, as in evaluation, and come in
-    batches of nearly the same size, at most that of the training batches. A `DataLoader` keeps its own batches.
+    The images are chosen under the seed. Those of an image set are not augmented, as in evaluation, unless that changes
+    their size, and come in batches of nearly the same size, at most that of the training batches. A `DataLoader` keeps
+    its own batches.
     """
     if lagging_batch_norms(model):
         like = next(model.parameters())
         with seeded(seed, like.device), autocast(like.device, precision):
-            batches = _settling_batches(training.data, training.batch_size, seed)
+            batches = _settling_batches(training, seed)
             settle_batch_norms(model, (images.to(like.device, like.dtype) for images in batches))
 
 
-def _settling_batches(data: LabelledImages | DataLoader, batch_size: int | None, seed: int) -> Iterator[Images]:
+def _settling_batches(training: Batches, seed: int) -> Iterator[Images]:
+    data = training.data
     if isinstance(data, LabelledImages):
-        chosen = torch.randperm(len(data), generator=generator_for(seed))[:MOST_IMAGES]
-        for images, _ in data.batches(chosen.tensor_split(math.ceil(len(chosen) / batch_size))):
-            yield images.float().div_(255)
+        generator = generator_for(seed)
+        chosen = torch.randperm(len(data), generator=generator)[:MOST_IMAGES]
+        resized = training.batch(0, 0)[0].shape[1:] != data.image_shape
+        margin = resized and getattr(training.augment, "takes_margin", False)
+        for images, _ in data.batches(chosen.tensor_split(math.ceil(len(chosen) / training.batch_size)), margin):
+            images = images.float().div_(255)
+            yield training.augment(images, generator) if resized else images
         return
     first, seen = None, 0
     for images, _ in Batches(data, None, seed).epoch(0):

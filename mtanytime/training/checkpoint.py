@@ -38,16 +38,16 @@ def _readable(value: Any) -> Any:
     return type(value)(map(_readable, value)) if type(value) in (list, tuple) else value
 
 
-def check_readable(optimizers: Mapping[str, Optimizer]) -> None:
-    """Raise ValueError unless a checkpoint can hold the optimizers' states: only numbers, texts and tensors."""
-    for name, optimizer in optimizers.items():
+def check_readable(parts: Mapping[str, nn.Module | Optimizer]) -> None:
+    """Raise ValueError unless a checkpoint can hold these states: only numbers, texts and tensors."""
+    for name, part in parts.items():
         file = io.BytesIO()
         try:
-            torch.save(_readable(optimizer.state_dict()), file)
+            torch.save(_readable(part.state_dict()), file)
             file.seek(0)
             torch.load(file, weights_only=True)
         except Exception as error:  # pickle raises many kinds
-            expected, kind = "numbers, texts and tensors, which a checkpoint can hold", type(optimizer).__name__
+            expected, kind = "numbers, texts and tensors, which a checkpoint can hold", type(part).__name__
             raise mismatch(name, expected, Words(f"a {kind} with others ({one_line(str(error), 200)})")) from error
 
 

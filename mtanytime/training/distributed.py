@@ -13,7 +13,7 @@ because the loss of every process depends on it.
 *Differences from one process.* Random layers (dropout, random depth) draw the same numbers in every process. A
 transform that mixes the images of a batch would need images that this process has not read.
 
-Every trainer that is created while torch.distributed's default group is initialised belongs to such a run: create it,
+Every trainer that is created while torch.distributed's default group is initialized belongs to such a run: create it,
 and call it, in all processes.
 """
 
@@ -41,7 +41,7 @@ _LOST = ("gloo", "nccl", "connection", "timed out", "socket")  # words of torch'
 def start(minutes: float = 10.0) -> Iterator["Processes"]:
     """Join the processes that torchrun started, for a block; a program that was started alone is one process.
 
-    Where the program has initialised torch.distributed itself, its default group is used.
+    Where the program has initialized torch.distributed itself, its default group is used.
 
     Each process gets the GPU of its local rank, if there are GPUs.
 

@@ -14,7 +14,7 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import class_names
 from mtanytime.training.checkpoint import State, check_contents, load_state, read_checkpoint, unchanged_on_error
 from mtanytime.training.identity import Row, same_structure, structure_of
-from mtanytime.training.network import initialise_layers_for
+from mtanytime.training.network import initialize_layers_for
 from mtanytime.training.run_folder import read_record
 
 Weights = Literal["best", "last"]
@@ -28,7 +28,8 @@ class StoredRun:
         network: the network, in evaluation mode.
         classes: the names of its classes in the order of its outputs; None for a run of version 0.1, or if the training
             set had no names.
-        image_shape: (channels, height, width) of the training images; None for a run of version 0.1.
+        image_shape: (channels, height, width) of the test images, or, without any, of the augmented training images;
+            None for a run of version 0.1.
         accuracy: on the test images, of the weights that the network holds: a fraction, or one per exit; None without a
             test set and for a run that has not finished.
         val_accuracy: of the best validation epoch; None without validation.
@@ -81,7 +82,7 @@ def load_run(
     about, best = checkpoint.get("network", {}), checkpoint["best"]
     if about.get("image_shape") is not None:
         with torch.random.fork_rng([]):
-            initialise_layers_for(network, torch.zeros(2, *about["image_shape"]))
+            initialize_layers_for(network, torch.zeros(2, *about["image_shape"]))
     expected, came = f"the network that was trained in {folder}", type(network).__name__
     if "structure" in about and not same_structure(about["structure"], structure_of(network)):
         raise mismatch("model", expected, Words(f"{came} with other modules or settings"))

@@ -47,9 +47,11 @@ from mtanytime.training.stored_run import describe_network
 from mtanytime.training.trial import (
     Images,
     Labels,
+    as_numbers,
     cautions,
     check_labels,
     check_mean,
+    probe,
     smallest_batch,
     training_probe,
     try_network,
@@ -168,8 +170,9 @@ class Trainer(KeptRun):
         if self.processes.count > 1:
             self._join_processes()
         if folder is not None:
-            check_readable(self.optimizers)
-            self._network = describe_network(self.model, self.batches.data, self._probe_batch()[0])
+            check_readable(self.modules | self.optimizers)
+            few, _ = self._probe_batch() if self.test is None else probe(self.test, next(self.model.parameters()))
+            self._network = describe_network(self.model, self.batches.data, few)
             with self.processes.together():
                 if self.processes.first:
                     self.folder = RunFolder(folder, run_record(self) | self._config(), self._network["structure"])
@@ -316,8 +319,10 @@ class Trainer(KeptRun):
         self.share = len(own_labels) / len(labels)
         seed = derive_seed(self.seed, _STEP, self.step)
         with seeded(seed, self.device), shared_batch_norm(self.processes):
-            metrics = self.train_on_batch(own_images, own_labels)
+            metrics = as_numbers(self.train_on_batch(own_images, own_labels))
         self.step += 1
+        if self.step == 1 and self.kept:  # an optimizer's state begins with its first step
+            check_readable(self.optimizers)
         if self.step & (self.step - 1) == 0 or self.step == self.steps:  # at steps 1, 2, 4, 8, …
             self.processes.check_weights(self.modules)
         ends = self.step % len(self.batches) == 0 or self.step == self.steps

@@ -49,7 +49,7 @@ def smallest_batch(batches: Batches) -> int | None:
 
 
 def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -> list[str]:
-    """Notes on two habits that cost accuracy: steps on a small remainder, a choice by few validation images."""
+    """Notes on what costs accuracy: steps on a small remainder, or one that stays, and a choice by few images."""
     notes, least = [], smallest_batch(batches)
     size, in_set = batches.batch_size or batches.data.batch_size, isinstance(batches.data, LabelledImages)
     if least is not None and len(batches) > 1 and 4 * least < size:
@@ -58,12 +58,30 @@ def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -
             f"training: an epoch's last batch has {least} of {size} images, too few for batch norm and a whole step; "
             f"{option} leaves it out"
         )
+    elif least is not None and least < size and batches.remainder == "drop" and not in_set:
+        notes.append(
+            f"training: a DataLoader keeps its last batch, here of {least} of {size} images, whatever `remainder` is; "
+            "drop_last=True in the DataLoader leaves it out"
+        )
     if isinstance(validation, LabelledImages) and len(validation) < FEW_TO_CHOOSE_BY:
         notes.append(
             f"validation: {len(validation)} images are too few to choose the best epoch by, as accuracy does; "
             "last_accuracy is that of the last step"
         )
     return notes
+
+
+def as_numbers(metrics: Any) -> dict[str, float]:
+    """What a trainer's `train_on_batch` returned, as Python's numbers. ValueError for anything else, by name."""
+    expected = "a dictionary of numbers by name"
+    require(isinstance(metrics, Mapping), "train_on_batch", expected, Words(type(metrics).__name__))
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = float(value.item() if isinstance(value, Tensor) else value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise mismatch("train_on_batch", expected, Words(f"{name!r}, a {type(value).__name__}")) from error
+    return numbers
 
 
 def probe(data: LabelledImages | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:
