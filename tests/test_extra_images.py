@@ -160,6 +160,17 @@ def test_a_probe_teaches() -> None:
     assert all(torch.equal(value, before[name]) for name, value in probe.state_dict().items())
 
 
+def test_a_probe_of_a_source_that_is_not_used() -> None:
+    """What it was fitted with identifies it, as its weights' last bits may differ on another machine."""
+    probe = fit_probe(SOURCE, LABELLED, folds=2, strengths=(1e3,))
+    trainer = transfer(source=tiny.made(5, seed=7).eval(), teacher=probe)
+    identity = trainer._config()["teacher"]
+    assert identity.startswith(f"probe {probe.origin} of ")
+    assert trainer.modules["teacher"] is trainer.teacher.linear
+    other = tiny.made(5, seed=9).eval()
+    assert transfer(source=other, teacher=fit_probe(other, LABELLED, folds=2))._config()["teacher"] != identity
+
+
 def test_a_folder_of_unlabelled_images(tmp_path: Path) -> None:
     """Read at the labelled images' size, whatever folders they are in."""
     (tmp_path / "deep").mkdir()
@@ -168,6 +179,18 @@ def test_a_folder_of_unlabelled_images(tmp_path: Path) -> None:
     trainer = transfer(unlabelled=tmp_path, unlabelled_per_step=7)
     drawn = trainer.extra_images.draw(0, torch.rand(6, 3, 8, 8))
     assert sorted((drawn[:, 0, 4, 4] * 255).round().tolist()) == [30 * i for i in range(7)]
+
+
+def test_a_folder_where_the_augmentation_changes_the_size(tmp_path: Path) -> None:
+    """The folder's images are what an image set of the same files is: they are augmented once."""
+    for i in range(7):
+        pixels = torch.full((16, 16, 3), 255, dtype=torch.uint8)
+        pixels[4:12, 4:12] = 30 * i  # the middle
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+    data = tiny.images(size=16)
+    trainer = transfer(data=data, augment=v2.CenterCrop(8), unlabelled=tmp_path, unlabelled_per_step=7)
+    drawn = trainer.extra_images.draw(0, torch.rand(6, 3, 8, 8))
+    assert sorted((drawn.mean((1, 2, 3)) * 255).round().tolist()) == [30 * i for i in range(7)]
 
 
 class Broken(tiny.TinyNet):

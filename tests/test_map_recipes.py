@@ -34,6 +34,7 @@ def test_every_method(tmp_path: Path) -> None:
     assert table["method"].tolist() == list(recipes.METHODS)
     assert table["accuracy"].between(0, 1).all()
     assert set(results.maps["method"]) == {"l2t", "search_then_train", "random_search"}
+    assert set(results.maps["beta"]) == {2.0}
     again = run("baselines-builtin", tmp_path, changes=SMALL, progress=False)
     assert again.table.drop(columns="train_seconds").equals(table.drop(columns="train_seconds"))
     trained = table["method"] != "probe"

@@ -14,6 +14,7 @@ from transfer_runs import assert_close, copied, same, steps, stirred, transfer
 from mtanytime.backbones import Normalized
 from mtanytime.transfer import FreshBatch, TransferTrainer
 from mtanytime.transfer.baselines import BaselineTrainer
+from mtanytime.transfer.settings import TransferSettings
 
 
 def test_a_source_that_diverged() -> None:
@@ -121,9 +122,12 @@ def test_source_is_frozen_and_noted() -> None:
 def test_an_outer_objective_without_use_is_noted() -> None:
     """With the defaults nothing is learned, so it would be passed over in silence."""
     source, outer = tiny.made(5).eval().requires_grad_(False), FreshBatch(tiny.images())
-    fixed = {"what": False, "where": "off"}
+    fixed = {"what": False, "where": "off", "meta_lr": TransferSettings().meta_lr}
     assert transfer(source=source, outer=outer, **fixed).notes == ["outer: not used, as nothing is learned"]
     assert transfer(source=source, outer=outer).notes == []
+    several = {"meta_lr": 0.1, "inner_steps": 3, "meta_every": 2}
+    (note,) = transfer(source=source, **fixed | several).notes
+    assert note == "inner_steps, meta_lr, meta_every: not used, as nothing is learned"
 
 
 def test_notes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from mtanytime.transfer import (
     random_search,
     search_map,
     search_then_train,
+    teacher,
     trial_search,
 )
 from mtanytime.transfer import trials as module
@@ -95,6 +96,24 @@ def test_bad_trials_are_refused() -> None:
         PairSearch([("a", "b")], matched=1).add([("a", "b")], float("nan"))
     with pytest.raises(ValueError, match=r"pairs: expected pairs of the search, got \[\('a', 'c'\)\]"):
         PairSearch([("a", "b")], matched=1).add([("a", "c")], 1.0)
+
+
+def test_no_pairs_are_tried_twice() -> None:
+    """The same training would be repeated, and its loss counted as news; after all of them, a search may go on."""
+    search = PairSearch([(source, target) for source in "abc" for target in "de"], matched=3)
+    proposed = []
+    for trial in range(21):
+        assert search.exhausted == (trial >= 20)  # of six pairs, twenty sets of three
+        proposed.append(frozenset(search.propose()))
+        search.add(list(proposed[-1]), 0.5 if ("a", "d") in proposed[-1] else 2.0)  # the model is soon sure
+    assert len(set(proposed[:20])) == 20
+    assert proposed[20] in proposed[:20]
+
+
+def test_a_search_ends_when_all_pairs_were_tried() -> None:
+    """With one pair of four per trial, there are four trials."""
+    found = trial_search(SOURCE, target, DATA, trials=9, kept=1, **SETTINGS)
+    assert len(found.losses) == len({tuple(one.pairs.items()) for one in found.maps}) == 4
 
 
 def test_pairs_of_a_json_file() -> None:
@@ -210,14 +229,38 @@ def test_search_then_train_by_trials(tmp_path: Path) -> None:
 
 def test_a_search_goes_on_with_its_own_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine's last bits may propose other pairs; the trials that were begun keep theirs."""
-    found = trial_search(SOURCE, target, DATA, trials=6, kept=1, folder=tmp_path, **SETTINGS)
+    found = trial_search(SOURCE, target, DATA, trials=6, kept=3, folder=tmp_path, **SETTINGS)
     (tmp_path / "trial5.json").unlink()  # not begun
-    monkeypatch.setattr(PairSearch, "propose", lambda search: search.pairs[-1:])
+    monkeypatch.setattr(PairSearch, "propose", lambda search: search.pairs[-2:])
     (tmp_path / "trial5").rename(tmp_path / "elsewhere")
-    again = trial_search(SOURCE, target, DATA, trials=6, kept=1, folder=tmp_path, **SETTINGS)
+    again = trial_search(SOURCE, target, DATA, trials=6, kept=3, folder=tmp_path, **SETTINGS)
     assert again.maps[:5] == found.maps[:5]
     assert again.losses[:5] == found.losses[:5]
-    assert list(again.maps[5].pairs.values())[-1] > 0
+    assert min(list(again.maps[5].pairs.values())[-2:]) > 0
+
+
+def test_more_trials_for_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may find another map, whose training needs the place of the one before; the search is not lost."""
+    options = SETTINGS | {"test": tiny.images(9, seed=3), "folder": tmp_path}
+    losses = iter([0.1, 9.0, 9.0, 0.1, 9.0, 9.0])  # the first trial is the best of two, and then the second of four
+    monkeypatch.setattr(module, "calibrated_cross_entropy", lambda *_: next(losses))
+    search_then_train(SOURCE, target, DATA, search={"trials": 2, "kept": 3}, **options)
+    before = (tmp_path / "map.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds another run .* the search is kept: remove .*train to train with"):
+        search_then_train(SOURCE, target, DATA, search={"trials": 4, "kept": 3}, **options)
+    assert (tmp_path / "map.json").read_bytes() == before
+
+
+def test_the_final_training_has_the_teacher_of_the_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best probe of all sources and layers, not the best of those that the map uses."""
+    two, read = {"a": SOURCE, "b": tiny.made(5, seed=3).eval()}, []
+    fit = teacher.fit_teacher
+    both = lambda sources, *rest: read.append([*sources]) or fit(sources, *rest)  # noqa: E731
+    monkeypatch.setattr(teacher, "fit_teacher", both)
+    monkeypatch.setattr(module, "fit_teacher", both)
+    options = SETTINGS | {"teacher": "probe", "search": {"trials": 8, "kept": 1}}
+    search_then_train(two, target, DATA, **options)
+    assert read == [["a", "b"], ["a", "b"]]  # for the trials, on their part of the labels, and for the end
 
 
 def test_a_damaged_file_of_a_trial(tmp_path: Path) -> None:
@@ -255,6 +298,17 @@ def test_channels_are_learned_first(tmp_path: Path) -> None:
     assert (tmp_path / "channels/split0/channels.csv").exists()
     again = trial_search(SOURCE, target, DATA, channels={"meta_every": 1}, **options)
     assert (again.map, again.seconds) == (found.map, found.seconds)
+    of_caller = trial_search(SOURCE, target, DATA, channels={}, trials=4, kept=1, **SETTINGS | {"meta_lr": 0.1})
+    same = search_map(SOURCE, target, DATA, **SETTINGS | {"what": True, "meta_lr": 0.1, "meta_every": 2})
+    assert of_caller.map.channels == same.map.channels
+
+
+def test_channels_are_not_learned_after_trials(tmp_path: Path) -> None:
+    """The trials of a folder are of one kind; found before the channels are learned."""
+    trial_search(SOURCE, target, DATA, trials=4, kept=1, folder=tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=r"channels: expected None, as for the trials in .*; choose another folder"):
+        trial_search(SOURCE, target, DATA, trials=4, kept=1, channels={}, folder=tmp_path, **SETTINGS)
+    assert not (tmp_path / "channels").exists()
 
 
 def test_random_maps_cover_the_space() -> None:
@@ -282,6 +336,7 @@ def test_random_maps_cover_the_space() -> None:
         ({"map": "map.json"}, "map: expected no value, as the search makes its own, got 'map.json'"),
         ({"outer": FreshBatch(DATA)}, "outer: expected no value, as the search makes its own"),
         ({"channels": {"held_out": 0.3}}, "held_out: expected no value, as the search makes its own, got 0.3"),
+        ({"channels": {"pairs": [("first", "second")]}}, "pairs: expected no value, as the search makes its own, got"),
         ({"channels": {"splits": 2}}, "splits: expected no value, as the search makes its own, got 2"),
     ],
 )

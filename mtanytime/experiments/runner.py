@@ -154,7 +154,7 @@ def plan(
                 continue  # all seeds share it
             searches = isinstance(trainer, SearchRun)
             stepping, steps = (trainer.plain, trainer.planned_steps) if searches else (trainer, trainer.steps)
-            beta = getattr(stepping, "beta", 0.0)  # counting changes it
+            beta = getattr(stepping, "beta", 0.0)
             if part not in costs:
                 costs[part] = _step_cost(stepping) if steps else (0, 0.0)  # a fitted probe has no steps
             macs, seconds = costs[part]

@@ -11,9 +11,9 @@ from mtanytime.data.images import Task
 from mtanytime.experiments.recipe import Settings, run_folder
 from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.fine_tuning import HeadChoice
-from mtanytime.transfer.search import MapSearch, Source, hold_back, without_layers
+from mtanytime.transfer.search import MapSearch, Source, hold_back
 from mtanytime.transfer.trainer import TransferTrainer
-from mtanytime.transfer.trials import fewest_trials, random_search, trial_search
+from mtanytime.transfer.trials import fewest_trials, random_search, train_with_map, trial_search
 
 SEARCHES = ("random_search", "search_then_train")
 Found = TypeVar("Found", MapSearch, HeadChoice)
@@ -65,6 +65,11 @@ class SearchRun(Generic[Found]):
         return 0 if self.trainer is None else self.trainer.steps
 
     @property
+    def beta(self) -> float:
+        """β of all trainings; 0 where nothing is matched."""
+        return getattr(self.plain, "beta", 0.0)
+
+    @property
     def seconds(self) -> float:
         """Seconds of training so far, of both."""
         parts = (part for part in (self.searched, self.trainer) if part is not None)
@@ -99,8 +104,7 @@ def search_run(
     hold_back(task.train, 0.5, options["seed"])  # refuses classes with one label
 
     def train(found: MapSearch) -> TransferTrainer:
-        final = without_layers(options) | {"map": found.map, "folder": run_folder(place, "train")}
-        return TransferTrainer(source, make, task, **final)
+        return train_with_map(source, make, task, None, found.map, plain, run_folder(place, "train"), **options)
 
     steps = settings["trials"] * settings["search_steps"] + plain.steps
     return SearchRun(partial(searcher, source, make, task.train, **search), train, plain, steps)

@@ -77,7 +77,8 @@ class ExtraImages:
             _try_view_augment(self.view_augment, image_shape, generator_for(seed, _VIEWS, -1))
         self.unlabelled: Batches | None = None
         if unlabelled is not None:
-            data = _as_set(unlabelled, image_shape)
+            labelled = batches.data  # the augmentation, which may change the size, comes later
+            data = _as_set(unlabelled, labelled.image_shape if isinstance(labelled, LabelledImages) else image_shape)
             own = isinstance(data, DataLoader)
             size = None if own else per_step or _batch_size(batches, "unlabelled_per_step")
             remedy = "leave it out: the DataLoader has a batch size of its own"

@@ -22,6 +22,7 @@ TRIAL = -9  # purpose of derived seeds
 # The prior standard deviation of the effect that late target layers share, in units of that of a pair's own effect. On
 # 128 validation trials, the leave-one-out error falls from 0.136 without it to 0.128 with 1 and 0.121 with 3.
 _COMMON = 3.0
+_DRAWS = 20  # of effects, until they give pairs that were not tried together
 
 
 class PairSearch:
@@ -55,13 +56,26 @@ class PairSearch:
         self._tried: list[list[float]] = []  # per trial, 1 for a matched pair
 
     def propose(self) -> list[Pair]:
-        """The pairs for the next trial."""
+        """The pairs for the next trial; others than in every trial so far, unless the search is `exhausted`."""
         trial = len(self.losses)
         if trial < len(self.first):
             return self.first[trial]
         mean, covariance = self.effects()
         random = np.random.default_rng(derive_seed(self.seed, TRIAL, trial))
-        return self._largest(random.multivariate_normal(mean, covariance, method="eigh"), self.matched)
+        for _ in range(_DRAWS):
+            pairs = self._largest(random.multivariate_normal(mean, covariance, method="eigh"), self.matched)
+            if self.exhausted or not self._was_tried(pairs):
+                return pairs
+        while self._was_tried(pairs):  # the model is sure of tried ones: exchange a pair
+            others = [pair for pair in self.pairs if pair not in pairs]
+            pairs[random.integers(len(pairs))] = others[random.integers(len(others))]
+        return pairs
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all choices of `matched` pairs have been tried."""
+        chosen = {tuple(tried) for tried in self._tried if sum(tried) == self.matched}
+        return len(chosen) == math.comb(len(self.pairs), self.matched)
 
     def add(self, pairs: Sequence[Sequence[str]], loss: float) -> None:
         """Add a trial: the pairs that it matched, and its loss, a number >= 0 (less is better).
@@ -72,7 +86,7 @@ class PairSearch:
         unknown = [pair for pair in pairs if pair not in self.pairs]
         require(not unknown, "pairs", "pairs of the search", unknown)
         require(0 <= loss < math.inf, "loss", "a finite number >= 0", loss)
-        self._tried.append([float(pair in pairs) for pair in self.pairs])
+        self._tried.append(self._row(pairs))
         self.losses.append(loss)
 
     def effects(self) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, "pairs pairs"]]:
@@ -87,6 +101,12 @@ class PairSearch:
     def best(self, count: int) -> list[Pair]:
         """The pairs with the largest effects, the best first."""
         return self._largest(self.effects()[0], count)
+
+    def _row(self, pairs: Sequence[Pair]) -> list[float]:
+        return [float(pair in pairs) for pair in self.pairs]
+
+    def _was_tried(self, pairs: Sequence[Pair]) -> bool:
+        return self._row(pairs) in self._tried
 
     def _largest(self, effects: np.ndarray, count: int) -> list[Pair]:
         return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:count]]

@@ -39,6 +39,12 @@ FEW_LABELS: dict[str, Any] = {
 }
 
 
+OF_LEARNING = (
+    *("outer", "inner_steps", "stages", "first_order"),
+    *("meta_lr", "meta_weight_decay", "meta_every", "meta_clip"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
     """How `TransferTrainer` transfers. All but `mode` identify the run.
@@ -116,3 +122,10 @@ class TransferSettings:
             require(whole or (value is None and name != "meta_every"), name, "a whole number >= 1", value)
         require(self.meta_clip is None or 0 < self.meta_clip < math.inf, "meta_clip", "a number > 0", self.meta_clip)
         object.__setattr__(self, "view_augment", as_augment(self.view_augment))
+
+
+def unused_settings(settings: TransferSettings) -> list[str]:
+    """A note on settings of the meta-networks' learning that differ from the defaults where nothing is learned."""
+    usual = TransferSettings()
+    names = [name for name in OF_LEARNING if getattr(settings, name) != getattr(usual, name)]
+    return [f"{', '.join(names)}: not used, as nothing is learned"] if names else []

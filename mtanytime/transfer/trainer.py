@@ -51,7 +51,7 @@ from mtanytime.transfer.lookahead import Lookahead, Losses, Shares, Student
 from mtanytime.transfer.matching import FeatureMatching, source_standards
 from mtanytime.transfer.meta_networks import MetaNetworks, Pair
 from mtanytime.transfer.outer import FreshBatch, try_outer
-from mtanytime.transfer.settings import FEW_LABELS, TransferSettings
+from mtanytime.transfer.settings import FEW_LABELS, TransferSettings, unused_settings
 from mtanytime.transfer.teacher import check_teacher, make_teacher
 from mtanytime.transfer.trace import Trace
 from mtanytime.transfer.transfer_map import FixedWeights, TransferMap, as_map
@@ -250,7 +250,7 @@ class TransferTrainer(Trainer):
         settings, self.meta_optimizer = self.transfer_settings, None
         learned = list(self.meta.parameters())
         if not learned:
-            self.notes += [] if settings.outer is None else ["outer: not used, as nothing is learned"]
+            self.notes += unused_settings(settings)
             return True
         differentiable, kind = type(self.optimizer) is torch.optim.SGD, Words(type(self.optimizer).__name__)
         remedy = 'leave optimizer out, or learn nothing: what=False, where="off"'

@@ -43,12 +43,13 @@ from mtanytime.transfer.search import (
     training_set,
     without_layers,
 )
+from mtanytime.transfer.teacher import fit_teacher
 from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 from mtanytime.whole_files import write_whole
 
 # Defaults of the search for channel weights.
-_CHANNELS: dict[str, Any] = {"what": True, "where": "off", "meta_lr": 3e-3, "meta_every": 2}
+_CHANNELS: dict[str, Any] = {"meta_lr": 3e-3, "meta_every": 2}
 
 
 def trial_search(
@@ -69,12 +70,14 @@ def trial_search(
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
-        trials: how many targets to train; enough for each pair to be tried once.
+        trials: how many targets to train; enough for each pair to be tried once. Fewer are trained if there are no
+            other pairs to try.
         kept: how many pairs the map matches; default: three fifths of all, at least one. A trial matches two thirds of
             that number, so that trials tell pairs apart.
         channels: settings of a `search_map` that first learns the channel weights, with equal λ for all pairs; all
             trials and the map then use these weights. An empty dict means the defaults; None, equal weights. The
-            search uses the trials' split of the labels, so it takes no `held_out`, `splits` or `seed`.
+            search uses the trials' pairs and split of the labels, so it takes no layers, `held_out`, `splits` or
+            `seed`.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
 
@@ -86,7 +89,8 @@ def trial_search(
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
     """
     check_count("trials", trials)
-    refuse_settings(channels or {}, "held_out", "splits", "seed", "outer", "map")
+    fixed = ("held_out", "splits", "seed", "outer", "map", "pairs", "source_layers", "target_layers")
+    refuse_settings(channels or {}, *fixed)
     tried = _Trials(source, target, data, held_out, folder, settings)
     count = len(tried.pairs)
     kept = _kept(count) if kept is None else kept
@@ -98,6 +102,8 @@ def trial_search(
     if channels is not None:
         tried.learn_channels(channels)
     for _ in range(trials):
+        if search.exhausted:
+            break
         pairs = tried.next_pairs(search.propose())
         tried.run(tried.map_of(pairs))
         search.add(pairs, tried.losses[-1])
@@ -136,12 +142,44 @@ def search_then_train(
     """
     # What only the final training reads, such as the test set, must not fail after the search.
     unchecked = {"teacher": None, "standardize": False}  # slow, and checked by the search
-    TransferTrainer(source, maker(target)(), data, test, **dict(settings) | unchecked)
+    plain = TransferTrainer(source, maker(target)(), data, test, **dict(settings) | unchecked)
     searched = searcher(source, target, data, folder=subfolder(folder, "search"), **settings | dict(search or {}))
+    place = subfolder(folder, "train")
+    trainer = train_with_map(source, target, data, test, searched.map, plain, place, **settings)
     if folder is not None and Processes().first:
         searched.map.save(subfolder(folder, "map.json"))
-    options = {"map": searched.map, "folder": subfolder(folder, "train")}
-    return TransferTrainer(source, target, data, test, **without_layers(settings) | options).train(), searched
+    return trainer.train(), searched
+
+
+def train_with_map(
+    source: Source,
+    target: Target,
+    data: Data,
+    test: LabelledImages | None,
+    found: TransferMap,
+    plain: TransferTrainer,
+    folder: Path | None,
+    **settings: Any,
+) -> TransferTrainer:
+    """The trainer of a target with a map that was found, for trainings whose settings are those of the search.
+
+    The teacher "probe" is the best one over all sources and layers, as in the search, and not over those that the map
+    uses. Raises ValueError as `TransferTrainer`, with the remedy for a folder with the training of another map.
+
+    Args:
+        source, target, data, test, folder, settings: see `TransferTrainer`.
+        found: the map.
+        plain: a trainer of the same sources and data with all layers.
+    """
+    options = without_layers(settings) | {"map": found, "folder": folder}
+    if options.get("teacher", "probe") == "probe":
+        options["teacher"], _ = fit_teacher(plain.sources, plain.batches.data, plain.outputs, plain.seed)
+    try:
+        return TransferTrainer(source, target, data, test, **options)
+    except ValueError as error:
+        if folder is None or not folder.exists():
+            raise
+        raise ValueError(f"{error}; the search is kept: remove {folder} to train with its map") from error
 
 
 def random_search(
@@ -229,8 +267,11 @@ class _Trials:
 
     def learn_channels(self, settings: Mapping[str, Any]) -> None:
         """Learn the channel weights of all later trials by lookaheads, on the same split of the labels."""
-        options = self._settings | {"pairs": self.pairs} | _CHANNELS | dict(settings)
-        place = subfolder(self._folder, "channels")
+        options = _CHANNELS | self._settings | {"what": True, "where": "off", "pairs": self.pairs} | dict(settings)
+        place, first = subfolder(self._folder, "channels"), subfolder(self._folder, "trial0")
+        later = place is not None and first.exists() and not place.exists()
+        remedy = "choose another folder"
+        require(not later, "channels", f"None, as for the trials in {self._folder}", dict(settings), remedy)
         found = search_map(self._source, self._target, self._data, held_out=self._held_out, folder=place, **options)
         self.channels = found.map.channels
         self.seconds += found.seconds
