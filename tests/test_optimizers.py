@@ -161,7 +161,7 @@ class Tempered(nn.Module):
         ),
         (
             {"lr": 0.1, "loss": Tempered()},
-            r"^loss: expected one without .* to train, got Tempered with \['scale'\]; make",
+            r"^loss: expected one without .* to train, got .*Tempered.* with \['scale'\]; make",
         ),
         ({"optimizer": ADAMW, "lr": -1.0}, "^lr: expected a number > 0, got -1.0$"),
     ],
@@ -189,6 +189,24 @@ def test_a_state_that_appears_with_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^optimizer: expected numbers, texts .*, got a Remembering with others"):
         run.train()
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
+
+
+def test_a_loss_may_hold_a_network_that_is_not_trained() -> None:
+    """A teacher that runs without gradients, for example."""
+
+    class Taught(nn.Module):
+        """The cross-entropy, and the agreement with a teacher."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.Linear(3, 3)
+
+        def forward(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                answers = self.teacher(F.one_hot(labels, 3).float())
+            return F.cross_entropy(output, labels) + F.mse_loss(output, answers)
+
+    trainer(loss=Taught(), epochs=1).train()
 
 
 def test_a_lookahead_needs_sgd() -> None:

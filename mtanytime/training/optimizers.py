@@ -18,10 +18,9 @@ def make_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
     If `settings.lr` is given as well, it replaces the learning rate of all parameter groups.
 
     Raises ValueError for a function that returns no optimizer, leaves parameters out, or returns one whose step needs
-    a closure, for `lr` together with groups of several learning rates, and for a loss with parameters of its own.
+    a closure, and for `lr` together with groups of several learning rates.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    _check_loss(settings.loss, parameters)
     if settings.optimizer is None:
         return torch.optim.SGD(parameters, **settings.sgd)
     expected = "a function of the parameters that returns a torch optimizer"
@@ -49,13 +48,6 @@ def make_optimizer(settings: TrainerSettings, network: nn.Module) -> Optimizer:
         for group in optimizer.param_groups:
             group["lr"] = settings.lr
     return optimizer
-
-
-def _check_loss(loss: object, parameters: Sequence[nn.Parameter]) -> None:
-    known, named = set(map(id, parameters)), loss.named_parameters() if isinstance(loss, nn.Module) else ()
-    own = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in known]
-    remedy = "make them parameters of the network: a loss's are neither trained nor kept with the run"
-    require(not own, "loss", "one without parameters to train", Words(f"{type(loss).__name__} with {own}"), remedy)
 
 
 def group_rates(optimizer: Optimizer, schedule: Schedule, steps: int, steps_per_epoch: int) -> list[list[float]]:

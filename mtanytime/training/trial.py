@@ -124,7 +124,7 @@ def try_network(
 
     Raises:
         ValueError: the network does not take the images, it has no output for a label, or the loss does not take its
-            output or does not return a scalar tensor.
+            output, does not return a scalar tensor or has parameters of its own to train.
     """
     parameter = next(model.parameters())
     images, labels = training_probe(batches, parameter)
@@ -136,7 +136,7 @@ def try_network(
         )
     output = _forward(model, "training", images, precision, remedy)
     outputs = _check_output(logits_of(output), "training", labels)
-    _check_loss(loss, output, labels)
+    _check_loss(loss, output, labels, model)
     for name, data in others.items():
         if data is not None:
             images, labels = probe(data, parameter, seed=batches.seed)
@@ -163,7 +163,7 @@ def _check_output(logits: Tensor, name: str, labels: Tensor) -> int:
     return logits.shape[1]
 
 
-def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tensor) -> None:
+def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tensor, model: nn.Module) -> None:
     try:
         value = loss(output, labels)
     except Exception as error:
@@ -171,6 +171,14 @@ def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tens
         raise mismatch("loss", "a function of the network's output and the labels", came) from error
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     require(shape == (), "loss", "a function that returns a scalar tensor", Words(shape))
+    if not isinstance(loss, nn.Module) or not value.requires_grad:
+        return
+    known = {id(parameter) for parameter in model.parameters()}
+    own = {name: p for name, p in loss.named_parameters() if p.requires_grad and id(p) not in known}
+    gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True) if own else ()
+    trained = [name for name, gradient in zip(own, gradients, strict=True) if gradient is not None]
+    remedy = "make them parameters of the network, or set requires_grad=False: they are neither trained nor kept"
+    require(not trained, "loss", "one without parameters to train", Words(f"{name_of(loss)} with {trained}"), remedy)
 
 
 @torch.no_grad()
