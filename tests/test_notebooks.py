@@ -38,6 +38,9 @@ def faults(notebook: nbformat.NotebookNode) -> list[str]:
         problems.append(f"has {len(notebook.cells)} cells, more than 40")
     if lines > 150:
         problems.append(f"has {lines} lines of code, more than 150")
+    folded = [cell for cell in code if {"hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))]
+    if any(cell in shown for cell in folded):
+        problems.append("has cells that are hidden on the site but not in JupyterLab (source_hidden)")
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
         problems.append(f"was not run from top to bottom in one go: its execution counts are {counts}")
@@ -120,8 +123,19 @@ def test_faults_are_found() -> None:
     widget = new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "A"})
     outputs = [error, noise, path, widget]
     cells = [new_code_cell("1\n" * 4, execution_count=2, outputs=outputs) for _ in range(41)]
+    cells[0].metadata.tags = ["hide-input"]
     problems = "\n".join(faults(new_notebook(cells=cells)))
-    for words in ("heading", "41 cells", "lines of code", "counts", "failed", "stderr", "path of one", "not saved"):
+    for words in (
+        "heading",
+        "41 cells",
+        "lines of code",
+        "counts",
+        "failed",
+        "stderr",
+        "path of one",
+        "not saved",
+        "JupyterLab",
+    ):
         assert words in problems
     fine = [new_markdown_cell("# Title"), new_code_cell("1", execution_count=1)]
     assert faults(new_notebook(cells=fine)) == []

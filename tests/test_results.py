@@ -311,6 +311,9 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
         "fine_tuning_probe": "the source, fine-tuned from the probe",
         "scratch": "VGG-9, from scratch",
         "matching_all": "VGG-9, all-to-all, λ = 1",
+        "matching_all_views": "VGG-9, all-to-all, with views",
+        "l2t": "VGG-9, L2T-ww, with views",
+        "search_then_train": "VGG-9, nine pairs, searched by trials, with views",
         "recommended": "VGG-9, labels only",
         "recommended_unlabelled": "VGG-9, with unlabelled images",
     }
@@ -331,6 +334,20 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     figures.append(f"{mean['fine_tuning_probe'] - mean['recommended']:.1f} points below fine-tuning the source")
     unlabelled = mean["recommended_unlabelled"]
     figures.append(f"{unlabelled - mean['recommended']:+.1f} points. They are {unlabelled - mean['probe']:.1f} points")
+
+    zero, defaults = percent.loc[0], RECIPES["cifar10-long"].settings
+    trials = f"nine pairs from {defaults['trials']} trials of {defaults['search_steps']} steps"
+    figures.append(
+        f"reaches {zero['l2t']:.1f}, {trials} {zero['search_then_train']:.1f}, all pairs alike "
+        f"{zero['matching_all_views']:.1f}"
+    )
+    learned = tables("long_cifar10_n50_maps").pivot_table(index=["source", "target"], columns="method", values="weight")
+    on_digits = tables("baselines_builtin_maps").query("method == 'search_then_train'")
+    mean_map = on_digits.groupby(["source", "target"])["weight"].mean()
+    figures.append(f"correlates by {learned['search_then_train'].corr(mean_map):.2f} with the mean map")
+    opposed = learned["search_then_train"].corr(learned["l2t"])
+    figures.append(signed(f"with the λ of L2T-ww on the same images by {opposed:.2f}"))
+    assert learned["search_then_train"].gt(0).sum() == 9
 
     recipe = ["probe", "fine-tuned source", "recommended", "unlabelled"]
     methods = ["probe", "fine_tuning_probe", "recommended", "recommended_unlabelled"]
