@@ -472,6 +472,79 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
     check(section(root, "CIFAR-10 with 50 labels per class, half the width"), figures, settings)
 
 
+def worth_rows(tables: Callable[[str], pd.DataFrame]) -> list[str]:
+    """The table of the section on what a learned map is worth: task, method, steps, lookaheads and accuracy."""
+    builtin, cifar = (RECIPES[name].settings for name in ("baselines-builtin", "cifar10-baselines"))
+    searched = {name: each["trials"] * each["search_steps"] for name, each in (("b", builtin), ("c", cifar))}
+    test, tried = tables("baselines_builtin"), tables("baselines_builtin_betas")
+    longer, rare = tables("longer_builtin"), tables("meta_every_builtin")
+    rows = []
+
+    def add(task: str, words: str, steps: int, lookaheads: int, accuracy: pd.Series) -> None:
+        seen = f"{lookaheads:,}" if lookaheads else "–"
+        rows.append(f"| {task} | {words} | {steps:,} | {seen} | {spread(accuracy)} |")
+
+    task, steps = f"digits, {test['seed'].nunique()} test seeds", builtin["steps"]
+    for method, trials, lookaheads in (
+        ("matching_one", 0, 0),
+        ("l2t", 0, steps),
+        ("search_then_train", searched["b"], 0),
+    ):
+        add(task, BUILT_IN[method], trials + steps, lookaheads, test.loc[test["method"] == method, "accuracy"])
+    few = longer["seed"].unique()
+    task = f"digits, validation seeds {few[0]} and {few[1]}"
+    tried, rare = tried[tried["seed"].isin(few)], rare[rare["seed"].isin(few)]
+    chosen = {name: each for name, each in tried.groupby("method") if f"beta_{name}" in builtin}
+    chosen = {name: each.loc[each["beta"] == builtin[f"beta_{name}"], "accuracy"] for name, each in chosen.items()}
+    add(task, BUILT_IN["matching_one"], steps, 0, chosen["matching_one"])
+    for count, each in longer.groupby("steps"):
+        add(task, BUILT_IN["matching_one"], count, 0, each["accuracy"])
+    for every, each in rare.groupby("meta_every"):
+        add(task, BUILT_IN["l2t"], steps, steps // every, each["accuracy"])
+    add(task, BUILT_IN["search_then_train"], searched["b"] + steps, 0, chosen["search_then_train"])
+    for task, name in (("half the width", "baselines_cifar10_n50"), ("full width", "long_cifar10_n50")):
+        zero = tables(name).query("seed == 0 and (steps == 4000 or method == 'probe')").set_index("method")
+        for method in ("matching_all_views", "l2t", "search_then_train", "lwf", "probe_distilled", "recommended"):
+            if method not in zero.index:
+                continue
+            trials = searched["c"] if method == "search_then_train" else 0
+            lookaheads = 4000 // 4 if method == "l2t" else 0
+            of_task = f"CIFAR-10, {task}, seed 0"
+            add(of_task, HALF_WIDTH[method], trials + 4000, lookaheads, zero.loc[[method], "accuracy"])
+        add(f"CIFAR-10, {task}, seed 0", HALF_WIDTH["probe"], 0, 0, zero.loc[["probe"], "accuracy"])
+    return [row.replace("| 0 | – |", "| – | – |") for row in rows]
+
+
+def test_what_a_learned_map_is_worth(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+    """The section that compares learned maps with maps by hand at equal compute agrees with the tables."""
+    test = 100 * tables("baselines_builtin").pivot_table(index="seed", columns="method", values="accuracy")
+    figures = worth_rows(tables)
+    longer, tried = tables("longer_builtin"), tables("baselines_builtin_betas")
+    longer = longer.set_index("seed")["accuracy"]
+    chosen = {"matching_one": 8, "search_then_train": 2}
+    short, searched = (
+        tried[(tried["method"] == method) & (tried["beta"] == beta)].set_index("seed")["accuracy"][longer.index]
+        for method, beta in chosen.items()
+    )
+    assert (longer > searched + 0.03).all()
+    figures.append(f"is {100 * (longer - short).mean():.1f} points better than with 240")
+    figures.append(f"{100 * (longer - searched).mean():.1f} points better than the searched map")
+    mean, low, high = points(test["search_then_train"] - test["matching_one"])
+    figures.append(signed(f"it is at {mean:+.1f} points ({low:+.1f} to {high:+.1f}) against"))
+    rare = tables("meta_every_builtin").groupby("meta_every")[["accuracy", "train_seconds"]].mean()
+    dearest = rare["train_seconds"] / rare["train_seconds"].max()
+    for every, words in ((2, "second"), (4, "fourth"), (8, "eighth")):
+        figures.append(f"{words} step {dearest[every]:.2f} times")
+    settings = [
+        f"{test.shape[0]} test seeds",
+        "95 % interval",
+        "with 2,000 steps",
+        "validation seeds 100 and 101",
+        "β = 8 for one-to-one",
+    ]
+    check(section(root, "What a learned map is worth"), figures, settings)
+
+
 def test_practitioner(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     """An ImageNet network into a torchvision network, beside its linear probe."""
     results = tables("practitioner")
