@@ -1,6 +1,8 @@
 """Exported pages: the content of the file, and that bad input leaves none. tests/browser opens them."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -62,13 +64,11 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "page.html"
     path.write_text("mine")
 
-    def fail(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:100])
-        raise OSError("no space left on device")
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
         TransferExplorer(tables.trace()).save_html(path, force=True)
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     assert path.read_text() == "mine"

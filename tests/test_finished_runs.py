@@ -12,6 +12,7 @@ import torch
 from tiny_runs import end_of, network, trainer, transfer
 
 import mtanytime as mt
+from mtanytime.training import run_folder
 from mtanytime.training.run_folder import RunFolder
 
 
@@ -54,8 +55,10 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             break
     access, writes = os.access, []
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))  # root may write
-    for method in ("_write", "_opened", "_acquire"):
+    for method in ("_opened", "_acquire"):
         monkeypatch.setattr(RunFolder, method, lambda *_: writes.append(True))
+    for function in ("whole_file", "write_whole"):
+        monkeypatch.setattr(run_folder, function, lambda *_: writes.append(True))
     run = trainer(tmp_path / "run", epochs=2)
     result = run.train()
     assert (result.accuracy, result.last_accuracy, result.best_epoch) == (
