@@ -49,13 +49,16 @@ class Teacher:
         self.notes = freeze_source("teacher", network, device)
         self._source: str | None = None  # whose pass a probe reads
         self.is_probe = isinstance(network, LinearProbe) and bool(network.origin)
-        self.identity = fingerprint(network.state_dict())
+        same: list[str] = []
         if isinstance(network, LinearProbe):
             same = [name for name, source in sources.items() if network.source.model is source.model]
-            of = "" if same else f" of {fingerprint(network.source.model.state_dict())}"  # the record has those in use
-            self.identity = f"probe {network.origin}{of}" if self.is_probe else self.identity
             fits = [name for name in same if set(network.layers) <= {*sources[name].layers, OUTPUT}]
             self._source = fits[-1] if fits else None
+        if self.is_probe:  # the run's record has the sources in use
+            of = "" if same else f" of {fingerprint(network.source.model.state_dict())}"
+            self.identity = f"probe {network.origin}{of}"
+        else:
+            self.identity = fingerprint(network.state_dict())
 
     def logits(self, images: Images, passes: Passes) -> Float[Tensor, "_ classes"]:
         """The teacher's logits for a batch; `passes` holds each source's output and maps for the same images."""
