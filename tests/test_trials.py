@@ -1,5 +1,6 @@
 """Search by trials: a linear model of the held-out loss finds the pairs that help; its rival draws maps at random."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from sklearn.linear_model import BayesianRidge
 from torch.nn import functional as F
 
 from mtanytime.transfer import (
@@ -86,6 +88,32 @@ def test_a_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(search.best(9)) == {pair for pair, weight in found.map.pairs.items() if weight > 0}
     assert search.effects()[0].tolist() == list(found.effects.values())
     assert len(tried) == len(search.losses) == 16
+
+
+def test_a_useless_source_layer_is_left_out() -> None:
+    """Each of its pairs is in a few trials only, but all of them do harm: the map of nine has few or none of them."""
+    pairs = [(f"layer{i}", f"conv{j}") for i in range(3) for j in range(5)]
+    kept = []
+    for seed in range(10):
+        search, noise = PairSearch(pairs, matched=6, seed=seed), np.random.default_rng(seed)
+        for _ in range(16):
+            proposed = search.propose()
+            harm = sum(source == "layer1" for source, _ in proposed)
+            search.add(proposed, math.exp(0.1 * harm + 0.1 * noise.standard_normal()))
+        kept.append(sum(source == "layer1" for source, _ in search.best(9)))
+    assert sum(kept) <= 5  # 30 by chance, 18 by a model without effects of whole layers
+
+
+def test_the_likelier_model_decides() -> None:
+    """Losses that follow pairs, not layers, are explained by the pairs alone, as in a regression by hand."""
+    pairs = [(f"layer{i}", f"conv{j}") for i in range(2) for j in range(2)]
+    gain = {("layer0", "conv0"): 0.5, ("layer0", "conv1"): -0.5, ("layer1", "conv0"): -0.4, ("layer1", "conv1"): 0.4}
+    search = PairSearch(pairs, matched=1)
+    for pair in pairs * 3:
+        search.add([pair], math.exp(-gain[pair]))
+    columns = np.column_stack([np.eye(4), 3 * later(pairs)])
+    fitted = BayesianRidge().fit(np.tile(np.eye(4), (3, 1)) @ columns, list(gain.values()) * 3)
+    assert search.effects()[0] == pytest.approx(columns @ fitted.coef_)
 
 
 def test_bad_trials_are_refused() -> None:

@@ -57,7 +57,7 @@ def baselines_builtin(settings: Settings, seed: int, folder: Path | None, progre
         **options,  # without the recipe's seed: all seeds share one source
     )
     yield "source", source
-    options |= {name: settings[name] for name in ("steps", "batch_size", "lr", "weight_decay")}
+    options |= {name: settings[name] for name in ("steps", "batch_size", "lr", "weight_decay", "precision")}
     options |= {"seed": seed, "schedule": "warm-up cosine", "remainder": "drop"}
     task = digits_task(settings["digits_per_class"], seed, settings["scored_on"] == "validation")
     make = lambda: vgg9(10, width=settings["target_width"]).to(memory_format=torch.channels_last)  # noqa: E731
@@ -146,6 +146,7 @@ RECIPES = {
             "meta_lr_l2t": 1e-3,
             "meta_every": 1,  # steps from one lookahead of l2t to the next
             "measure_arrived": 0,  # 1: l2t measures R² at every fifth row of its trace
+            "precision": "float32",
             "checkpoint_seconds": 30.0,
         },
         trainers=baselines_builtin,

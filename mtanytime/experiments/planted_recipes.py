@@ -72,7 +72,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             )
             yield name, trainer
             sources[name] = trainer.model
-    names = ("steps", "batch_size", "lr", "weight_decay")
+    names = ("steps", "batch_size", "lr", "weight_decay", "precision")
     options |= {name: settings[name] for name in names} | {"seed": seed, "views": settings["views"] or None}
     options |= {"teacher": None, "standardize": False}
     options |= {"schedule": "warm-up cosine", "remainder": "drop", "view_augment": StrongViews(flip=False)}
@@ -166,6 +166,7 @@ RECIPES = {
             "weight_decay": 5e-4,
             "beta_uniform": 4.0,
             "beta_search_then_train": 2.0,
+            "precision": "float32",
             "checkpoint_seconds": 30.0,
         },
         trainers=planted,

@@ -1,10 +1,11 @@
 """Which pairs to match, learned from the losses of trials; how a trial trains is left to the caller.
 
 A linear model of the logarithm of the loss estimates what each pair contributes. It has one further effect, common to
-all pairs whose target layer comes later in its network than the source layer does in its own. The first trials match
-each pair at least once. Then Thompson sampling (Biometrika 25, 1933) proposes pairs: it draws effects from the model's
-posterior distribution and takes the best pairs for them, so that good pairs are tried together and doubtful ones again.
-This is ours, not the paper's. `trials.trial_search` is this search with `TransferTrainer`.
+all pairs whose target layer comes later in its network than the source layer does in its own. A second model also has
+an effect for each source layer, common to all its pairs; whichever model makes the losses likelier is used. The first
+trials match each pair at least once. Then Thompson sampling (Biometrika 25, 1933) proposes pairs: it draws effects from
+the model's posterior distribution and takes the best pairs for them, so that good pairs are tried together and doubtful
+ones again. This is ours, not the paper's. `trials.trial_search` is this search with `TransferTrainer`.
 """
 
 import math
@@ -94,13 +95,23 @@ class PairSearch:
         from sklearn.linear_model import BayesianRidge
 
         require(len(self.losses) > 0, "losses", "at least one trial", self.losses)
-        of_pairs = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs)])
-        fitted = BayesianRidge().fit(np.array(self._tried) @ of_pairs, -np.log(np.maximum(self.losses, 1e-6)))
+        tried, gains = np.array(self._tried), -np.log(np.maximum(self.losses, 1e-6))
+        own = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs)])
+        models = [
+            (BayesianRidge(compute_score=True).fit(tried @ of_pairs, gains), of_pairs)
+            for of_pairs in (own, np.column_stack([own, self._of_source_layers()]))
+        ]
+        fitted, of_pairs = max(models, key=lambda model: model[0].scores_[-1])  # by their marginal likelihood
         return of_pairs @ fitted.coef_, of_pairs @ fitted.sigma_ @ of_pairs.T
 
     def best(self, count: int) -> list[Pair]:
         """The pairs with the largest effects, the best first."""
         return self._largest(self.effects()[0], count)
+
+    def _of_source_layers(self) -> Float[np.ndarray, "pairs layers"]:
+        """1 where a pair is one of the source layer."""
+        layers = dict.fromkeys(source for source, _ in self.pairs)
+        return np.array([[float(source == layer) for layer in layers] for source, _ in self.pairs])
 
     def _row(self, pairs: Sequence[Pair]) -> list[float]:
         return [float(pair in pairs) for pair in self.pairs]
