@@ -174,7 +174,9 @@ class Normalized(nn.Module):
         require(floats, "images", "floats in [0, 1]", images.dtype, "divide uint8 images by 255")
         check_image_shape(images, self.mean.shape[1], 1, "Normalized")
         if self.size is not None and images.shape[2:] != (self.size, self.size):
-            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+            precise = images.float() if images.device.type == "cpu" and images.dtype.itemsize < 4 else images
+            resized = F.interpolate(precise, size=(self.size, self.size), mode="bilinear", antialias=True)
+            images = resized.to(images.dtype)  # on a CPU, torch resizes with antialiasing in float32 and float64 only
         return (images - self.mean) / self.std
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -345,3 +346,13 @@ def test_pickles_that_execute_code(archive: bool, tmp_path: Path) -> None:
         path.write_bytes(content)
         assert checked(load_l2t_resnet32, path) is None
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_normalized_resizes_in_reduced_precision(dtype: torch.dtype) -> None:
+    """On a CPU, torch itself resizes with antialiasing in float32 and float64 only."""
+    wrapped = Normalized(nn.Identity(), (0.5,) * 3, (0.2,) * 3, size=6)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = deepcopy(wrapped).to(dtype)(images)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), wrapped(images.float()), atol=0.05, rtol=0.02)

@@ -248,3 +248,15 @@ def test_questions_to_curves_are_checked() -> None:
         ValueError, match=r"expected the same exits of 'a' for every seed, got runs per exit \{1: 2, 2: 1\}"
     ):
         measure.savings(uneven, "a", "a")
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 7])
+def test_means_of_equal_costs_are_that_cost(seeds: int) -> None:
+    """Otherwise the last exit of one model lies beyond the same exit of the other, by the last bit."""
+    costs = (1.0, 6.166357757671799)
+    one, several = (
+        pd.concat([table_of(model, dict(zip(costs, (0.5, 0.7), strict=True)), seed, "latency_ms") for seed in range(n)])
+        for model, n in (("one", 1), ("several", seeds))
+    )
+    gaps = measure.gap(pd.concat([one, several]), "several", "one", cost="latency_ms")
+    assert gaps["gap_points"].tolist() == pytest.approx([0, 0])

@@ -1,6 +1,7 @@
 """Pictures of anytime networks show what their tables hold: checked on the artists' data and words, not on pixels."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tables
 from pictures import legend_words, words
@@ -69,3 +70,21 @@ def test_bad_curves_are_named(change, options: dict, message: str) -> None:
     """A curve that cannot be drawn is refused with its column or the choice at fault."""
     with pytest.raises(ValueError, match=message):
         draw.accuracy_by_budget(change(tables.curve()), **options)
+
+
+def test_a_budget_is_in_the_picture() -> None:
+    """The axis reaches it; one that is no budget is refused, as by the explorer."""
+    curve = tables.curve()
+    axes = draw.accuracy_by_budget(curve, budget=1e12).axes[0]
+    assert axes.get_xlim()[1] > 1e12
+    for budget in (-5.0, float("nan")):
+        with pytest.raises(ValueError, match="budget: expected a finite number above 0"):
+            draw.accuracy_by_budget(curve, budget=budget)
+
+
+def test_the_last_exit_in_time_answers() -> None:
+    """Run one by one, a wider exit may be done before a thinner one, and its answer stands."""
+    answers = pd.DataFrame(
+        {"exit": [1, 2, 3], "milliseconds": [1.0, 5.0, 3.0], "answer": list("abc"), "confidence": 0.5}
+    )
+    assert draw.answers_by_time(answers, deadline=10).alt.endswith("after 10 ms: c by exit 3")

@@ -273,3 +273,51 @@ def test_hidden_models_are_left_out() -> None:
         with pytest.raises(ValueError, match=message):
             explorer.hidden = value
     assert explorer.hidden == ["sliced"]
+
+
+def test_stops_of_equal_costs_are_one_stop() -> None:
+    """Also where the mean over three seeds would differ from the cost of one seed by the last bit."""
+    ms = 6.166357757671799
+    rows = [
+        {"model": model, "exit": k, "seed": seed, "macs": k, "latency_ms": cost, "accuracy": 0.5}
+        for model, seeds in (("a", 3), ("b", 1))
+        for seed in range(seeds)
+        for k, cost in ((1, 1.0), (2, ms))
+    ]
+    explorer = BudgetExplorer(pd.DataFrame(rows))
+    explorer.cost = "latency_ms"
+    assert stops(explorer) == ["1 ms · a exit 1 of 2, b exit 1 of 2", "6.17 ms · a exit 2 of 2, b exit 2 of 2"]
+    assert explorer.picks(ms)["exit"].tolist() == [2, 2]
+
+
+def test_a_hidden_model_takes_nothing_from_the_picture() -> None:
+    """The level stays, though the other model has one row per exit, and so do the colours."""
+    tax = [{"model": "tax", "exit": k, "level": level, "macs": k, "accuracy": 0.5} for k in (1, 2) for level in "ab"]
+    flat = [{"model": "flat", "exit": k, "level": "b", "macs": 2 * k, "accuracy": 0.6} for k in (1, 2)]
+    explorer = BudgetExplorer(pd.DataFrame(tax + flat))
+    before = {line.get_label(): line[0].get_color() for line in explorer.picture().axes[0].containers}
+    explorer.hidden = ["tax"]
+    now = explorer.picture()
+    assert "of 1 model: flat" in now.alt
+    assert [line[0].get_color() for line in now.axes[0].containers] == [before["flat"]]
+    with pytest.raises(ValueError, match="hidden: expected fewer than all models"):
+        draw.accuracy_by_budget(pd.DataFrame(flat), hidden=["flat"])
+
+
+def test_the_budget_of_a_hidden_model() -> None:
+    """It is the cost of what is shown and costs no more, else of the cheapest exit, as in the browser."""
+    costs = {"a": (1e6, 7e6), "b": (5e6, 10e6)}
+    rows = [
+        {"model": model, "exit": k, "macs": macs, "accuracy": 0.5}
+        for model in costs
+        for k, macs in enumerate(costs[model], 1)
+    ]
+    explorer = BudgetExplorer(pd.DataFrame(rows))
+    explorer.at = ["a", 1]
+    explorer.hidden = ["a"]
+    assert explorer.budget == 5e6
+    assert explorer.picks()["exit"].tolist() == [1]
+    explorer.at = ["a", 2]
+    assert explorer.budget == 5e6
+    explorer.hidden = []
+    assert explorer.budget == 7e6

@@ -159,7 +159,7 @@ def test_resumed_run_that_fails(notebook: list[object]) -> None:
     explorer.train()
     explorer._trainer.loss = lambda output, labels: output.sum() * math.nan
     explorer.resume()
-    assert explorer.content["state"] == "broke off"
+    assert explorer.content["state"] == "failed"
     assert explorer.content["note"].startswith("FloatingPointError: ")
 
 
@@ -183,7 +183,7 @@ def test_errors_come_through(notebook: list[object]) -> None:
     explorer = LiveTraining(broken)
     with pytest.raises(FloatingPointError):
         explorer.train()
-    assert explorer.content["state"] == "broke off"
+    assert explorer.content["state"] == "failed"
 
 
 def test_progress_bar_outside_notebooks(capsys: pytest.CaptureFixture) -> None:

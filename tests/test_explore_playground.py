@@ -169,3 +169,16 @@ def test_nothing_is_left_after_closing() -> None:
     explorer.close()
     assert set(Widget.get_manager_state()["state"]) == before
     assert not explorer._trait_notifiers.get("deadline", {}).get("change")
+
+
+def test_classes_of_numpy_integers() -> None:
+    """Such as scikit-learn's `load_digits().target_names`: they are names in the page, too."""
+    explorer = AnytimePlayground.__new__(AnytimePlayground)
+    unchecked(AnytimePlayground.__init__)(explorer, Slow(), images(1), np.arange(3), [0])
+    assert set(explorer.answers()["answer"]) <= {"0", "1", "2"}
+    json.dumps(explorer.content)
+
+
+def test_one_class_is_one() -> None:
+    """The summary counts in the singular."""
+    assert playground._summary(1, 2, 1, 1) == "1 image, 2 exits, 1 class"

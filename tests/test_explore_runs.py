@@ -268,3 +268,11 @@ def test_a_run_that_has_headers_alone(tmp_path: Path) -> None:
         assert explored(place)
         runs = runs_of(place)
         assert runs[next(iter(runs))].channels is None
+
+
+def test_times_that_are_words(tmp_path: Path) -> None:
+    """The page's error names the table, the column and the row."""
+    file = tmp_path / "results.csv"
+    file.write_text("method,seed,accuracy,train_seconds\nl2t,0,0.5,12.5 s\n")
+    with pytest.raises(ValueError, match=r"results.*train_seconds: expected numbers"):
+        explored(file)

@@ -228,3 +228,19 @@ def test_a_choice_without_pairs() -> None:
     explorer = TransferExplorer(trace)
     explorer.network, explorer.slice = "birds", "2"
     assert "No pair of layers was matched" in explorer.picture().alt
+
+
+def test_the_picture_of_a_comparison() -> None:
+    """Names of any length fit, one that holds " at " stays whole in the text, and layers keep the table's order."""
+    long = "runs/at home/" + "x" * 80
+    layers = [f"layer{i}" for i in (1, 2, 10)]
+    traces = {long: tables.trace(sources=layers), "other": tables.trace(sources=layers[1:])}
+    explorer = TransferExplorer(traces)
+    explorer.run, explorer.compare = long, "other"
+    assert list(explorer.differences().index) == [name for name in explorer.content["sources"] if name in layers]
+    picture = explorer.picture()
+    picture.draw_without_rendering()
+    box = picture.axes[0].title.get_window_extent()
+    assert 0 <= box.x0
+    assert box.x1 <= picture.bbox.x1
+    assert "runs/at home/" in picture.alt.partition(", 3 ")[0]

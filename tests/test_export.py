@@ -13,6 +13,7 @@ import tiny
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typechecker import unchecked
 
 import mtanytime as mt
 from mtanytime.__main__ import main
@@ -301,7 +302,7 @@ def rotated(step: dict[str, Any]) -> list[str]:
         (lambda f: cut(f / "manifest.json"), "manifest.json: expected a manifest in JSON"),
         (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json: expected a manifest with format"),
         (lambda f: changed(f / "manifest.json", lambda m: m.update(version=2)), "expected version 1"),
-        (lambda f: changed(f / "manifest.json", lambda m: m.pop("classes")), "expected a whole manifest"),
+        (lambda f: changed(f / "manifest.json", lambda m: m.pop("classes")), "expected a complete manifest"),
         (
             lambda f: changed(f / "manifest.json", lambda m: m["steps"].pop()),
             "expected as many steps as exits, or none, got 1",
@@ -332,7 +333,7 @@ def rotated(step: dict[str, Any]) -> list[str]:
             lambda f: changed(f / "manifest.json", lambda m: m["exits"][0].update(graph="../exit1.onnx")),
             "expected the exits in order",
         ),
-        (lambda f: changed(f / "manifest.json", lambda m: m["files"].pop("weights.bin")), "whole manifest"),
+        (lambda f: changed(f / "manifest.json", lambda m: m["files"].pop("weights.bin")), "complete manifest"),
         (lambda f: changed(f / "manifest.json", lambda m: m.update(classes=["a"])), "expected 5 classes, got 1"),
         (lambda f: changed(f / "manifest.json", lambda m: m.update(classes="abcde")), "classes that are names"),
         (lambda f: changed(f / "manifest.json", lambda m: m.update(image_shape=[3, -8, 8])), "an image_shape of three"),
@@ -564,3 +565,31 @@ def test_times_are_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a GPU")
     assert processor() == processor(torch.device("cuda")) == "a GPU"
     assert processor(torch.device("cpu")) == cpu
+
+
+def test_accuracy_of_another_image_size_is_left_out() -> None:
+    """A run's accuracy is of the images that it was measured on."""
+    run = StoredRun(sliced_resnet(), None, (3, 16, 16), [0.5, 0.6], None, 1, {}, {})
+    assert _job(run, None, None, None, "float32").accuracy == [0.5, 0.6]
+    assert _job(run, (3, 8, 8), None, None, "float32").accuracy is None
+
+
+def test_classes_in_another_order_than_the_test_set() -> None:
+    """The answers would have the wrong names, beside an accuracy scored with the right ones."""
+    test = tiny.images(classes=5, size=8)
+    names = list(test.classes)
+    with pytest.raises(ValueError, match="classes: expected the test set's classes in their order"):
+        _job(sliced_resnet(), (3, 8, 8), names[::-1], test, "float32")
+    assert unchecked(_job)(sliced_resnet(), (3, 8, 8), np.array(names), test, "float32").classes == names
+
+
+def test_weights_too_small_for_a_factor() -> None:
+    """Weights of a channel that has decayed are stored as 0 in int8, without a division by 0."""
+    onnx = pytest.importorskip("onnx")
+    weights = SharedWeights.__new__(SharedWeights)
+    weights.precision = "int8"
+    array = np.stack([np.full(6, 1e-44, np.float32), np.linspace(-1, 1, 6, dtype=np.float32)])
+    with np.errstate(divide="raise", invalid="raise"):
+        whole, _, _ = weights._stored(onnx, "weight", array)
+    assert (whole[0] == 0).all()
+    assert abs(whole[1]).max() == 127

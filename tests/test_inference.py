@@ -375,3 +375,12 @@ def test_bad_requests() -> None:
     next(steps)
     with pytest.raises(ValueError, match=r"keep: expected torch.bool \(4,\), one per image, got torch.bool \(3,\)"):
         steps.send(torch.ones(3, dtype=torch.bool))
+
+
+def test_thresholds_of_logits_without_a_softmax() -> None:
+    """A confidence that is NaN would let every image leave at that exit, or none."""
+    outputs = torch.zeros(3, 10, 4)
+    outputs[1, 2, 0] = math.nan
+    with pytest.raises(ValueError, match="outputs: expected logits that have a softmax, got some that are NaN or inf"):
+        choose_thresholds(outputs, [1, 2, 3], 2)
+    choose_thresholds(torch.zeros(3, 10, 4).index_fill(2, torch.tensor([1]), -math.inf), [1, 2, 3], 2)

@@ -151,7 +151,7 @@ def test_bad_settings() -> None:
 
 def test_real_times() -> None:
     """Layers of a few channels take some time on every machine."""
-    table = layer_times.layer_times(usual_layers([4], [4]), (1,), ("eager",), repeats=2, progress=False)
+    table = layer_times.layer_times(usual_layers([8], [4]), (1,), ("eager",), repeats=2, progress=False)
     assert len(table) == 4
     assert (table["ms"] > 0).all()
 
@@ -164,3 +164,15 @@ def test_every_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
     time_in_turn([lambda: None], repeats=1, warmup=0)
     time_in_turn([lambda: None], repeats=1, warmup=0, device=torch.device("xpu"))
     assert waited == ["mps", "mps", "xpu", "xpu"]
+
+
+def test_groups_of_four_need_more_channels() -> None:
+    """With four channels, groups of 4 would be a dense convolution, and be one twice."""
+    for channels in ([2], [4, 8], [10]):
+        with pytest.raises(ValueError, match="channels: expected multiples of 4, from 8 on"):
+            usual_layers(channels)
+
+
+def test_a_clock_takes_the_table_of_one_that_measured_nothing() -> None:
+    """Which is empty and has no columns."""
+    assert LayerClock(table=LayerClock().table).table.empty

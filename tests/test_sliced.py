@@ -418,3 +418,18 @@ def test_bad_calls() -> None:
     assert SlicedResNeXt(5, width=8, branches=2, slice_widths=np.array([4, 4])).exits == 2
     with pytest.raises(ValueError, match="k: expected an exit from 1 to 4, got 5"):
         network.extract(5)
+
+
+@pytest.mark.parametrize("missing", ["statistics", "scale"])
+def test_norms_without_statistics_or_scale(missing: str) -> None:
+    """A stand-alone exit has them neither, and answers as the exit does."""
+    network = SlicedResNet(3, SliceShape(((4, 4), (8, 8)), squeeze=2))
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d) and missing == "statistics":
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+        elif isinstance(norm, nn.BatchNorm2d):
+            norm.affine, norm.weight, norm.bias = False, None, None
+    network.eval()
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for k, logits in enumerate(network(images), 1):
+        torch.testing.assert_close(network.extract(k).eval()(images), logits)

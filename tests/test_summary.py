@@ -256,3 +256,10 @@ def test_settings_with_spaces_or_none(tmp_path: Path) -> None:
     ):
         (source,) = load_results([results(tmp_path, settings=settings)])
         assert source.settings["lr"] == "0.01"
+
+
+def test_true_and_false_are_no_axis() -> None:
+    """A setting that is on or off names groups, it is not a number."""
+    rows = [{"method": name, "nesterov": on, "n": 3, "diverged": 0} for name in "ab" for on in (True, False)]
+    summary = pd.DataFrame(rows).assign(accuracy=0.5, half=0.01)
+    assert "4 groups: a, True, a, False" in draw.accuracy_summary(summary).alt

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mtanytime.checks import require
+from mtanytime.checks import Words, require
 
 
 def confidence(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
@@ -42,7 +42,8 @@ def choose_thresholds(
         One threshold per exit; the last is 0.
 
     Raises:
-        ValueError: costs that do not increase or are not one per exit, a budget below the first cost.
+        ValueError: costs that do not increase or are not one per exit, a budget below the first cost, logits that have
+            no softmax.
     """
     exits, images, _ = outputs.shape
     costs = list(map(float, costs))
@@ -58,6 +59,7 @@ def choose_thresholds(
         low, high = (middle, high) if (fractions * cost_of_exits).sum() <= budget else (low, middle)
     fractions = torch.softmax(powers * low, dim=0)
     confidences = confidence(outputs)
+    require(not confidences.isnan().any(), "outputs", "logits that have a softmax", Words("some that are NaN or inf"))
     remaining, thresholds = torch.ones(images, dtype=torch.bool), []
     for k in range(exits - 1):
         count = min(math.ceil(fractions[k].item() * images - 1e-6), int(remaining.sum()))

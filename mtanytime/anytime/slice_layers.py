@@ -146,10 +146,11 @@ def first_of_norm(norm: nn.Module, channels: int) -> Any:
     thin = deepcopy(norm)
     if isinstance(thin, nn.BatchNorm2d):
         thin.num_features = channels
-        thin.weight, thin.bias = (nn.Parameter(part[:channels].clone()) for part in (thin.weight, thin.bias))
-        thin.running_mean, thin.running_var = (
-            part[:channels].clone() for part in (thin.running_mean, thin.running_var)
-        )
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            part = getattr(norm, name)  # None without a scale or without statistics
+            if part is not None:
+                first = part[:channels].clone()
+                setattr(thin, name, nn.Parameter(first) if isinstance(part, nn.Parameter) else first)
     return thin
 
 

@@ -62,8 +62,8 @@ def export(
     Args:
         network: a trained network on any device (an `AnytimeNetwork`, a transfer's target, one of torchvision's), also
             in a `Normalized`, or what `load_run` returned.
-        folder: it must be new or empty. A new one appears when all is written; of an interrupted export nothing stays
-            but, if the process is killed, a hidden folder `.export-…` beside it.
+        folder: it must be new or empty. A new one appears when all is written. An interrupted export leaves nothing
+            behind, except a hidden folder `.export-…` beside it if the process is killed.
         image_shape: channels, height and width; default: a stored run's, else (3, 32, 32).
         classes: names in the order of the outputs; default: a stored run's, or the test set's.
         precision: of the stored weights, see `SharedWeights`; answers are computed in float32. The programs of
@@ -125,7 +125,10 @@ def _job(
         if test is not None and network.classes is not None:
             known = list(network.classes)
             require(list(test.classes) == known, "test", f"the run's classes {known}", list(test.classes))
-        image_shape = network.image_shape if image_shape is None else image_shape
+        if image_shape is None:
+            image_shape = network.image_shape
+        elif network.image_shape not in (None, tuple(image_shape)):
+            accuracy = None  # it was measured on other images
         classes, network = network.classes if classes is None else classes, network.network
     shape = (3, 32, 32) if image_shape is None else tuple(image_shape)
     valid = len(shape) == 3 and all(isinstance(size, Integral) and size >= 1 for size in shape)
@@ -149,7 +152,10 @@ def _job(
     if test is not None:
         require(test.image_shape == tuple(shape), "test", f"images of shape {shape}", test.image_shape)
         require(len(test.classes) == outputs, "test", f"{outputs} classes, the outputs", len(test.classes))
-        classes = classes or test.classes
+        if classes is not None:
+            order = "the test set's classes in their order"
+            require(list(classes) == list(test.classes), "classes", f"{order}, {list(test.classes)}", list(classes))
+        classes = test.classes
     if classes is not None:
         require(len(classes) == outputs, "classes", f"{outputs} names, one per output", len(classes))
     if accuracy is not None and len(accuracy) != len(answers):

@@ -294,7 +294,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         _check_manifest(manifest, folder)
     except (AttributeError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise mismatch(str(file), "a whole manifest", f"{type(error).__name__}: {error}") from error
+        raise mismatch(str(file), "a complete manifest", f"{type(error).__name__}: {error}") from error
     return manifest
 
 

@@ -72,7 +72,8 @@ class SharedWeights:
             half = np.clip(array, *(np.finfo(np.float16).min, np.finfo(np.float16).max)).astype(np.float16)
             return half, [node("Cast", [f"{name}.stored"], [name], to=onnx.TensorProto.FLOAT)], []
         largest = np.abs(array).max(axis=tuple(range(1, array.ndim)), keepdims=True)
-        factor = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(127)
+        least = 127 * np.finfo(np.float32).tiny  # what is smaller is 0, as its factor would be
+        factor = np.where(largest > least, largest, 1).astype(np.float32) / np.float32(127)
         whole = np.clip(np.rint(array / factor), -127, 127).astype(np.int8)
         nodes = [
             node("Cast", [f"{name}.stored"], [f"{name}.whole"], to=onnx.TensorProto.FLOAT),

@@ -64,11 +64,17 @@ class BudgetExplorer(Explorer):
 
     @property
     def budget(self) -> float:
-        """The budget in multiply-adds, milliseconds or parameters; the lowest if the level lacks the exit in `at`."""
+        """The budget in multiply-adds, milliseconds or parameters.
+
+        If the model in `at` is hidden, this is the cost of the most expensive shown exit that costs no more. If there
+        is none, or the level lacks the exit, it is the lowest cost.
+        """
         model, exit = self.at
-        exits = self._shown()
+        exits = self._at_level()
         here = exits.loc[(exits["model"] == model) & (exits["exit"] == exit), self.cost]
-        return float(here.iloc[0] if len(here) else exits[self.cost].min())
+        costs = exits.loc[~exits["model"].isin(self.hidden), self.cost]
+        covered = costs[costs <= (here.iloc[0] if len(here) else 0)]
+        return float(costs.min() if covered.empty else covered.max())
 
     def picks(self, budget: float | None = None) -> pd.DataFrame:
         """Return the exit that a budget buys, one row per shown model of which it buys one.
@@ -85,7 +91,7 @@ class BudgetExplorer(Explorer):
         """
         budget = self.budget if budget is None else budget
         require(bool(0 < budget < math.inf), "budget", "a finite number above 0", budget)
-        exits = self._shown().sort_values(self.cost, kind="stable")
+        exits = self._at_level().sort_values(self.cost, kind="stable")
         models = exits.groupby("model", sort=False)
         exits = exits.assign(
             more_cost=models[self.cost].shift(-1) - exits[self.cost],
@@ -99,10 +105,10 @@ class BudgetExplorer(Explorer):
 
     def picture(self) -> draw.Picture:
         """Draw the curves, with the present budget marked."""
-        curve = self._curve[~self._curve["model"].astype(str).isin(self.hidden)]
-        return draw.accuracy_by_budget(curve, self.cost, level=self.level or None, budget=self.budget)
+        choices = {"level": self.level or None, "budget": self.budget, "hidden": self.hidden}
+        return draw.accuracy_by_budget(self._curve, self.cost, **choices)
 
-    def _shown(self) -> pd.DataFrame:
+    def _at_level(self) -> pd.DataFrame:
         return tables.curve_at_level(self._exits, self.level or None)
 
     @traitlets.validate("cost", "level", "at", "hidden")

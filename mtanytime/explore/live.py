@@ -89,7 +89,7 @@ class LiveTraining(Explorer):
             self._show("finished")
             return result
         except BaseException as error:
-            self._show("stopped" if isinstance(error, KeyboardInterrupt) else "broke off")
+            self._show("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
     def run(self) -> bool:

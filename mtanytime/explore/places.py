@@ -15,7 +15,7 @@ from mtanytime.explore.contents.transfer import runs_contents
 from mtanytime.explore.draw.methods import REFERENCES
 from mtanytime.explore.kinds import SETTINGS, kind_of, varied_settings
 from mtanytime.explore.runs import RUNS_UP_TO, RunTables, run_names, split_all
-from mtanytime.measure.tables import require_unique
+from mtanytime.measure.tables import as_numbers, require_unique
 
 PAIRS_UP_TO = 12  # pictures of channel weights in a page
 Page = tuple[contents.Contents, str]  # what an explorer shows, and its picture in words
@@ -214,6 +214,8 @@ def _of_results(table: pd.DataFrame) -> Page:
         names = names + f", {setting} " + table[setting].astype(str)
     table = table.assign(method=names)
     require_unique(table, "results table", "method", "seed", remedy="give the runs of one setting")
+    if "train_seconds" in table:
+        table = as_numbers(table, "results table", "train_seconds")
     pictures = [draw.accuracy_by_method(table)]
     timed = table["accuracy"].notna() & (table["train_seconds"] > 0) if "train_seconds" in table else table.index < 0
     if (timed & ~table["method"].isin(REFERENCES)).any():

@@ -48,7 +48,7 @@ class AnytimePlayground(Explorer):
 
     Attributes:
         image: the index of the image shown.
-        deadline: milliseconds from the moment when the image came.
+        deadline: milliseconds from the moment when the image arrived.
 
     Raises:
         ValueError: the images are not as above, there is not one label per image, the model is of another kind or has
@@ -73,11 +73,12 @@ class AnytimePlayground(Explorer):
         progress: bool = True,
     ) -> None:
         require_images(images)
+        classes = list(map(str, classes))  # JSON knows no NumPy integers
         if labels is not None:
             labels = _validated_labels(labels, len(images), len(classes))
         if taxonomy is not None:
             same = tuple(taxonomy.classes) == tuple(classes)
-            require(same, "taxonomy", f"a taxonomy of the classes {list(classes)}", list(taxonomy.classes))
+            require(same, "taxonomy", f"a taxonomy of the classes {classes}", list(taxonomy.classes))
         require(taxonomy is not None or levels is None, "levels", "None without a taxonomy", levels)
         require(repeats >= 1, "repeats", "a number >= 1", repeats)
         answer = _answerer(model)
@@ -85,7 +86,7 @@ class AnytimePlayground(Explorer):
         runs = [_measured(answer, image, repeats) for image in bar]
         outputs = runs[0].logits.shape[1]
         require(outputs == len(classes), "model", f"{len(classes)} outputs, one per class", outputs)
-        content, self._answers = playground_contents(runs, images, list(classes), labels, taxonomy, levels)
+        content, self._answers = playground_contents(runs, images, classes, labels, taxonomy, levels)
         super().__init__(content=content, image=0, deadline=content["most"])
 
     def answers(self) -> pd.DataFrame:
@@ -124,7 +125,7 @@ Answerer = Callable[[Float[Tensor, "1 3 h w"]], Iterator[tuple[Float[Tensor, "1 
 
 
 def _answerer(model: Any) -> Answerer:
-    """Return a function that gives an image's logits exit by exit, with the milliseconds since the image came."""
+    """Return a function that gives an image's logits exit by exit, with the milliseconds since the image arrived."""
     if hasattr(model, "answer_by"):
         return lambda image: _by_predictor(model, image)
     inner = unwrapped(model) if isinstance(model, nn.Module) else None

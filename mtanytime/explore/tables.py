@@ -218,6 +218,8 @@ def read_curve(curve: Table, *costs: str) -> pd.DataFrame:
     _require_names(table, "curve", *levels)
     exits = table.astype(dict.fromkeys(levels, str)).groupby(["model", "exit", *levels], sort=False)
     means = exits[[*present, "accuracy"]].mean()
+    # Rounded, the mean of equal costs may be another number.
+    means[present] = means[present].clip(exits[present].min(), exits[present].max())
     return means.assign(spread=exits["accuracy"].std(), runs=exits["accuracy"].count()).reset_index()
 
 

@@ -118,7 +118,12 @@ class TransferExplorer(Explorer):
             ValueError: no run to compare with is chosen.
         """
         require(self.compare != NONE, "compare", "the name of a run to compare with", self.compare)
-        return self.values() - self.values(self.compare)
+        difference = self.values() - self.values(self.compare)  # with layers in alphabetical order where they differ
+        sources, targets = (
+            [name for name in self.content[side] if name in names]
+            for side, names in (("sources", difference.index), ("targets", difference.columns))
+        )
+        return difference.reindex(index=sources, columns=targets)
 
     def picture(self) -> draw.Picture:
         """Draw the heat map of the present choices; of two runs, their difference."""
@@ -127,7 +132,7 @@ class TransferExplorer(Explorer):
             return draw.Picture("No pair of layers was matched in this choice of network and slice", 4, 0.5)
         form = "+.0%" if self.relative and not self._arrived() else "+.2f"
         if self.compare != NONE:
-            words = f"{self._quantity()}, {self.run} − {self.compare}"
+            words = f"{self._quantity()}, {draw.shortened(self.run)}\n− {draw.shortened(self.compare)}"
             return draw.difference(self.differences(), f"{words} at step {self.step}", words, form=form)
         step = self._step_of(numbers)
         if self.change:

@@ -191,7 +191,8 @@ def _mean(table: pd.DataFrame, model: str, cost: str) -> pd.DataFrame:
     runs = by_exit.size()
     got = Words(f"runs per exit {runs.to_dict()}")
     require(runs.nunique() == 1, "curve", f"the same exits of {model!r} for every seed", got)
-    columns = {cost: by_exit[cost].mean(), "accuracy": by_exit["accuracy"].mean(), "sem": by_exit["accuracy"].sem()}
+    costs = by_exit[cost].mean().clip(by_exit[cost].min(), by_exit[cost].max())  # of equal ones, no other number
+    columns = {cost: costs, "accuracy": by_exit["accuracy"].mean(), "sem": by_exit["accuracy"].sem()}
     return pd.DataFrame(columns).reset_index().sort_values(cost, ignore_index=True)
 
 

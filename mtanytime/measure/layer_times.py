@@ -16,7 +16,7 @@ from mtanytime.measure.tables import as_numbers, require_rows, require_whole
 from mtanytime.randomness import seeded
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Layer:
     """A square convolution without bias, on maps of side × side pixels; the stride halves them, rounded up.
 
@@ -52,11 +52,16 @@ class Layer:
 
 
 def usual_layers(channels: Sequence[int] = (16, 24, 32, 48, 64, 128), sides: Sequence[int] = (16, 8)) -> list[Layer]:
-    """Layers of every kind with as many inputs as outputs: 3×3 dense, in groups of 4, depthwise; and 1×1."""
-    kinds = [{}, {"groups": 4}, {"groups": 1}, {"size": 1}]  # here groups counts the channels of each group
+    """Layers of every kind with as many inputs as outputs: 3×3 dense, in groups of 4, depthwise; and 1×1.
+
+    Raises ValueError for channels that are not multiples of 4, from 8 on.
+    """
+    valid = all(width >= 8 and width % 4 == 0 for width in channels)
+    require(valid, "channels", "multiples of 4, from 8 on", list(channels))
+    kinds = [(3, None), (3, 4), (3, 1), (1, None)]  # size, channels per group (None: all)
     return [
-        Layer(width, width, side, kind.get("size", 3), width // kind["groups"] if "groups" in kind else 1)
-        for kind, side, width in product(kinds, sides, channels)
+        Layer(width, width, side, size, width // per_group if per_group else 1)
+        for (size, per_group), side, width in product(kinds, sides, channels)
     ]
 
 
@@ -119,7 +124,7 @@ class LayerClock:
         self.batch, self.runtime, self.repeats = batch, runtime, repeats
         self.table = pd.DataFrame() if table is None else table
         self._ms: dict[Layer, float] = {}
-        if table is not None:
+        if table is not None and len(table) > 0:
             sizes = [field.name for field in fields(Layer)]
             needed = [*sizes, "batch", "runtime", "threads", "ms"]
             missing = [name for name in needed if name not in table]

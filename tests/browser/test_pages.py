@@ -267,7 +267,7 @@ def test_playground_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None
     assert lit == {"no answer yet": 0, "exit 1 of 3": 1, "exit 2 of 3": 2, "exit 3 of 3": 2}
     assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is wrong.")
     page.get_by_role("button", name="image 1, car").click()
-    assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is right.")
+    assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is correct.")
     assert page.locator("tbody tr").first.inner_text().split()[-2:] == ["animal", "84%"]
     page.get_by_role("button", name="Play").click()
     page.get_by_role("button", name="Pause").wait_for()

@@ -10,7 +10,6 @@ const bytesOf = (id) => {
 const manifest = JSON.parse(byId("manifest").textContent);
 const [channels, height, width] = manifest.image_shape;
 const steps = manifest.steps.length ? manifest.steps : manifest.exits;
-const isChain = manifest.steps.length > 0;
 const WARM_UP = 700; // milliseconds, until the browser has compiled the runtime for speed
 const FINEST = 0.05; // milliseconds: browsers round their clocks, some to 0
 const REMEMBERED = 10; // times of each step from which the next one is predicted

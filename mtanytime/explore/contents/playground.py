@@ -157,5 +157,7 @@ def _rounded(values: list[float]) -> list[float]:
 
 def _summary(images: int, exits: int, classes: int, levels: int) -> str:
     """Return one line about a playground: "2 images, 3 exits, 3 classes"."""
-    summary = f"{images} image{'s' * (images > 1)}, {exits} exit{'s' * (exits > 1)}, {classes} classes"
+    counts = {"image": images, "exit": exits, "class": classes}
+    plural = {"image": "images", "exit": "exits", "class": "classes"}
+    summary = ", ".join(f"{count} {plural[name] if count > 1 else name}" for name, count in counts.items())
     return summary + (f" in {levels} levels" if levels > 1 else "")

@@ -1,6 +1,7 @@
 """Pictures of anytime networks: accuracy by budget, answers by time."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,12 @@ BLUE = "#0072B2"
 
 
 def accuracy_by_budget(
-    curve: Table, cost: str = "macs", *, level: str | None = None, budget: float | None = None
+    curve: Table,
+    cost: str = "macs",
+    *,
+    level: str | None = None,
+    budget: float | None = None,
+    hidden: Sequence[str] = (),
 ) -> Picture:
     """Draw the accuracy of every exit against its cost, on a logarithmic axis.
 
@@ -39,23 +45,31 @@ def accuracy_by_budget(
         cost: "macs" (multiply-adds), "latency_ms" or "params".
         level: the level of the taxonomy, where the table has several accuracies per exit; the last one if None.
         budget: draw a line at this cost, and a ring around the most expensive exit of each model that it covers.
+        hidden: models to leave out; the others keep their colours.
 
     Raises:
-        ValueError: as `tables.read_curve`; there is no such cost or level.
+        ValueError: as `tables.read_curve`; there is no such cost or level, the budget is not a finite number above 0,
+            or all models are hidden.
     """
     require(cost in COSTS, "cost", f"one of {', '.join(COSTS)}", cost)
+    valid = budget is None or 0 < budget < math.inf
+    require(bool(valid), "budget", "a finite number above 0", budget)
     exits = curve_at_level(read_curve(curve, cost), level)
+    looks = distinct_looks(distinct(exits["model"]))
+    exits = exits[~exits["model"].isin(hidden)]
+    require(len(exits) > 0, "hidden", "fewer than all models", list(hidden))
     axis, _ = COSTS[cost]
     models = distinct(exits["model"])
     alt = f"Accuracy against {axis} of {len(models)} model{'s' * (len(models) > 1)}: {', '.join(models)}"
     longest = max(len(shortened(model)) for model in models)
     picture = Picture(alt, 6.4 + LETTER * max(longest, 12), np.clip(0.22 * len(models) + 1.2, 3.9, 13))
     ax = picture.subplots()
-    looks, handles = distinct_looks(models), {}
+    handles = {}
     for model, line in exits.sort_values(cost).groupby("model", sort=False):
         style = {"markersize": 6, "lw": 1.6, "capsize": 3, "label": model, **looks[model]}
         handles[model] = ax.errorbar(line[cost], 100 * line["accuracy"], yerr=100 * line["spread"], **style)
-    low, high = exits[cost].min(), exits[cost].max()
+    marked = [*exits[cost], *([] if budget is None else [budget])]
+    low, high = min(marked), max(marked)
     room = max(1.15, math.sqrt(LEAST_RATIO * low / high))
     log_axis(ax, None if cost == "latency_ms" else EngFormatter(sep=" "))
     ax.set(xlim=(low / room, high * room), xlabel=f"{axis}, log scale", ylabel="test accuracy (%)")
@@ -116,12 +130,12 @@ def answers_by_time(
     known = "right" in table and table["right"].notna().all()  # in every row
     for row, until in zip(table.itertuples(), [*table["milliseconds"].iloc[1:], end], strict=True):
         late = deadline is not None and row.milliseconds > deadline
-        mark = f" ({'right' if row.right else 'wrong'})" if known else ""
+        mark = f" ({'correct' if row.right else 'incorrect'})" if known else ""
         _draw_answer(ax, row, until, f"{row.exit}: {shortened(row.answer)}{mark}", alpha=0.25 if late else 1.0)
     if deadline is not None and deadline <= end:
         ax.axvline(deadline, color="0.3", ls="--", lw=1, label="deadline")
         ax.legend(loc="lower right", frameon=False, fontsize=9)
-    ax.set(xlim=(0, 1.3 * end), ylim=(0, 112), xlabel="time since the image came (ms)", ylabel="confidence (%)")
+    ax.set(xlim=(0, 1.3 * end), ylim=(0, 112), xlabel="time since the image arrived (ms)", ylabel="confidence (%)")
     return picture
 
 
@@ -140,7 +154,10 @@ def _read_answers(answers: Table) -> pd.DataFrame:
 
 def _answers_alt(table: pd.DataFrame, deadline: float | None) -> str:
     in_time = table if deadline is None else table[table["milliseconds"] <= deadline]
-    answer = "no answer" if in_time.empty else f"{in_time['answer'].iloc[-1]} by exit {in_time['exit'].iloc[-1]}"
+    answer = "no answer"
+    if not in_time.empty:
+        last = in_time.loc[in_time["exit"].idxmax()]  # run one by one, a wider exit may be done before a thinner one
+        answer = f"{last['answer']} by exit {last['exit']}"
     after = "" if deadline is None else f" after {deadline:.3g} ms"
     return f"Confidence of the answers to an image against time{after}: {answer}"
 

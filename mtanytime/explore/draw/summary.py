@@ -31,7 +31,8 @@ def accuracy_summary(summary: pd.DataFrame) -> Picture:
     by = list(table.columns[: list(table.columns).index("n")])
     table = table.assign(percent=100 * table["accuracy"], bar=100 * table["half"].fillna(0.0))
     table["reported"] = 100 * table["paper"] if "paper" in table else float("nan")
-    numeric = [name for name in by if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
+    numbers = [name for name in by if pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool]
+    numeric = [name for name in numbers if table[name].nunique() > 1]
     axis = numeric[0] if len(numeric) == 1 and len(by) > 1 else None
     names = [name for name in by if name != axis]
     table["group"] = [", ".join(f"{row[name]}" for name in names) for row in table.to_dict("records")]

@@ -140,7 +140,7 @@ def _draw_map(
     diverging: bool = False,
 ) -> Picture:
     """Draw a map of values; a pair of the table without one says nan, and one that the table lacks is blank."""
-    quantity, _, moment = title.partition(" at ")
+    quantity, _, moment = title.replace("\n", " ").rpartition(" at ")
     alt = f"Heat map of {quantity}, {values.shape[0]} source × {values.shape[1]} target layers, at {moment}"
     picture, upright = _map_picture(alt, values, numbers)
     ax = picture.subplots()
@@ -162,7 +162,11 @@ def _draw_map(
     for row, column in np.argwhere((values.isna() & matched).to_numpy()):
         ax.text(column + 0.5, row + 0.5, "nan", ha="center", va="center", fontsize=9 if numbers else 6)
     blanks = "" if matched.to_numpy().all() else "\nblank: not matched"
-    ax.set_title(f"{title}{blanks}", fontsize=11)
+    longest = max(map(len, title.splitlines()))
+    size = np.clip(
+        11 * 0.75 * picture.get_figwidth() / (1.2 * LETTER * longest), 6, 11
+    )  # the names of two runs are long
+    ax.set_title(f"{title}{blanks}", fontsize=size)
     ax.set(xlabel="target layer", ylabel="source layer")
     ax.tick_params(axis="x", labelrotation=90 if upright else 0, labelsize=9 if numbers else 7)
     ax.tick_params(axis="y", labelrotation=0, labelsize=9 if numbers else 7)

@@ -62,7 +62,7 @@ function playground(model, content, root, on) {
     now.right = width - 12;
     for (const tick of [0, 0.25, 0.5, 0.75, 1]) drawn.push(line(LEFT, y(tick), now.right, y(tick), "grid"), words(LEFT - 6, y(tick) + 4, percent(tick), { "text-anchor": "end" }));
     for (const tick of ticks(0, most, 5)) drawn.push(words(x(tick), BOTTOM + 16, `${tick}`, { "text-anchor": "middle" }));
-    drawn.push(line(LEFT, BOTTOM, now.right, BOTTOM, "axis"), words((LEFT + now.right) / 2, BOTTOM + 34, "time since the image came (ms)", { "text-anchor": "middle" }));
+    drawn.push(line(LEFT, BOTTOM, now.right, BOTTOM, "axis"), words((LEFT + now.right) / 2, BOTTOM + 34, "time since the image arrived (ms)", { "text-anchor": "middle" }));
     drawn.push(words(LEFT, 14, "Confidence of each exit's answer", { class: "strong" }));
     now.parts = now.row.map((answer, k) => {
       const end = Math.max(x(now.row[k + 1]?.ms ?? most), x(answer.ms));
@@ -139,7 +139,7 @@ function playground(model, content, root, on) {
       n.ring.classList.toggle("lit", lit.has(`${l} ${n.group}`));
       if (n.join) n.join.classList.toggle("lit", lit.has(`${l} ${n.group}`));
     }));
-    const right = { true: ", which is right", false: ", which is wrong", null: "" };
+    const right = { true: ", which is correct", false: ", which is incorrect", null: "" };
     const first = `no answer yet; the first comes after ${Math.min(...row.map((a) => a.ms)).toPrecision(3)} ms`;
     const said = answer ? `exit ${exit} of ${row.length}, after ${answer.ms.toPrecision(3)} ms, says ${named(answer)} (${percent(answer.confidence)})${right[answer.right]}` : first;
     readout.textContent = `Deadline ${Number(deadline.toPrecision(3))} ms: ${said}.`;

@@ -8,7 +8,6 @@ function transfer(model, content, root, on) {
   const index_of = () => index_at(steps, model.get("step"));
   const place = new Map(pairs.map(([s, t], i) => [`${s} ${t}`, i]));
   const pair_of = ([source, target]) => place.get(`${sources.indexOf(source)} ${targets.indexOf(target)}`) ?? -1;
-  const name_of = (i) => `${sources[pairs[i][0]]} → ${targets[pairs[i][1]]}`;
   const controls = node("div", { class: "controls" });
   const options = node("div", { class: "controls" });
   const readout = node("p", { role: "status", "aria-live": "polite", class: "readout" });

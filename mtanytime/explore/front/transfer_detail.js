@@ -8,7 +8,7 @@ const tall = (width) => Math.round(between(150, width / 3, 220));
 
 // A chart of lines over time. `lines`: name, steps, values, band, colour, dash, strong and a mark at the end; `jump(step)` is
 // called with the step that is clicked.
-function time_chart({ title, label, steps, lines, floor, ceiling, signed, shares, width, jump }) {
+function time_chart({ title, label, steps, lines, floor, signed, shares, width, jump }) {
   const [low, high] = [steps[0], steps[steps.length - 1]];
   const [top, bottom] = [26, 26 + tall(width)];
   const right = width - CHART.edge - (lines.some((one) => one.mark) ? 14 : 0);
@@ -21,7 +21,6 @@ function time_chart({ title, label, steps, lines, floor, ceiling, signed, shares
       if (signed) least = Math.min(least, value);
     });
   }
-  if (ceiling) most = Math.max(most, ceiling);
   const room = 0.05 * (most - least || 1);
   most += room;
   if (least < 0) least -= room;
