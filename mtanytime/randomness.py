@@ -1,10 +1,12 @@
 """Random numbers that depend on a seed alone: derived seeds and generators, seeded blocks, torch's random state."""
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -24,15 +26,18 @@ def set_rng_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block reproducibly: under its own seed, and with cuDNN's deterministic algorithms.
+    """Run a block reproducibly: torch, numpy and Python under a seed, and cuDNN with its deterministic algorithms.
 
-    The caller's random state and cuDNN's settings are restored afterwards. Only the CPU and `device` are seeded;
+    The caller's random states and cuDNN's settings are restored afterwards. Only the CPU and `device` are seeded;
     `torch.manual_seed` would change every device and takes a hundred times as long.
     """
     cudnn = torch.backends.cudnn
     state, flags = get_rng_state(device), (cudnn.benchmark, cudnn.deterministic)
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         if device.type not in ("cpu", "meta"):
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 _backend(device).manual_seed(seed)
@@ -40,6 +45,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_rng_state(state, device)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         cudnn.benchmark, cudnn.deterministic = flags
 
 

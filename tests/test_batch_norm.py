@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from mtanytime.measure.evaluation import evaluate
 from mtanytime.training.batch_norm import lagging_batch_norms, settle_batch_norms
+from mtanytime.training.trainer import Trainer
 
 
 def network(momentum: float | None = 0.01) -> nn.Sequential:
@@ -153,3 +154,42 @@ def test_the_training_steps_stay_the_same() -> None:
     first, second = (run.train().log["loss"].tolist() for run in runs)
     assert first == second
     assert torch.equal(runs[0].model[0].weight, runs[1].model[0].weight)
+
+
+class _FrozenStem(nn.Module):
+    """A batch norm that `train` keeps in evaluation mode, before one that lags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.late = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.01)
+
+    def train(self, mode: bool = True) -> "_FrozenStem":
+        super().train(mode)
+        self.stem.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.late(self.conv(self.stem(images)))
+
+
+def test_frozen_statistics_count_while_others_settle() -> None:
+    """A frozen batch norm normalizes by its own statistics then, as in training and evaluation."""
+    torch.manual_seed(0)
+    model = _FrozenStem()
+    model.stem.running_mean.fill_(0.5)
+    model.stem.running_var.fill_(0.01)
+    images = torch.rand(16, 3, 6, 6)
+    settle_batch_norms(model.eval(), [images])
+    with torch.no_grad():
+        maps = model.conv(model.stem(images)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(model.late.running_mean, maps.mean(1))
+    torch.testing.assert_close(model.late.running_var, maps.var(1))
+    assert (model.stem.running_mean == 0.5).all()
+
+
+def test_batches_of_a_loader_settle_at_the_size_of_training() -> None:
+    """An augmentation that changes the size is applied there, too."""
+    data = tiny_runs.loader(tiny_runs.coloured(size=12), 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.01), nn.Flatten(), nn.Linear(4 * 36, 3))
+    Trainer(model, data, augment=v2.RandomCrop(8), steps=2, progress=False, device="cpu").train()
+    assert model[1].running_mean.abs().min() > 1e-3  # settled at the end: two steps alone would hardly move it

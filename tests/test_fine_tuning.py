@@ -168,3 +168,14 @@ def test_l2sp_is_resumed_with_another_fresh_head(tmp_path: Path) -> None:
     next(base.parameters()).data.add_(1)
     with pytest.raises(ValueError, match=r"another run \("):
         trainer()
+
+
+def test_a_penalty_of_another_network_is_refused() -> None:
+    """It would have no effect: the network that is trained is made later, or is a copy."""
+    source, data = tiny.made(5, seed=1), tiny.images()
+    network = with_head(source, data)
+    loss = PenalizedLoss(network, L2SP(source, new=["classifier"]))
+    options = {"loss": loss, "steps": 2, "batch_size": 6, "weight_decay": 0.0, "progress": False, "device": "cpu"}
+    FineTuning(source, network, data, **options)
+    with pytest.raises(ValueError, match="loss: expected a penalty of the network that is trained"):
+        FineTuning(source, lambda: with_head(source, data), data, **options)

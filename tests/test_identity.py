@@ -1,13 +1,20 @@
 """What identifies a run: other settings, functions, networks or data make another run."""
 
 import json
+import sys
+from argparse import Namespace
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import tiny_runs
 import torch
 import torch.nn.functional as F
@@ -16,10 +23,12 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from mtanytime.anytime import JointLoss
+from mtanytime.backbones import Normalized
 from mtanytime.data.batches import crop_flip
-from mtanytime.training.identity import fingerprint, name_of, same_structure, structure_of
+from mtanytime.training.identity import describe_frozen, fingerprint, name_of, same_structure, structure_of
 from mtanytime.training.run_folder import RunFolder
 from mtanytime.training.trainer import Trainer
+from mtanytime.transfer import PAPER, TransferTrainer
 
 
 def test_names_in_the_record() -> None:
@@ -272,3 +281,84 @@ def test_a_rewritten_function_is_another_run(tmp_path: Path) -> None:
     tiny_runs.trainer(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01), **options).train()
     with pytest.raises(ValueError, match=r"another run \(optimizer: "):
         tiny_runs.trainer(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), **options)
+
+
+def test_how_images_are_resized_and_normalized_identifies_a_network(tmp_path: Path) -> None:
+    """The weights and the printed form do not show it: a folder must not return the result of another input size."""
+
+    def run(size: int, mean: float = 0.5) -> Trainer:
+        model = Normalized(network(), (mean,) * 3, (0.2,) * 3, size)
+        return Trainer(model, coloured(), steps=2, batch_size=8, folder=tmp_path / "run", progress=False, device="cpu")
+
+    run(8).train()
+    assert run(8).step == 2
+    for other in (lambda: run(10), lambda: run(8, 0.1)):
+        with pytest.raises(ValueError, match="model: there"):
+            other()
+
+
+def test_the_size_that_a_source_reads_identifies_a_transfer(tmp_path: Path) -> None:
+    """Its weights are the same at every size; a record of version 0.1, without sizes, is taken over."""
+    source = tiny.made(5, seed=1)
+
+    def run(size: int | None) -> TransferTrainer:
+        network = Normalized(source, (0.0,) * 3, (1.0,) * 3, size)
+        options = {"epochs": 1, "batch_size": 6, "folder": tmp_path / "run", "progress": False, "device": "cpu"}
+        return TransferTrainer(network, tiny.made(), tiny.images(), **PAPER | options)
+
+    run(8).train()
+    with pytest.raises(ValueError, match="sources: there"):
+        run(16)
+    described = describe_frozen(Normalized(source, (0.0,) * 3, (1.0,) * 3, 8))
+    assert described == f"{described.older} at 8 pixels"
+    folder = RunFolder(tmp_path / "other", {"sources": {"": described}})
+    assert folder._older == {"sources": {"": described.older}}
+
+
+class _Mode(Enum):
+    A, B = 1, 2
+
+
+@dataclass(slots=True)
+class _Focal:
+    gamma: float
+
+    def __call__(self, output: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(output, labels) * self.gamma
+
+
+class _Holds:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __call__(self, output: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(output, labels)
+
+
+settings_of_a_script = Namespace(scale=1.0)
+
+
+def test_settings_of_every_kind_identify_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enums, types, paths and slots; what an itemgetter gets; a namespace among the global variables."""
+    for one, other in (
+        (_Holds(_Mode.A), _Holds(_Mode.B)),
+        (_Holds(torch.float32), _Holds(torch.float64)),
+        (_Holds(Path("a")), _Holds(Path("b"))),
+        (_Holds(range(2)), _Holds(range(3))),
+        (_Focal(0.0), _Focal(5.0)),
+        (itemgetter(0), itemgetter(1)),
+    ):
+        assert name_of(one) == name_of(deepcopy(one)) != name_of(other)
+
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(output, labels) * settings_of_a_script.scale
+
+    before = name_of(loss)
+    monkeypatch.setattr(sys.modules[__name__], "settings_of_a_script", Namespace(scale=9.0))
+    assert name_of(loss) != before
+
+
+def test_states_that_are_no_tensors() -> None:
+    """`get_extra_state` may add anything to a state; it counts by its contents."""
+    weights = {"weight": torch.ones(2)}
+    assert fingerprint(weights | {"_extra_state": {"a": 1}}) != fingerprint(weights | {"_extra_state": {"a": 2}})

@@ -13,6 +13,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import (
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -326,3 +327,20 @@ def test_a_loader_without_a_length() -> None:
 
     with pytest.raises(ValueError, match=r"data: expected a DataLoader that knows its number of batches, .*__len__"):
         trainer(DataLoader(Stream(), 8))
+
+
+def test_classes_of_several_sets_in_one() -> None:
+    """A ConcatDataset has the classes of its parts, which must be the same in the same order."""
+
+    def part(*classes: str) -> TensorDataset:
+        data = TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4) % 2)
+        data.classes = list(classes)
+        return data
+
+    def names(*parts: Dataset) -> tuple[str, ...] | None:
+        return class_names(DataLoader(ConcatDataset(parts)))
+
+    assert names(part("cat", "dog"), Subset(part("cat", "dog"), [0, 1])) == ("cat", "dog")
+    assert names(part("cat", "dog"), TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4) % 2)) is None
+    with pytest.raises(ValueError, match="data: expected a ConcatDataset whose parts have the same classes"):
+        names(part("cat", "dog"), part("dog", "cat"))

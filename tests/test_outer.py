@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typechecker import unchecked
 
 from mtanytime.data.batches import crop_flip
+from mtanytime.data.images import ImageSet
 from mtanytime.transfer import PAPER, FreshBatch, TransferTrainer
 
 
@@ -109,3 +110,12 @@ def test_bad_input() -> None:
             unchecked(FreshBatch.__init__)(FreshBatch.__new__(FreshBatch), images, size)
     with pytest.raises(ValueError, match="outer labels: expected 0 to 2, one per output of the network, got 3"):
         transfer(outer=FreshBatch(tiny.images(8, classes=4), 4))
+
+
+def test_fresh_images_have_the_classes_of_training() -> None:
+    """In another order, φ would be trained on wrong labels."""
+    data = tiny.images()
+    other = ImageSet(data.images, data.labels, data.classes[::-1])
+    options = {"epochs": 1, "batch_size": 6, "progress": False, "device": "cpu"}
+    with pytest.raises(ValueError, match="outer: expected images of the training set's classes"):
+        TransferTrainer(tiny.made(5), tiny.made(), data, **PAPER | options | {"outer": FreshBatch(other, 6)})

@@ -16,6 +16,7 @@ from mtanytime.anytime.trainer import AnytimeTrainer, JointLoss
 from mtanytime.measure.evaluation import evaluate, predictions
 from mtanytime.measure.logits import find_exits, find_logits
 from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer.lookahead import first_images
 
 LOGITS, FEATURES = torch.eye(4, 3), torch.zeros(4, 5)
 Output = namedtuple("Output", "logits aux")
@@ -157,3 +158,15 @@ def test_an_anytime_network_with_extras() -> None:
     loss = lambda output, labels: JointLoss()(output["exits"], labels)  # noqa: E731
     run = AnytimeTrainer(Exits(), task(), loss=loss, logits=lambda output: output["exits"], **options)
     assert run.train().accuracy == [evaluate(part, coloured(5, seed=1)) for part in run.model.parts]
+
+
+def test_outputs_with_slots_are_cut() -> None:
+    """Beside views, the loss is of the labelled images' rows alone."""
+    output = _Slotted(torch.arange(8.0).reshape(4, 2))
+    assert first_images(output, 4, 3).logits.shape == (3, 2)
+    assert output.logits.shape == (4, 2)
+
+
+@dataclass(slots=True)
+class _Slotted:
+    logits: Tensor

@@ -86,3 +86,12 @@ def test_hard_sigmoid_bit_for_bit(kind: torch.dtype) -> None:
     with second_order():
         output = F.hardsigmoid(x)
     assert torch.equal(output, F.hardsigmoid(x))
+
+
+@pytest.mark.parametrize(("shapes", "dim"), [(((2, 4), (2, 1)), 1), (((2, 1, 4), (3, 4)), 2), (((4,), (3, 4)), -1)])
+def test_cosine_similarity_of_shapes_that_are_broadcast(shapes: tuple[tuple[int, ...], ...], dim: int) -> None:
+    """Such as embeddings and prototypes."""
+    one, other = drawn(*shapes[0]), drawn(*shapes[1], seed=1)
+    expected = F.cosine_similarity(one, other, dim=dim)
+    with second_order():
+        torch.testing.assert_close(F.cosine_similarity(one, other, dim=dim), expected)

@@ -1,6 +1,7 @@
 """The training loop: it learns as torch's own loop does, and the same seed gives the same run."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from tiny_runs import coloured, flattened, loader, network, state_of, task, trainer
 from torch import Tensor, nn
+from torchvision.transforms import v2
+from typechecker import unchecked
 
 from mtanytime.backbones import Normalized
 from mtanytime.data.batches import Batches
 from mtanytime.measure.evaluation import evaluate
 from mtanytime.training.schedule import SCHEDULES
+from mtanytime.training.settings import TrainerSettings
 from mtanytime.training.trainer import Trainer
 
 # Learning.
@@ -394,3 +398,87 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
         run.train()
     with pytest.raises(RuntimeError, match="no folder with a checkpoint to return to"):
         run.train()
+
+
+class _Draws(nn.Module):
+    """A network that draws from the global generators of numpy and Python in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            images = images * (1 + 0.1 * np.random.rand()) + 0.1 * random.random()
+        return self.inner(images)
+
+
+@pytest.mark.parametrize("kind", ["network", "function", "transform"])
+def test_every_generator_is_seeded(kind: str, tmp_path: Path) -> None:
+    """A run repeats and resumes bit for bit, whichever generators its network or augmentation draws from."""
+
+    class OwnTransform(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return (image * np.random.uniform(0.5, 1)).clamp(0, 1)
+
+    augment = {
+        "network": None,
+        "function": lambda images, generator: (images + 0.1 * torch.rand_like(images) * np.random.rand()).clamp(0, 1),
+        "transform": v2.Compose([OwnTransform()]),
+    }[kind]
+
+    def run(folder: Path | None = None, stop: int = 6) -> list[float]:
+        model = _Draws() if kind == "network" else network()
+        options = {"augment": augment, "steps": 6, "batch_size": 8, "lr": 0.05, "folder": folder}
+        made = Trainer(model, coloured(), **options, progress=False, device="cpu")
+        for report in made:
+            if report.step == stop:
+                break
+        return [row["loss"] for row in made.tables["log"]]
+
+    whole = run()
+    np.random.rand()
+    random.random()
+    assert run() == whole
+    run(tmp_path, stop=3)
+    assert run(tmp_path) == whole
+
+
+class _Remembers(nn.Module):
+    """A loss with a buffer that each call changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, output: Tensor, labels: Tensor) -> Tensor:
+        value = F.cross_entropy(output, labels)
+        self.mean.mul_(0.9).add_(0.1 * value.detach())
+        return value + self.mean
+
+
+def test_a_loss_that_remembers_is_refused() -> None:
+    """Its buffers would be lost on resume; the trial leaves them as they were. Constant ones are settings."""
+    loss = _Remembers()
+    with pytest.raises(ValueError, match=r"loss: expected one without buffers that change, got .* with \['mean'\]"):
+        trainer(loss=loss)
+    assert loss.mean == 0
+    trainer(loss=nn.CrossEntropyLoss(weight=torch.ones(3)))
+
+
+def test_names_of_the_log_are_taken() -> None:
+    """A metric called step would make the log unreadable."""
+
+    class Own(Trainer):
+        def train_on_batch(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+            return super().train_on_batch(images, labels) | {"step": 1.0}
+
+    with pytest.raises(ValueError, match="train_on_batch: expected other names than the log's own"):
+        Own(network(), coloured(), steps=2, batch_size=8, progress=False, device="cpu").train()
+
+
+@pytest.mark.parametrize("seed", [1.7, "1", None])
+def test_seeds_are_whole_numbers(seed: Any) -> None:
+    """Others would be rounded, or fail within torch."""
+    with pytest.raises(ValueError, match="seed: expected a whole number"):
+        unchecked(TrainerSettings.__init__)(TrainerSettings.__new__(TrainerSettings), seed=seed)

@@ -8,9 +8,11 @@ import tiny
 import torch
 from tiny import TinyNet
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from transfer_runs import copied, refused, same, transfer
 
 from mtanytime.backbones import Normalized
+from mtanytime.transfer import TransferTrainer
 
 
 class Kernel(torch.autograd.Function):
@@ -270,3 +272,19 @@ def test_source_and_target_are_two_networks(tmp_path: Path) -> None:
     for other in (tied, dropout, Normalized(network, (0.5,) * 3, (0.5,) * 3)):
         refused(ValueError, match.format("source 'a'"), tmp_path / "run", source={"a": other}, target=network)
         assert other.training
+
+
+def test_sources_that_take_one_size_alone() -> None:
+    """Where the augmentation changes the size, a source's features are measured at the size of training."""
+
+    class Fixed(tiny.TinyNet):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.shape[2:] != (8, 8):
+                raise RuntimeError("8×8 alone")
+            return super().forward(images)
+
+    data = tiny.images(size=12)
+    options = {"augment": v2.RandomCrop(8), "steps": 1, "batch_size": 6, "progress": False, "device": "cpu"}
+    TransferTrainer(Fixed(5), tiny.made(), data, teacher=None, **options).train()
+    with pytest.raises(ValueError, match="teacher: no probe of the source can be fitted: 8×8 alone; or pass"):
+        TransferTrainer(Fixed(5), tiny.made(), data, **options)

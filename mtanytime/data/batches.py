@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import LabelledImages, Task, describe_tensor
 from mtanytime.data.transforms import Augment, as_augment
-from mtanytime.randomness import derive_seed, generator_for
+from mtanytime.randomness import derive_seed, generator_for, seeded
 
 Remainder = Literal["keep", "drop"]
 ALIGNMENT = 64  # bytes, of torch's tensors
@@ -130,7 +130,9 @@ class Batches:
     def _augmented(self, batches: Iterator, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         for i, (images, labels) in enumerate(batches, start):
             if self.augment is not None:
-                images = self.augment(images, generator_for(self.seed, epoch, i))
+                seed = derive_seed(self.seed, epoch, i)
+                with seeded(seed, images.device):  # for functions that do not use the generator
+                    images = self.augment(images, Generator().manual_seed(seed))
             yield images, labels
 
     def _from_set(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -184,6 +186,14 @@ class Batches:
             if batch is None:
                 return
             yield check_batch(batch)
+
+
+def changes_size(batches: Batches) -> bool:
+    """Whether the augmentation gives images of another size, for which the network is then meant."""
+    if batches.augment is None:
+        return False
+    plain, _ = batches_of(batches.data, 1, seed=batches.seed).batch(0, 0)
+    return batches.batch(0, 0)[0].shape[1:] != plain.shape[1:]
 
 
 def _as_floats(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -283,14 +293,22 @@ def check_data(data: object) -> None:
 def class_names(data: LabelledImages | DataLoader) -> tuple[str, ...] | None:
     """Return the names of a set's classes, in the order of its labels; of a DataLoader, if its data set has `classes`.
 
-    Subsets (torch.utils.data.Subset, random_split) are looked through.
+    Subsets (torch.utils.data.Subset, random_split) and the parts of a ConcatDataset are looked through. Raises
+    ValueError for parts with other classes than the first.
     """
     check_data(data)
-    if isinstance(data, LabelledImages):
-        return data.classes
-    source = data.dataset
+    return data.classes if isinstance(data, LabelledImages) else _class_names(data.dataset)
+
+
+def _class_names(source: Any) -> tuple[str, ...] | None:
     while not hasattr(source, "classes") and hasattr(source, "dataset"):
         source = source.dataset
+    if not hasattr(source, "classes") and isinstance(source, ConcatDataset):
+        named = [names for part in source.datasets if (names := _class_names(part)) is not None]
+        for names in named:
+            expected = f"a ConcatDataset whose parts have the same classes, as the first one's {named[0]}"
+            require(names == named[0], "data", expected, names)
+        return named[0] if len(named) == len(source.datasets) else None
     classes = getattr(source, "classes", None)
     return tuple(map(str, classes)) if isinstance(classes, list | tuple) else None
 

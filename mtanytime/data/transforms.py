@@ -1,6 +1,5 @@
 """Use torchvision's transforms, v1 or v2, as batch augmentation."""
 
-import random
 import re
 from collections.abc import Callable
 from inspect import signature
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mtanytime.checks import Words, mismatch
+from mtanytime.randomness import seeded
 
 Augment = Callable[[Tensor, Generator], Tensor]
 OVERSHOOT = 0.1  # beyond [0, 1] that resampling and colour changes may leave, which is clamped
@@ -19,9 +19,8 @@ OVERSHOOT = 0.1  # beyond [0, 1] that resampling and colour changes may leave, w
 class TransformAugment:
     """Batch augmentation by a transform of single images, drawn separately for each image.
 
-    `augment(images, generator)` as `Trainer` wants it. torchvision's transforms draw from the global random states of
-    torch and of Python; both are seeded from `generator` for the call and restored afterwards, so runs repeat and
-    resume.
+    `augment(images, generator)` as `Trainer` wants it. Transforms draw from the global random states of torch, Python
+    and numpy; these are seeded from `generator` for the call and restored afterwards, so runs repeat and resume.
 
     Args:
         transform: maps a float image (3, height, width) in [0, 1] to another one; the result may have another height
@@ -42,14 +41,8 @@ class TransformAugment:
     ) -> Float[Tensor, "batch 3 height2 width2"]:
         """The transformed images."""
         seed = int(torch.randint(2**62, (), generator=generator))
-        python_state = random.getstate()
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            try:
-                views = [self._view(image) for image in images.cpu()]
-            finally:
-                random.setstate(python_state)
+        with seeded(seed, torch.device("cpu")):
+            views = [self._view(image) for image in images.cpu()]
         if len({view.shape for view in views}) > 1:
             got = Words(", ".join(str(tuple(shape)) for shape in dict.fromkeys(view.shape for view in views)))
             raise mismatch("augment", "views of one size", got, "end the transform with a crop or a resize")

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
-from mtanytime.data.batches import Batches
+from mtanytime.data.batches import Batches, changes_size
 from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.randomness import generator_for, seeded
@@ -56,11 +55,17 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
     paths = lagging_batch_norms(model)
     try:
         model.train()
-        settled = [path for path in paths if model.get_submodule(path).training]
-        update_bn(images, model, device)
-        for path in settled:
-            for name in ("running_mean", "running_var"):
-                kept.pop(f"{path}.{name}" if path else name, None)
+        settled = [module for path in paths if (module := model.get_submodule(path)).training]
+        for module in settled:
+            module.reset_running_stats()
+            module.momentum = None  # a mean over all batches
+        with torch.no_grad():
+            for batch in images if settled else ():
+                model(batch if device is None else batch.to(device))
+        for path in paths:
+            if model.get_submodule(path) in settled:
+                for name in ("running_mean", "running_var"):
+                    kept.pop(f"{path}.{name}" if path else name, None)
     finally:
         for name, value in model.named_buffers():
             if name in kept:
@@ -74,9 +79,9 @@ def settle_batch_norms(model: nn.Module, images: Iterable[Tensor], device: torch
 def settle_for_evaluation(model: nn.Module, training: Batches, seed: int, precision: Precision) -> None:
     """Settle lagging batch norms on up to 4096 training images; a network without any stays as it is.
 
-    The images are chosen under the seed. Those of an image set are not augmented, as in evaluation, unless that changes
-    their size, and come in batches of nearly the same size, at most that of the training batches. A `DataLoader` keeps
-    its own batches.
+    The images are chosen under the seed. They are not augmented, as in evaluation, unless that changes their size.
+    Those of an image set come in batches of nearly the same size, at most that of the training batches. A `DataLoader`
+    keeps its own batches.
     """
     if lagging_batch_norms(model):
         like = next(model.parameters())
@@ -90,14 +95,14 @@ def _settling_batches(training: Batches, seed: int) -> Iterator[Images]:
     if isinstance(data, LabelledImages):
         generator = generator_for(seed)
         chosen = torch.randperm(len(data), generator=generator)[:MOST_IMAGES]
-        resized = training.batch(0, 0)[0].shape[1:] != data.image_shape
+        resized = changes_size(training)
         margin = resized and getattr(training.augment, "takes_margin", False)
         for images, _ in data.batches(chosen.tensor_split(math.ceil(len(chosen) / training.batch_size)), margin):
             images = images.float().div_(255)
             yield training.augment(images, generator) if resized else images
         return
     first, seen = None, 0
-    for images, _ in Batches(data, None, seed).epoch(0):
+    for images, _ in Batches(data, None, seed, training.augment if changes_size(training) else None).epoch(0):
         first = first or len(images)
         if 2 * len(images) >= first:  # every batch counts the same, so a much smaller last one is left out
             yield images

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mtanytime.backbones import Normalized
 from mtanytime.data.batches import Batches
 from mtanytime.data.images import LabelledImages
 from mtanytime.training.contents import closure_of, contents_hash, fingerprint, parts_of
@@ -95,12 +96,36 @@ def _is_plain(value: object) -> bool:
 
 
 def describe_model(model: nn.Module) -> str:
-    """The network's class and a hash of its printed form and tensors, without their values."""
+    """The network's class and a hash of its printed form and tensors, without their values.
+
+    With another hash of how a `Normalized` resizes and normalizes, which its printed form does not show.
+    """
     state = model.state_dict().items()  # `get_extra_state` may add values that are no tensors
     tensors = [(name, tuple(value.shape), value.dtype) for name, value in state if isinstance(value, Tensor)]
     structure = re.sub(r" at 0x\w+", "", repr(model))  # a module may show a function with its address
     digest = hashlib.sha256(f"{structure}{tensors}".encode(errors="surrogatepass")).hexdigest()
-    return f"{type(model).__name__} {digest[:16]}"
+    description = f"{type(model).__name__} {digest[:16]}"
+    if not (inputs := [_input_of(part) for part in model.modules() if isinstance(part, Normalized)]):
+        return description
+    described = Described(f"{description} {contents_hash({'inputs': inputs})}")
+    described.older = description
+    return described
+
+
+def describe_frozen(network: nn.Module) -> str:
+    """A hash of a frozen network's weights, and the size to which it resizes its images if it does."""
+    weights = fingerprint(network.state_dict())
+    sizes = [part.size for part in network.modules() if isinstance(part, Normalized) and part.size is not None]
+    if not sizes:
+        return weights
+    described = Described(f"{weights} at {', '.join(map(str, sizes))} pixels")
+    described.older = weights
+    return described
+
+
+def _input_of(network: Normalized) -> dict[str, Any]:
+    values = {name: getattr(network, name).flatten().tolist() for name in ("mean", "std")}
+    return values | {"size": network.size}
 
 
 def structure_of(model: nn.Module) -> str:
@@ -108,6 +133,8 @@ def structure_of(model: nn.Module) -> str:
     modules = {}
     for path, module in model.named_modules():
         settings = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and _is_plain(v)}
+        if isinstance(module, Normalized):
+            settings |= _input_of(module)
         modules[path] = [type(module).__qualname__, settings]
     return json.dumps(modules, sort_keys=True)
 

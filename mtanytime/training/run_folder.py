@@ -40,6 +40,13 @@ def _number(text: str) -> int | float:
         return float(text)
 
 
+def _older(value: Any) -> Any:
+    """What earlier versions recorded for a description or a dictionary of them; None for other values."""
+    if isinstance(value, dict) and any(hasattr(part, "older") for part in value.values()):
+        return {name: getattr(part, "older", part) for name, part in value.items()}
+    return getattr(value, "older", None)
+
+
 class RunFolder:
     """A folder with one run: config.json, tables as CSV files, and checkpoint.pt.
 
@@ -65,7 +72,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], config: Row, structure: str | None = None) -> None:
         self.path = Path(path).expanduser()
         self.config = json.loads(json.dumps(config, default=lambda number: number.item()))  # as read back
-        self._older = {k: v.older for k, v in config.items() if hasattr(v, "older")}
+        self._older = {k: older for k, v in config.items() if (older := _older(v)) is not None}
         self._structure = structure
         self._lock: filelock.BaseFileLock | None = filelock.FileLock(self.path / ".lock", thread_local=False)
         self._files: dict[str, IO[str]] = {}

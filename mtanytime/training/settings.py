@@ -92,6 +92,7 @@ class TrainerSettings:
             value = getattr(self, name)
             needed = value is not None or name == "batch_size"
             require(not needed or (isinstance(value, Integral) and value >= 1), name, "a whole number >= 1", value)
+        require(isinstance(self.seed, Integral), "seed", "a whole number", self.seed)
         remainders = get_args(Remainder)
         require(self.remainder in remainders, "remainder", f"one of {remainders}", self.remainder)
         if self.optimizer is None:

@@ -21,6 +21,7 @@ from mtanytime.randomness import generator_for
 from mtanytime.training.identity import name_of
 
 FEW_TO_CHOOSE_BY = 500  # validation images; with fewer, the standard error of an accuracy of 50 % is above 2 points
+_LOG_COLUMNS = {"step", "epoch", "seconds", "lr", "val_accuracy"}
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
 
@@ -75,6 +76,8 @@ def as_numbers(metrics: Any) -> dict[str, float]:
     """What a trainer's `train_on_batch` returned, as Python's numbers. ValueError for anything else, by name."""
     expected = "a dictionary of numbers by name"
     require(isinstance(metrics, Mapping), "train_on_batch", expected, Words(type(metrics).__name__))
+    own = sorted(_LOG_COLUMNS & set(metrics))
+    require(not own, "train_on_batch", f"other names than the log's own {sorted(_LOG_COLUMNS)}", own)
     numbers = {}
     for name, value in metrics.items():
         try:
@@ -164,14 +167,24 @@ def _check_output(logits: Tensor, name: str, labels: Tensor) -> int:
 
 
 def _check_loss(loss: Callable[[Any, Tensor], Tensor], output: Any, labels: Tensor, model: nn.Module) -> None:
+    before = {name: buffer.clone() for name, buffer in loss.named_buffers()} if isinstance(loss, nn.Module) else {}
     try:
-        value = loss(output, labels)
+        if isinstance(loss, nn.Module):
+            with trial_run(loss, labels.device, training=loss.training) as buffers:
+                value = functional_call(loss, buffers, output, labels)
+        else:
+            value = loss(output, labels)
     except Exception as error:
         came = Words(f"{name_of(loss)}, which fails: {error}")
         raise mismatch("loss", "a function of the network's output and the labels", came) from error
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     require(shape == (), "loss", "a function that returns a scalar tensor", Words(shape))
-    if not isinstance(loss, nn.Module) or not value.requires_grad:
+    if not isinstance(loss, nn.Module):
+        return
+    changed = [name for name, value in before.items() if not torch.equal(value, buffers[name])]
+    remedy = "keep them in the network: a checkpoint has no place for them"
+    require(not changed, "loss", "one without buffers that change", Words(f"{name_of(loss)} with {changed}"), remedy)
+    if not value.requires_grad:
         return
     known = {id(parameter) for parameter in model.parameters()}
     own = {name: p for name, p in loss.named_parameters() if p.requires_grad and id(p) not in known}

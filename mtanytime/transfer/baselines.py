@@ -24,7 +24,7 @@ from mtanytime.features import bare, unwrapped
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.distributed import Processes
-from mtanytime.training.identity import describe_data, fingerprint, name_of
+from mtanytime.training.identity import describe_data, name_of
 from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import with_keywords_of
@@ -199,7 +199,7 @@ class BaselineTrainer(Trainer):
 
     def _config(self) -> Row:
         views, view_augment, _, per_step = self._extra
-        row: Row = {"terms": self.term_weights, "source": fingerprint(self.source.state_dict())}
+        row: Row = {"terms": self.term_weights, "source": describe_frozen(self.source)}
         row |= {"source_layers": self.tapped_source.layers, "target_layers": self.target.layers, "pairs": self._pairs}
         row |= {"views": views, "view_augment": name_of(view_augment), "unlabelled_per_step": per_step}
         unlabelled = self.extra_images.unlabelled

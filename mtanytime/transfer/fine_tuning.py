@@ -22,9 +22,10 @@ from mtanytime.features import bare
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.measure.logits import find_logits
 from mtanytime.randomness import derive_seed
-from mtanytime.training.identity import fingerprint
+from mtanytime.training.identity import describe_frozen
 from mtanytime.training.settings import with_keywords_of
 from mtanytime.training.trainer import Trainer
+from mtanytime.transfer.l2sp import PenalizedLoss
 from mtanytime.transfer.probe import fit_probe
 from mtanytime.transfer.settings import FEW_LABELS
 
@@ -52,8 +53,15 @@ class FineTuning(Trainer):
         test: LabelledImages | DataLoader | None = None,
         **options: Any,
     ) -> None:
-        self._start = fingerprint(start.state_dict())
+        self._start = describe_frozen(start)
         super().__init__(model, data, test, **options)
+
+    def _build(self) -> None:
+        if isinstance(self.loss, PenalizedLoss):
+            remedy = "pass that network itself to FineTuning"
+            other = Words("one of another network, which would have no effect")
+            require(self.loss.network is self.model, "loss", "a penalty of the network that is trained", other, remedy)
+        super()._build()
 
     def _config(self) -> dict[str, Any]:
         return super()._config() | {"start": self._start}

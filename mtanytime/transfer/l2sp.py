@@ -69,6 +69,11 @@ class PenalizedLoss:
         self._held = network, penalty  # a private tuple does not identify the run, whose network has its own weights
         self.start, self.alpha, self.beta = fingerprint(penalty.start), penalty.alpha, penalty.beta
 
+    @property
+    def network(self) -> nn.Module:
+        """The network whose parameters are penalized."""
+        return self._held[0]
+
     def __call__(self, output: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The loss of a batch."""
         network, penalty = self._held

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, NamedTuple, get_args
@@ -354,12 +354,17 @@ def first_images(output: Any, images: int, count: int) -> Any:
         for name, part in output.items():
             cut[name] = first_images(part, images, count)
         return cut
-    if hasattr(output, "__dict__"):
+    parts = getattr(output, "__dict__", {}) or {field.name: getattr(output, field.name) for field in _fields(output)}
+    if parts:
         cut = copy(output)
-        for name, part in vars(output).items():
+        for name, part in parts.items():
             object.__setattr__(cut, name, first_images(part, images, count))  # a frozen dataclass, too
         return cut
     return output
+
+
+def _fields(value: Any) -> tuple[Field[Any], ...]:
+    return fields(value) if is_dataclass(value) else ()
 
 
 def check_settings(settings: Any) -> None:

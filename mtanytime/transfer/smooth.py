@@ -88,6 +88,7 @@ def _normalize(input: Values, p: float = 2.0, dim: int = 1, eps: float = 1e-12, 
 
 
 def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    x1, x2 = torch.broadcast_tensors(x1, x2)
     return (_normalize(x1, 2, dim, eps) * _normalize(x2, 2, dim, eps)).sum(dim)
 
 

@@ -13,7 +13,6 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped, bare
 from mtanytime.measure.logits import Pick, describe_output, find_logits
-from mtanytime.training.contents import fingerprint
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
@@ -55,10 +54,10 @@ class Teacher:
             fits = [name for name in same if set(network.layers) <= {*sources[name].layers, OUTPUT}]
             self._source = fits[-1] if fits else None
         if self.is_probe:  # the run's record has the sources in use
-            of = "" if same else f" of {fingerprint(network.source.model.state_dict())}"
+            of = "" if same else f" of {describe_frozen(network.source.model)}"
             self.identity = f"probe {network.origin}{of}"
         else:
-            self.identity = fingerprint(network.state_dict())
+            self.identity = describe_frozen(network)
 
     def logits(self, images: Images, passes: Passes) -> Float[Tensor, "_ classes"]:
         """The teacher's logits for a batch; `passes` holds each source's output and maps for the same images."""
@@ -151,7 +150,9 @@ def fit_teacher(
     for name, source in sources.items():
         try:
             probes[name] = fit_probe(source.model, data, layers=[*source.layers, OUTPUT], **options)
-        except ValueError as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # networks raise many kinds for images that they do not take
             raise ValueError(f"teacher: no probe of the source can be fitted: {error}; or pass teacher=None") from error
     name = min(probes, key=lambda name: probes[name].table["log_loss"].min())
     first = "shuffle the DataLoader, of whose first images the classes are taken, "

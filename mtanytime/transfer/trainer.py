@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from mtanytime._moved import find
 from mtanytime.checks import Words, require
-from mtanytime.data.batches import batches_of
+from mtanytime.data.batches import batches_of, changes_size, class_names
 from mtanytime.data.images import LabelledImages, Task
 from mtanytime.devices import autocast
 from mtanytime.features import Tapped
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import generator_for
 from mtanytime.training.contents import contents_hash
-from mtanytime.training.identity import describe_data, fingerprint, record
+from mtanytime.training.identity import describe_data, describe_frozen, record
 from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
@@ -267,6 +267,9 @@ class TransferTrainer(Trainer):
         if settings.outer is not None:
             if isinstance(settings.outer, FreshBatch):
                 check_labels("outer", settings.outer.labels, self.outputs)
+                classes, others = class_names(self.batches.data), settings.outer.data.classes
+                expected = f"images of the training set's classes {classes}, in that order"
+                require(classes is None or classes == others, "outer", expected, others)
             try_outer(settings.outer, self.model, images, labels, self.precision)
         return fast_layers
 
@@ -278,7 +281,7 @@ class TransferTrainer(Trainer):
         return MetaNetworks(self.pairs, source_channels, **chosen)
 
     def _config(self) -> Row:
-        fingerprints = {name: fingerprint(network.state_dict()) for name, network in self.networks.items()}
+        fingerprints = {name: describe_frozen(network) for name, network in self.networks.items()}
         row = {"pairs": self.pairs, "sources": fingerprints, **record(self.transfer_settings)}
         if self.map is not None:
             row["map"] = contents_hash({"pairs": dict(self.map.pairs), "channels": dict(self.map.channels)})
@@ -406,9 +409,13 @@ def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Sequence[Pair
 
 
 def _measured_images(trainer: Trainer) -> Iterator[Images]:
-    """Training images on the run's device, batch by batch, until there are `_MEASURED`; without `augment`."""
-    like, count = next(trainer.model.parameters()), 0
-    batches = batches_of(trainer.batches.data, min(trainer.settings.batch_size, _MEASURED), seed=trainer.seed)
+    """Training images on the run's device, batch by batch, until there are `_MEASURED`.
+
+    They are not augmented, unless that changes their size.
+    """
+    like, count, size = next(trainer.model.parameters()), 0, min(trainer.settings.batch_size, _MEASURED)
+    augment = trainer.batches.augment if changes_size(trainer.batches) else None
+    batches = batches_of(trainer.batches.data, size, seed=trainer.seed, augment=augment)
     for images, _ in batches.epoch(0):
         yield images.to(trainer.device, like.dtype)
         count += len(images)
