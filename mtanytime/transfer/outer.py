@@ -18,6 +18,7 @@ from mtanytime.devices import Precision, autocast
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.training.distributed import Processes
 from mtanytime.training.identity import name_of
+from mtanytime.training.trial import check_labels
 from mtanytime.transfer.layers import error_context
 from mtanytime.transfer.lookahead import OuterObjective
 
@@ -58,6 +59,12 @@ class FreshBatch:
         self.__qualname__ = "AnotherBatch"
         self.images, self.labels = data.images if isinstance(data, ImageSet) else data.identifying(), data.labels
         self.settings = f"augment {name_of(augment)}, loss {name_of(loss)}"
+
+    def check_classes(self, classes: tuple[str, ...] | None, outputs: int | None) -> None:
+        """Raise ValueError for other classes than the training set's, or a label without an output of the network."""
+        check_labels("outer", self.labels, outputs)
+        expected = f"images of the training set's classes {classes}, in that order"
+        require(classes is None or classes == self.data.classes, "outer", expected, self.data.classes)
 
     def __call__(
         self,

@@ -27,7 +27,6 @@ from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import split_settings, with_keywords_of
 from mtanytime.training.shared_batch_norm import shared_batch_norm
 from mtanytime.training.trainer import Trainer, TrainingResult
-from mtanytime.training.trial import check_labels
 from mtanytime.transfer.arrived import Arrived
 from mtanytime.transfer.bilevel import SGDState
 from mtanytime.transfer.double_backward import allows_fast_layers
@@ -266,10 +265,7 @@ class TransferTrainer(Trainer):
             )
         if settings.outer is not None:
             if isinstance(settings.outer, FreshBatch):
-                check_labels("outer", settings.outer.labels, self.outputs)
-                classes, others = class_names(self.batches.data), settings.outer.data.classes
-                expected = f"images of the training set's classes {classes}, in that order"
-                require(classes is None or classes == others, "outer", expected, others)
+                settings.outer.check_classes(class_names(self.batches.data), self.outputs)
             try_outer(settings.outer, self.model, images, labels, self.precision)
         return fast_layers
 
