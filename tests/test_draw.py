@@ -256,7 +256,7 @@ def test_dollar_in_layer_name(name: str) -> None:
         shown_as = {"two\nlines": "two\\nlines", "n" * 5000: "n" * 30 + "…"}.get(odd, odd)
         assert shown_as in shown, odd
         if name == "answers_by_time":
-            assert "(wrong)" in shown  # bool("False") is True
+            assert "(incorrect)" in shown  # bool("False") is True
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308, -1e308, 1e-308, 0.0, -1.0, True, "x", None])

@@ -161,8 +161,11 @@ def same_structure(one: str, other: str) -> bool:
 
 
 def describe_data(data: LabelledImages | DataLoader | None) -> str | None:
-    """A set's name, size and a hash of what identifies it: its images and labels, or of files their names, sizes and
-    a sample (see `data.disk.ImageFiles`); for a `DataLoader`, the hash is of one batch."""
+    """A set's name, its size and a hash of what identifies it.
+
+    That is its images and labels; of files, their names, sizes and a sample (see `data.disk.ImageFiles`); of a
+    `DataLoader`, one batch.
+    """
     if isinstance(data, LabelledImages):
         return f"{data.name}: {len(data)} images {fingerprint(data.identifying())}"
     if data is None:

@@ -50,7 +50,7 @@ def smallest_batch(batches: Batches) -> int | None:
 
 
 def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -> list[str]:
-    """Notes on what costs accuracy: steps on a small remainder, or one that stays, and a choice by few images."""
+    """Notes on settings that cost accuracy: a small last batch, or too few validation images to choose an epoch by."""
     notes, least = [], smallest_batch(batches)
     size, in_set = batches.batch_size or batches.data.batch_size, isinstance(batches.data, LabelledImages)
     if least is not None and len(batches) > 1 and 4 * least < size:

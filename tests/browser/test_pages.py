@@ -265,7 +265,7 @@ def test_playground_page_is_moved_by_keyboard(visit: Callable[..., Any]) -> None
         page.keyboard.press("ArrowRight")
         lit[page.locator("output").inner_text().partition(" · ")[2]] = page.locator(".node.lit").count()
     assert lit == {"no answer yet": 0, "exit 1 of 3": 1, "exit 2 of 3": 2, "exit 3 of 3": 2}
-    assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is wrong.")
+    assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is incorrect.")
     page.get_by_role("button", name="image 1, car").click()
     assert page.locator("[role=status]").inner_text().endswith("says car (99%), which is correct.")
     assert page.locator("tbody tr").first.inner_text().split()[-2:] == ["animal", "84%"]
