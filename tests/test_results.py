@@ -221,7 +221,13 @@ def test_planted(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     last = percent.index.get_level_values("seed").max()
     assert command == f"python -m mtanytime run planted --out FOLDER --seed {' '.join(map(str, range(last + 1)))}"
     settings = [f"Seeds 0 to {last}", f"`{command}`", machine.removesuffix(", beside other work"), versions]
-    settings += [f"β = {recipe['beta_uniform']:g}", f"β = {recipe['beta_search_then_train']:g}"]
+    settings += [f"β = {recipe[f'beta_{name}']:g}" for name in ("uniform", "uniform_source", "search_then_train")]
+    settings.append("for two other seeds, 100 and 101")
+    tried = tables("planted_betas").groupby(["task", "beta"])["accuracy"].mean()
+    for task, means in tried.groupby(level="task"):
+        chosen = recipe.get(f"beta_uniform_{task}", recipe["beta_uniform"])
+        assert means.idxmax()[1] == chosen
+        assert means.index.get_level_values("beta").min() < chosen < means.index.get_level_values("beta").max()
     settings += [f"in {recipe['trials']} trials", f"{recipe['steps']} steps", "95 % interval", "1 thread"]
     check(section(root, "Built-in task: planted truths"), figures, settings)
 

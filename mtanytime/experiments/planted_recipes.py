@@ -81,7 +81,8 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
     for task in settings["tasks"]:
         networks, layers = _source_of(task, sources, settings, seed)
         for method in settings["methods"]:
-            own = options | {"beta": settings[f"beta_{method}"]}
+            beta = settings.get(f"beta_{method}_{task}", settings[f"beta_{method}"])
+            own = options | {"beta": beta}
             place = run_folder(folder, f"{task}-{method}-seed{seed}")
             if method == "uniform":
                 trainer = TransferTrainer(networks, make, data, folder=place, source_layers=layers, **own)
@@ -148,7 +149,7 @@ RECIPES = {
     "planted": Recipe(
         reproduces="nothing: tasks whose right map is known, on built-in data",
         duration="a minute for the sources, then about ten minutes per task and seed on one core",
-        expected="not measured yet",
+        expected="test accuracy, uniform to searched: source 43 to 63 %, layer 66 to 71 %, channels 66 to 74 %",
         settings={
             "tasks": TASKS,
             "methods": METHODS,
@@ -164,7 +165,8 @@ RECIPES = {
             "batch_size": 25,
             "lr": 0.05,
             "weight_decay": 5e-4,
-            "beta_uniform": 4.0,
+            "beta_uniform": 2.0,  # strengths were chosen on other seeds, see data/results/planted_betas.csv
+            "beta_uniform_source": 1.0,  # with twice as many pairs
             "beta_search_then_train": 2.0,
             "precision": "float32",
             "checkpoint_seconds": 30.0,
