@@ -302,7 +302,7 @@ def test_bench_of_a_folder_that_is_not_a_clone(tmp_path: Path, capsys: pytest.Ca
 def test_bench_of_layers_and_shapes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Both print tables; times are kept in a file, which another machine's may not be."""
     csv, times = tmp_path / "layers.csv", tmp_path / "times.csv"
-    layers = ["bench", "layers", "--rounds", "1", "--batch", "1", "--runtime", "eager", "--channels", "4"]
+    layers = ["bench", "layers", "--rounds", "1", "--batch", "1", "--runtime", "eager", "--channels", "8"]
     assert main([*layers, "--csv", str(csv)]) == 0
     assert "gmacs_per_s" in capsys.readouterr().out
     assert len(pd.read_csv(csv, comment="#")) == 8

@@ -16,7 +16,7 @@ from mtanytime.measure.tables import as_numbers, require_rows, require_whole
 from mtanytime.randomness import seeded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Layer:
     """A square convolution without bias, on maps of side × side pixels; the stride halves them, rounded up.
 

@@ -133,8 +133,6 @@ def structure_of(model: nn.Module) -> str:
     modules = {}
     for path, module in model.named_modules():
         settings = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and _is_plain(v)}
-        if isinstance(module, Normalized):
-            settings |= _input_of(module)
         modules[path] = [type(module).__qualname__, settings]
     return json.dumps(modules, sort_keys=True)
 

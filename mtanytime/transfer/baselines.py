@@ -24,7 +24,7 @@ from mtanytime.features import bare, unwrapped
 from mtanytime.measure.evaluation import batch_accuracy
 from mtanytime.randomness import derive_seed, seeded
 from mtanytime.training.distributed import Processes
-from mtanytime.training.identity import describe_data, name_of
+from mtanytime.training.identity import describe_data, describe_frozen, name_of
 from mtanytime.training.optimizers import make_optimizer
 from mtanytime.training.run_folder import Row
 from mtanytime.training.settings import with_keywords_of

@@ -13,6 +13,7 @@ from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import Tapped, bare
 from mtanytime.measure.logits import Pick, describe_output, find_logits
+from mtanytime.training.identity import describe_frozen
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer.distillation import distillation_loss
 from mtanytime.transfer.layers import dtype_of, error_context, freeze_source
