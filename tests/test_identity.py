@@ -362,3 +362,14 @@ def test_states_that_are_no_tensors() -> None:
     """`get_extra_state` may add anything to a state; it counts by its contents."""
     weights = {"weight": torch.ones(2)}
     assert fingerprint(weights | {"_extra_state": {"a": 1}}) != fingerprint(weights | {"_extra_state": {"a": 2}})
+
+
+def test_a_record_without_a_network_is_another_run(tmp_path: Path) -> None:
+    """Someone may have edited it: an error in one line says what differs."""
+    options = {"steps": 1, "batch_size": 8, "folder": tmp_path / "run", "progress": False, "device": "cpu"}
+    model = Normalized(network(), (0.5,) * 3, (0.2,) * 3)
+    Trainer(model, coloured(), **options).train()
+    file = tmp_path / "run" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model": 5, "lr": 9.0}))
+    with pytest.raises(ValueError, match=r"there 5|there 9"):
+        Trainer(model, coloured(), **options)

@@ -129,7 +129,7 @@ class RunFolder:
             return there == self._older.get(name)
         if name != "model" or self._structure is None:
             return False
-        inputs = [description.split()[2:] for description in (there, here)]  # of a `Normalized`, since version 0.2
+        inputs = [str(description).split()[2:] for description in (there, here)]  # of a `Normalized`, since version 0.2
         if all(inputs) and inputs[0] != inputs[1]:
             return False
         return same_structure(checkpoint["network"]["structure"], self._structure)
