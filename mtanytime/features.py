@@ -250,7 +250,11 @@ def image_layers(
 
     These are the layers that run exactly once in eval mode on `images` and output an image map. The paths of a
     `Normalized` start from the network inside it. The model is left unchanged.
+
+    Raises ValueError for images that are not floats, such as uint8 ones.
     """
+    floats, remedy = images.is_floating_point(), "divide uint8 images by 255"
+    require(floats, "images", "a tensor of floats in [0, 1]", images.dtype, remedy)
     model = bare(model)
     network = unwrapped(model)
     size, grid = _input_size(model, images), getattr(network, "token_grid", None)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from typechecker import unchecked
 
 from mtanytime import backbones
 from mtanytime.features import image_layers, tap
@@ -274,6 +276,12 @@ def test_the_inner_network_has_the_first_claim_to_a_path() -> None:
     whole = backbones.Normalized(nn.Conv2d(3, 2, 1), (0.5,) * 3, (0.5,) * 3)
     output, features = tap(whole, ["network"])(pictures(2, 3, 4, 4))
     assert torch.equal(features["network"], output)
+
+
+def test_image_layers_needs_floats() -> None:
+    """Images of an image set are uint8: the error says what to do."""
+    with pytest.raises(ValueError, match=r"images: expected a tensor of floats in \[0, 1\], got torch.uint8; divide"):
+        unchecked(image_layers)(tiny.made(), tiny.images(2).images)
 
 
 def test_image_layers_lists_what_can_be_tapped() -> None:

@@ -263,8 +263,10 @@ def test_costs_from_a_part_of_a_table() -> None:
 def test_images_that_do_not_fit_are_refused() -> None:
     """Another image size has other costs, and bytes are not in [0, 1]: neither may be accepted silently."""
     predictor = AnytimePredictor(trained_like("sliced"), (3, 16, 16))
-    with pytest.raises(ValueError, match=r"images: expected .* of shape \(3, 16, 16\), got \(4, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"images: expected .* of shape \(batch, 3, 16, 16\), got \(4, 3, 32, 32\)"):
         predictor.predict(torch.rand(4, 3, 32, 32), 1e9)
+    with pytest.raises(ValueError, match=r"got \(3, 16, 16\); for a single image, images\[None\]"):
+        unchecked(AnytimePredictor.predict)(predictor, torch.rand(3, 16, 16), 1e9)
     assert predictor.predict(torch.rand(4, 3, 32, 32), 1, "exit").exit == 1
     with pytest.raises(ValueError, match=r"images: expected a tensor of floats in \[0, 1\], got torch.uint8"):
         unchecked(AnytimePredictor.predict)(predictor, torch.zeros(4, 3, 16, 16, dtype=torch.uint8), 1, "exit")

@@ -126,15 +126,15 @@ def test_a_recipes_network_without_its_function(tmp_path: Path) -> None:
     assert loaded.classes == tuple("0123456789")
     assert isinstance(load_part(tmp_path / "source").network, mt.backbones.ResNet)
     trainer(tmp_path / "own").train()
-    with pytest.raises(ValueError, match=r"^folder: expected the run folder of a recipe's network.*load_run"):
+    with pytest.raises(ValueError, match=r"^run: expected the run folder of a recipe's network.*load_run"):
         load_part(tmp_path / "own")
 
 
 @pytest.mark.parametrize(
     ("origin", "message"),
     [
-        ({"recipe": "smoke"}, "folder: expected a run with its recipe, part, settings and classes"),
-        ({"recipe": "smoke", "part": "l2t", "settings": [1]}, "folder: expected a run with its recipe, part, settings"),
+        ({"recipe": "smoke"}, "run: expected a run with its recipe, part, settings and classes"),
+        ({"recipe": "smoke", "part": "l2t", "settings": [1]}, "run: expected a run with its recipe, part, settings"),
         ({"recipe": "smok", "part": "l2t", "settings": {}}, "recipe: expected the name of a recipe, got 'smok'"),
         ({"recipe": "smoke", "part": "l2t", "settings": {}}, "expected the settings of a network of smoke, got others"),
     ],

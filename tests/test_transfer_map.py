@@ -274,6 +274,21 @@ def test_numbers_of_any_type_are_saved(tmp_path: Path, monkeypatch: pytest.Monke
     assert TransferMap.load(tmp_path / "map.json") == made
 
 
+def test_listed_layers_that_a_map_leaves_out() -> None:
+    """The call that searched for the map, with its layers, trains with it; a layer that it needs must be there."""
+    pairs = {PAIRS[0]: 1.0, PAIRS[3]: 0.0}
+    one = TransferMap(pairs, {pair: TransferMap.uniform(PAIRS, CHANNELS).channels[pair] for pair in pairs})
+    layers = ["first", "second"]
+    assert transfer(map=one, source_layers=layers, target_layers=layers).pairs == [PAIRS[0]]
+    with pytest.raises(ValueError, match="expected a layer of the source"):
+        transfer(map=one, source_layers=["second"], target_layers=layers)
+    by_name = {"map": TransferMap({("a/first", "first"): 1.0}, {("a/first", "first"): [0.2] * 5})}
+    sources = {"a": tiny.made(5, seed=2).eval(), "b": tiny.made(5, seed=3).eval()}
+    settings = {"steps": 1, "batch_size": 6, "device": "cpu", "progress": False, "teacher": None}
+    named = {"source_layers": {"a": layers, "b": layers}, "target_layers": layers}
+    assert TransferTrainer(sources, tiny.made(), tiny.images(), **by_name, **named, **settings).pairs
+
+
 def test_sources_that_a_map_leaves_out() -> None:
     """Their layers may be named all the same."""
     sources = {"a": tiny.made(5, seed=2).eval(), "b": tiny.made(5, seed=3).eval()}

@@ -315,6 +315,17 @@ def test_random_search() -> None:
     assert (again.maps, again.losses) == (found.maps[:2], found.losses[:2])
 
 
+def test_trials_are_counted(capsys: pytest.CaptureFixture) -> None:
+    """A search shows one bar, whose trials are silent; progress=False shows nothing."""
+    silent = {name: value for name, value in SETTINGS.items() if name != "progress"}
+    random_search(SOURCE, target, DATA, trials=2, **silent)
+    shown = capsys.readouterr().out
+    assert "2/2" in shown
+    assert "step" not in shown
+    random_search(SOURCE, target, DATA, trials=2, **SETTINGS)
+    assert not capsys.readouterr().out
+
+
 def test_channels_are_learned_first(tmp_path: Path) -> None:
     """All trials and the map have the channels of one search by lookahead with λ = 1, whose seconds count."""
     options = SETTINGS | {"folder": tmp_path, "trials": 4, "kept": 1}

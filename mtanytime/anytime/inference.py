@@ -138,8 +138,9 @@ class AnytimePredictor:
         """
         k = self.choose(budget, unit)
         if unit != "exit":
-            shape = tuple(images.shape)
-            require(shape[1:] == self._image_shape, "images", f"a batch of images of shape {self._image_shape}", shape)
+            expected = f"images of shape (batch, {', '.join(map(str, self._image_shape))})"
+            remedy = "for a single image, images[None]"
+            require(tuple(images.shape[1:]) == self._image_shape, "images", expected, tuple(images.shape), remedy)
         if unit == "ms" and self._measures:
             expected = f"{self._batch}, as many as the times were measured for"
             remedy = f"make the predictor with batch={len(images)}"

@@ -117,16 +117,14 @@ def load_part(folder: Path, **options: Any) -> StoredRun:
     """
     checkpoint, _ = read_run(folder)
     about = checkpoint.get("network", {})
-    remedy = "load it with mtanytime.load_run(folder, model)"
-    require(bool(about.get("origin")), "folder", "the run folder of a recipe's network", str(folder), remedy)
+    remedy = "load it with mtanytime.load_run(folder, model), which mtanytime.export takes"
+    require(bool(about.get("origin")), "run", "the run folder of a recipe's network", str(folder), remedy)
     origin, classes = about["origin"], about.get("classes")
     kinds = {"recipe": str, "part": str, "settings": dict}
     known = bool(classes) and all(isinstance(origin.get(key), kind) for key, kind in kinds.items())
-    require(known, "folder", "a run with its recipe, part, settings and classes", str(folder), remedy)
+    require(known, "run", "a run with its recipe, part, settings and classes", str(folder), remedy)
     build = recipe(origin["recipe"]).network
-    require(
-        build is not None, "folder", "the run folder of a recipe that builds its networks alone", str(folder), remedy
-    )
+    require(build is not None, "run", "the run folder of a recipe that builds its networks alone", str(folder), remedy)
     try:
         network = build(origin["part"], origin["settings"], len(classes))
     except (KeyError, TypeError, ValueError) as error:

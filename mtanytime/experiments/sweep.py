@@ -124,7 +124,13 @@ def check_folder(grid: Grid, folder: Path) -> Grid:
 def read_sweep(folder: Path) -> dict[str, Any]:
     """What a sweep's sweep.json holds. ValueError for a folder without one, or a file that is none."""
     path = folder / "sweep.json"
-    require(path.is_file(), str(folder), "the folder of a sweep", Words("a folder without sweep.json"))
+    require(
+        path.is_file(),
+        str(folder),
+        "the folder of a sweep",
+        Words("a folder without sweep.json"),
+        "or a CSV file of results",
+    )
     kinds = {"recipe": str, "settings": dict, "set": dict, "over": dict, "seeds": list}
     try:
         record = json.loads(path.read_bytes())

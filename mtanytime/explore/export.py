@@ -129,7 +129,7 @@ def export_csv(
 def _free(path: str | PathLike[str], force: bool) -> Path:
     """Return the path if a page may be written there."""
     path = Path(path)
-    remedy = "delete it, name another file, or replace it with force=True"
+    remedy = "delete it, name another file, or replace it with force=True (--force)"
     require(force or not path.exists(), "path", "a new file", Words(f"{path}, which exists"), remedy)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")

@@ -85,7 +85,14 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         plain_numbers(self)
         both = self.epochs is not None and self.steps is not None
-        require(not both, "steps", "steps or epochs, not both", Words(f"{self.steps} steps and {self.epochs} epochs"))
+        remedy = "give the other as None, such as one of a preset"
+        require(
+            not both,
+            "steps",
+            "steps or epochs, not both",
+            Words(f"{self.steps} steps and {self.epochs} epochs"),
+            remedy,
+        )
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 200)
         for name in ("epochs", "steps", "batch_size"):

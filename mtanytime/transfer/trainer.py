@@ -117,7 +117,8 @@ class TransferTrainer(Trainer):
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
-            and `where` are off), and the pairs are those of the map, except those with λ = 0.
+            and `where` are off), and the pairs are those of the map, except those with λ = 0. Listed layers that the
+            map does not use are left out.
         unlabelled: further images for matching and distillation, of the labelled images' size: an image set, a
             `DataLoader` or a folder. Labels, if there are any, are not read.
         teacher: a trained network with the target's classes. It is frozen, and its answers on all images of a step are
@@ -166,6 +167,7 @@ class TransferTrainer(Trainer):
         check_pair_form(pairs)
         if self.map is not None:
             self.networks, source_layers = _only_used(self.networks, source_layers, pairs)
+            target_layers = _paired(target_layers, {layer for _, layer in pairs})
         self._layers = source_layers, target_layers, pairs
         super().__init__(target, data, test, **settings)
 
@@ -395,13 +397,22 @@ class TransferTrainer(Trainer):
 
 def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Sequence[Pair]) -> tuple[dict[str, nn.Module], Any]:
     """The sources, and their layers by name, without those that no pair of a map uses."""
-    used = {pair[0].partition("/")[0] for pair in pairs}
+    used, paired = {pair[0].partition("/")[0] for pair in pairs}, {source for source, _ in pairs}
     kept = {name: network for name, network in networks.items() if name in used}
     if len(networks) == 1 or not kept:
-        return networks, layers
+        return networks, layers if isinstance(layers, Mapping) else _paired(layers, paired)
     if isinstance(layers, Mapping):
-        layers = {name: value for name, value in layers.items() if name in kept or name not in networks}
+        layers = {
+            name: _paired(value, {layer.removeprefix(f"{name}/") for layer in paired})
+            for name, value in layers.items()
+            if name in kept or name not in networks
+        }
     return kept, layers
+
+
+def _paired(layers: Any, paired: set[str]) -> Any:
+    """The listed layers without those that no pair has; what is no list is left for the check of layers."""
+    return [layer for layer in layers if layer in paired] or layers if isinstance(layers, (list, tuple)) else layers
 
 
 def _measured_images(trainer: Trainer) -> Iterator[Images]:

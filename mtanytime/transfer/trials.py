@@ -10,6 +10,7 @@ lookaheads. This is ours, not the paper's. `search_then_train` adds the training
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import LabelledImages
@@ -79,7 +81,8 @@ def trial_search(
             search uses the trials' pairs and split of the labels, so it takes no layers, `held_out`, `splits` or
             `seed`.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
-        settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …
+        settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …; with progress=True,
+            each trial shows its steps in place of one bar that counts trials.
 
     Returns:
         The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses
@@ -101,7 +104,7 @@ def trial_search(
     require(trials >= least, "trials", f"at least {least}, so that each of {count} pairs is tried", trials)
     if channels is not None:
         tried.learn_channels(channels)
-    for _ in range(trials):
+    for _ in _counted(trials, settings):
         if search.exhausted:
             break
         pairs = tried.next_pairs(search.propose())
@@ -207,7 +210,7 @@ def random_search(
     """
     check_count("trials", trials)
     tried = _Trials(source, target, data, held_out, folder, settings)
-    for trial in range(trials):
+    for trial in _counted(trials, settings):
         tried.run(random_map(tried.pairs, tried.channels, derive_seed(tried.seed, TRIAL, trial)))
     best = int(np.argmin(tried.losses))
     return MapSearch(tried.maps[best], tuple(tried.maps), tried.seconds, tuple(tried.losses))
@@ -315,6 +318,12 @@ class _Trials:
         self.seconds += trainer.seconds
         self.maps.append(drawn)
         self.losses.append(loss)
+
+
+def _counted(trials: int, settings: Mapping[str, Any]) -> tqdm:
+    """The numbers of the trials, with a progress bar unless `progress` says whether the trials show theirs."""
+    shown = "progress" not in settings and Processes().first
+    return tqdm(range(trials), "search", unit="trial", file=sys.stdout, disable=not shown)
 
 
 def _read_pairs(file: Path) -> list[Pair]:
