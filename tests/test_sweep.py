@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mtanytime.__main__ import main
 from mtanytime.experiments import cell
 from mtanytime.experiments.cell import Job, held, run_job
 from mtanytime.experiments.grid import LETTERS_UP_TO, cell_name, make_grid
-from mtanytime.experiments.runner import run
+from mtanytime.experiments.runner import RECIPES, run
 from mtanytime.experiments.sweep import collect, sweep
 from mtanytime.experiments.workers import Workers
 
@@ -116,6 +117,17 @@ def test_sources_are_shared_and_done_cells_are_skipped(tmp_path: Path) -> None:
     columns = ["method", "seed", "beta", "epochs", "accuracy", "last_accuracy"]
     row = collect(tmp_path / "whole").query("method == 'matching_one' and seed == 0")
     pd.testing.assert_frame_equal(row[columns].reset_index(drop=True), expected[columns])
+
+
+def test_results_outlive_other_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version's defaults and settings are not those of the runs, which stay readable."""
+    sweep(tiny_grid((0,), methods="scratch"), tmp_path, Inline(), progress=False)
+    before, smoke = collect(tmp_path), RECIPES["smoke"]
+    assert {"weight_decay", "one_more"}.isdisjoint(TINY)
+    monkeypatch.setitem(
+        RECIPES, "smoke", replace(smoke, settings=smoke.settings | {"weight_decay": 0.25, "one_more": 1})
+    )
+    pd.testing.assert_frame_equal(collect(tmp_path), before)
 
 
 def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

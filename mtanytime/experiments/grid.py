@@ -160,13 +160,17 @@ def merged(grid: Grid, other: Mapping[str, Any]) -> Grid:
 
 
 def read_grid(record: Mapping[str, Any]) -> Grid:
-    """The grid that `record` describes. ValueError where this version's recipe has no such setting or value."""
+    """The grid that `record` describes: its settings have the values of then, also where other defaults apply now.
+
+    Raises ValueError where a setting was chosen that this version's recipe has not, or a value that it does not take.
+    """
     chosen = recipe(record["recipe"])
     over = {
         key: tuple(changed(chosen.settings, {key: text})[key] for text in texts)
         for key, texts in record["over"].items()
     }
-    fixed = {key: changed(chosen.settings, {key: text})[key] for key, text in record["set"].items()}
+    then = {key: text for key, text in record["settings"].items() if key in chosen.settings} | record["set"]
+    fixed = {key: changed(chosen.settings, {key: text})[key] for key, text in then.items()}
     return Grid(record["recipe"], fixed, over, tuple(record["seeds"]))
 
 

@@ -167,7 +167,8 @@ def _result(folder: Path, grid: Grid, cell: Cell) -> dict[str, Any] | None:
         wanted = {"recipe": grid.recipe, "seed": cell.seed}
         wanted |= {key: as_text(value) for key, value in cell.settings.items() if key != PACE}
         there = {"recipe": result.get("recipe"), "seed": result.get("seed"), **result.get("settings", {})}
-        other = [f"{key} {there.get(key)}, not {value}" for key, value in wanted.items() if there.get(key) != value]
+        # A setting that is newer than the result is not in it.
+        other = [f"{key} {there[key]}, not {value}" for key, value in wanted.items() if there.get(key, value) != value]
         came = Words(f"one with {', '.join(other[:4])}")
         require(not other, str(folder / cell.name), "the result of this cell", came, "delete that folder")
     return result
