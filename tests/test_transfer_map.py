@@ -287,6 +287,9 @@ def test_listed_layers_that_a_map_leaves_out() -> None:
     settings = {"steps": 1, "batch_size": 6, "device": "cpu", "progress": False, "teacher": None}
     named = {"source_layers": {"a": layers, "b": layers}, "target_layers": layers}
     assert TransferTrainer(sources, tiny.made(), tiny.images(), **by_name, **named, **settings).pairs
+    alone = {"a": sources["a"]}
+    named["source_layers"] = {"a": layers}
+    assert TransferTrainer(alone, tiny.made(), tiny.images(), **by_name, **named, **settings).pairs
 
 
 def test_sources_that_a_map_leaves_out() -> None:

@@ -398,16 +398,14 @@ class TransferTrainer(Trainer):
 def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Sequence[Pair]) -> tuple[dict[str, nn.Module], Any]:
     """The sources, and their layers by name, without those that no pair of a map uses."""
     used, paired = {pair[0].partition("/")[0] for pair in pairs}, {source for source, _ in pairs}
-    kept = {name: network for name, network in networks.items() if name in used}
-    if len(networks) == 1 or not kept:
-        return networks, layers if isinstance(layers, Mapping) else _paired(layers, paired)
-    if isinstance(layers, Mapping):
-        layers = {
-            name: _paired(value, {layer.removeprefix(f"{name}/") for layer in paired})
-            for name, value in layers.items()
-            if name in kept or name not in networks
-        }
-    return kept, layers
+    kept = {name: network for name, network in networks.items() if name in used} or networks  # a single one has no name
+    if not isinstance(layers, Mapping):
+        return kept, _paired(layers, paired)
+    return kept, {
+        name: _paired(value, {layer.removeprefix(f"{name}/") for layer in paired})
+        for name, value in layers.items()
+        if name in kept or name not in networks
+    }
 
 
 def _paired(layers: Any, paired: set[str]) -> Any:
