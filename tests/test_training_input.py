@@ -190,6 +190,19 @@ def test_notes_on_habits_that_cost_accuracy() -> None:
     )
 
 
+def test_note_on_images_of_another_size() -> None:
+    """A network that pools takes images of any size, so a test set of another one would go unseen."""
+    small = coloured(7)
+    large = ImageSet(small.images.repeat(1, 1, 2, 2), small.labels, small.classes)
+    pooling = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    height, width = small.image_shape[1:]
+    expected = f"its images have {2 * height}×{2 * width} pixels, the training images {height}×{width}"
+    options = {"model": pooling, "data": small, "validation": None, "batch_size": 7}
+    assert trainer(**options, test=large).notes == [f"test: {expected}"]
+    assert f"validation: {expected}" in trainer(**options | {"validation": large}).notes
+    assert trainer(**options, test=small).notes == []
+
+
 def test_a_remainder_that_a_loader_keeps() -> None:
     """The setting does not reach it, so a note says what does."""
     data = coloured(7)

@@ -151,7 +151,7 @@ class Trainer(KeptRun):
         train, self.validation, self.test = prepare_sets(data, test, validation, self.seed, self.device)
         options = {"seed": self.seed, "augment": settings.augment, "remainder": settings.remainder}
         self.batches = batches_of(train, settings.batch_size, **options)
-        self.notes += cautions(self.batches, self.validation)
+        self.notes += cautions(self.batches, self.validation, self.test)
         self.epochs = settings.epochs or math.ceil(settings.steps / len(self.batches))
         self.steps = settings.steps or self.epochs * len(self.batches)
         self.model = make_network(model, self.batches, self.seed, self.device)

@@ -49,8 +49,10 @@ def smallest_batch(batches: Batches) -> int | None:
     return data.batch_size if data.drop_last else len(data.sampler) % data.batch_size or data.batch_size
 
 
-def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -> list[str]:
-    """Notes on settings that cost accuracy: a small last batch, or too few validation images to choose an epoch by."""
+def cautions(
+    batches: Batches, validation: LabelledImages | DataLoader | None, test: LabelledImages | DataLoader | None
+) -> list[str]:
+    """Notes on what costs accuracy: a small last batch, few validation images to choose an epoch by, other sizes."""
     notes, least = [], smallest_batch(batches)
     size, in_set = batches.batch_size or batches.data.batch_size, isinstance(batches.data, LabelledImages)
     if least is not None and len(batches) > 1 and 4 * least < size:
@@ -69,6 +71,10 @@ def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -
             f"validation: {len(validation)} images are too few to choose the best epoch by, as accuracy does; "
             "last_accuracy is that of the last step"
         )
+    for name, other in (("validation", validation), ("test", test)):
+        if in_set and isinstance(other, LabelledImages) and other.image_shape != batches.data.image_shape:
+            sizes = ["×".join(map(str, images.image_shape[1:])) for images in (other, batches.data)]
+            notes.append(f"{name}: its images have {sizes[0]} pixels, the training images {sizes[1]}")
     return notes
 
 

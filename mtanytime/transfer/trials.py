@@ -82,7 +82,8 @@ def trial_search(
             `seed`.
         folder: where to keep the trials, which are resumed; None keeps them in memory.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, seed, …; with progress=True,
-            each trial shows its steps in place of one bar that counts trials.
+            each trial shows its steps in place of one bar that counts trials. With standardize="network", the default,
+            the scale of the features is that of the pairs that a trial matches, so all trials match equally strongly.
 
     Returns:
         The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses
