@@ -33,8 +33,13 @@ def test_every_method(tmp_path: Path) -> None:
     assert list(table.columns) == ["method", "seed", "accuracy", "train_seconds"]
     assert table["method"].tolist() == list(recipes.METHODS)
     assert table["accuracy"].between(0, 1).all()
-    assert set(results.maps["method"]) == {"l2t", "search_then_train", "random_search"}
-    assert set(results.maps["beta"]) == {2.0}
+    maps = results.maps
+    assert set(maps["method"]) == {*recipes.LEARNED, "search_then_train", "random_search"}
+    assert dict(zip(maps["method"], maps["beta"], strict=True)) == {"l2t_not_later": 4.0} | dict.fromkeys(
+        ("l2t", "search_then_train", "random_search"), 2.0
+    )
+    learned = maps[maps["method"] == "l2t_not_later"]
+    assert [*zip(learned["source"], learned["target"], strict=True)] == recipes.PAIRS["matching_not_later"]
     again = run("baselines-builtin", tmp_path, changes=SMALL, progress=False)
     assert again.table.drop(columns="train_seconds").equals(table.drop(columns="train_seconds"))
     trained = table["method"] != "probe"

@@ -39,7 +39,8 @@ PAIRS = {
 }
 # Ours: all pairs start alike, and λ is divided by its mean over the pairs.
 L2T = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True}
-METHODS = ("scratch", "probe", *PAIRS, "random_search", "l2t", "search_then_train")
+LEARNED = {"l2t": None, "l2t_not_later": PAIRS["matching_not_later"]}  # the pairs whose λ L2T-ww learns
+METHODS = ("scratch", "probe", *PAIRS, "random_search", *LEARNED, "search_then_train")
 
 
 def baselines_builtin(settings: Settings, seed: int, folder: Path | None, progress: bool) -> Parts:
@@ -79,9 +80,9 @@ def _trainer(
     options["beta"] = settings[f"beta_{method}"]
     if method in PAIRS:
         return TransferTrainer(source, make, task, pairs=PAIRS[method], **options)
-    if method == "l2t":
+    if method in LEARNED:
         outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
-        learned = L2T | {"outer": outer}
+        learned = L2T | {"outer": outer, "pairs": LEARNED[method]}
         learned |= {"meta_lr": settings["meta_lr_l2t"], "meta_every": settings["meta_every"]}
         learned |= {"arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
@@ -142,6 +143,7 @@ RECIPES = {
             "beta_matching_not_later": 4.0,
             "beta_random_search": 2.0,
             "beta_l2t": 2.0,
+            "beta_l2t_not_later": 4.0,
             "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
             "meta_every": 1,  # steps from one lookahead of l2t to the next
