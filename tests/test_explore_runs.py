@@ -154,6 +154,44 @@ def test_folders_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (single["runs"], single["name"]) == ([], "")
 
 
+def trial(*pairs: tuple[int, int]) -> pd.DataFrame:
+    """Return the trace of a trial that matches these layers, by number."""
+    return pd.DataFrame([{"step": 0, "source": f"layer{m}", "target": f"conv{n}", "weight": 1.0} for m, n in pairs])
+
+
+def test_layers_of_trials_are_in_their_networks_order(tmp_path: Path) -> None:
+    """The first trial need not match the first layers, and the tenth comes after the second."""
+    pairs = {0: [(1, 13), (2, 2), (2, 27)], 2: [(1, 2), (1, 6), (3, 6)], 10: [(2, 6), (2, 13), (3, 20), (3, 27)]}
+    pairs[11] = [(1, 13), (1, 20)]
+    for number, of_trial in pairs.items():
+        written(tmp_path / "search" / f"trial{number}", trace=trial(*of_trial))
+    content = explored(tmp_path)[0]
+    assert content["sources"] == ["layer1", "layer2", "layer3"]
+    assert content["targets"] == [f"conv{n}" for n in (2, 6, 13, 20, 27)]
+    assert [run["name"] for run in content["runs"]] == ["trial0", "trial2", "trial10", "trial11"]
+
+
+def test_layers_whose_orders_contradict() -> None:
+    """Then the order is that of their first appearance."""
+    traces = {"a": trial((1, 1), (1, 2), (2, 1)), "b": trial((2, 3), (1, 2), (1, 1))}
+    content = TransferExplorer(traces).content
+    assert (content["sources"], content["targets"]) == (["layer1", "layer2"], ["conv1", "conv2", "conv3"])
+
+
+def test_trials_of_a_search(tmp_path: Path) -> None:
+    """They are left out beside the training that the search led to; of very many, the first ones are shown."""
+    for number in range(30):
+        written(tmp_path / "search" / f"trial{number}", trace=trial((1, number % 3)))
+    content = explored(tmp_path)[0]
+    assert [run["name"] for run in content["runs"]] == [f"trial{number}" for number in range(24)]
+    assert "The first 24 of 30 trials are shown." in content["note"]
+    written(tmp_path / "train", trace=trial((1, 0), (1, 1)))
+    content = explored(tmp_path)[0]
+    assert not content["runs"]
+    assert len(content["pairs"]) == 2
+    assert "The 30 trials of the search are not shown." in content["note"]
+
+
 def test_several_curves(tmp_path: Path) -> None:
     """Curves of several files are one curve: of other models or seeds as they are, of the same ones by their files."""
     curve = tables.curve(seeds=2)

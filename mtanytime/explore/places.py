@@ -1,6 +1,7 @@
 """Explore what people have: CSV files of any kind, and folders of runs or of experiments."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -46,7 +47,8 @@ def explored(*places: str | PathLike[str]) -> Page:
     curves. Other tables (log, results, maps, channel weights, R²) become pictures. `channels.csv` and `arrived.csv`
     beside `trace.csv` are shown with it. The JSON file of a transfer map counts as a trace of one step. Several places
     of one kind become one page: traces a menu of runs, curves and results one picture of all. An experiment's folder
-    stands for the runs in it that have a trace, or else a curve, or else a log.
+    stands for the runs in it that have a trace, or else a curve, or else a log; without the trials of a search, if
+    there are other runs.
 
     Raises:
         ValueError: a table is of no known kind, lacks a column or cannot be drawn; a folder holds nothing to explore;
@@ -85,7 +87,8 @@ def _parts(path: Path) -> tuple[list[Part], str]:
         return [_file(path)], ""
     if (run := _run(path)) is not None:
         return [run], ""
-    folders = sorted({config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")})
+    folders = {config.parent for depth in ("*", "*/*") for config in path.glob(f"{depth}/config.json")}
+    folders = sorted(folders, key=lambda folder: (folder.parent, _trial(folder), folder))
     runs = [(folder, _naming(folder, _run, folder)) for folder in folders]
     parts = [run for _, run in runs if run is not None]
     if not parts:
@@ -97,7 +100,21 @@ def _parts(path: Path) -> tuple[list[Part], str]:
     kind = min((part.kind for part in parts), key=list(tables.RUN_TABLES).index)
     kept = [part for part in parts if part.kind == kind]
     others = [str(folder.relative_to(path)) for folder, run in runs if run is None or run.kind != kind]
-    return kept, f"Without a {kind}, so not shown: {tables.first_few(others)}." if others else ""
+    notes = [f"Without a {kind}, so not shown: {tables.first_few(others)}."] * bool(others)
+    trials = [part for part in kept if _trial(part.path) >= 0]
+    if len(trials) < len(kept):  # what a search led to says more than its trials
+        kept = [part for part in kept if part not in trials]
+        notes += [f"The {len(trials)} trials of the search are not shown."] * bool(trials)
+    elif len(trials) > RUNS_UP_TO:
+        kept = kept[:RUNS_UP_TO]
+        notes.append(f"The first {RUNS_UP_TO} of {len(trials)} trials are shown.")
+    return kept, " ".join(notes)
+
+
+def _trial(folder: Path) -> int:
+    """Return the number of a search's trial, from its folder; -1 for other runs."""
+    found = re.fullmatch(r"trial(\d+)", folder.name)
+    return int(found[1]) if found else -1
 
 
 def _file(path: Path) -> Part:

@@ -1,7 +1,9 @@
 """Several runs at once: their tables, which may be parts of one table, and short names that tell them apart."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,6 +139,35 @@ def _run(trace: tables.Table, channels: tables.Table | None, arrived: tables.Tab
     arrived = tables.arrived_beside(trace) if arrived is None else arrived
     beside = tables.features_beside(trace), tables.results_beside(trace)
     return RunTables(*tables.whole_run(trace, channels), arrived, *beside)
+
+
+def layer_order(runs: Iterable[Sequence[tuple[str, str]]]) -> tuple[list[str], list[str]]:
+    """Return the source layers and the target layers of several runs, each in an order that agrees with every run's.
+
+    The trials of a search match different pairs: those of the first one need not begin with a network's first layers.
+
+    Args:
+        runs: the pairs (source layer, target layer) of each run, in its order.
+    """
+    sources, targets = [], []
+    for pairs in runs:
+        own = tables.distinct(source for source, _ in pairs)
+        sources.append(own)
+        targets += [[target for name, target in pairs if name == source] for source in own]
+    return _merged(sources), _merged(targets)
+
+
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """Return all names in one order; that of their first appearance if the orders contradict each other."""
+    graph = TopologicalSorter()
+    for name in (name for order in orders for name in order):
+        graph.add(name)
+    for earlier, later in (both for order in orders for both in pairwise(order)):
+        graph.add(later, earlier)
+    try:
+        return list(graph.static_order())
+    except CycleError:
+        return tables.distinct(name for order in orders for name in order)
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:

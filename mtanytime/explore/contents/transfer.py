@@ -9,7 +9,7 @@ import pandas as pd
 from mtanytime.checks import Words, require
 from mtanytime.explore import draw, feature_maps, tables
 from mtanytime.explore.contents.common import ALL, NO_CHANNEL, NONE, Contents
-from mtanytime.explore.runs import RunTables
+from mtanytime.explore.runs import RunTables, layer_order
 from mtanytime.measure.tables import require_unique
 
 STEPS_UP_TO = 200  # per explorer
@@ -48,7 +48,7 @@ def runs_contents(runs: Mapping[str, RunTables]) -> Contents:
     """
     traces = {name: _named(name, read_run, run) for name, run in runs.items()}
     pairs = tables.distinct(pair for table in traces.values() for pair in pairs_of(table))
-    sources, targets = (tables.distinct(pair[side] for pair in pairs) for side in (0, 1))
+    sources, targets = layer_order(map(pairs_of, traces.values()))
     notes: list[str] = []
     held = []
     features: list[Contents] = []  # of all runs, each file once: seeds share their source
