@@ -10,9 +10,11 @@ from tiny import TinyNet
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from transfer_runs import copied, refused, same, transfer
+from typechecker import unchecked
 
 from mtanytime.backbones import Normalized
-from mtanytime.transfer import TransferTrainer
+from mtanytime.transfer import TransferMap, TransferTrainer
+from mtanytime.transfer.layers import check_pair_form
 
 
 class Kernel(torch.autograd.Function):
@@ -76,6 +78,10 @@ TWO = {"a": tiny.made(3, seed=2), "b": tiny.made(3, seed=3)}
             "^pairs: expected every listed layer in a pair, got none with 'second'$",
         ),
         (
+            {"map": TransferMap({("first", "first"): 1.0}, {("first", "first"): [0.2] * 5}), "pairs": "not later"},
+            "^pairs: expected None beside a map, which has its own, got 'not later'$",
+        ),
+        (
             {"source": TWO, "pairs": [("a/first", "first")]},
             r"^pairs: expected one or more for each source \(a, b\), got none for b$",
         ),
@@ -116,6 +122,22 @@ def test_layers_and_pairs(tmp_path: Path, options: dict[str, Any], match: str) -
     source = options.get("source", tiny.made(3)).values() if isinstance(options.get("source"), dict) else ()
     refused(ValueError, match, tmp_path / "run", **options)
     assert all(network.training for network in source)  # refused before the source was changed
+
+
+def test_pairs_that_are_not_later() -> None:
+    """The rule leaves the early source layer out of the late target layer, and trains as the same pairs, listed."""
+    listed = [("first", "first"), ("second", "first"), ("second", "second")]
+    runs = [transfer(pairs=pairs) for pairs in ("not later", listed)]
+    assert runs[0].pairs == listed
+    for run in runs:
+        run.train()
+    assert same(copied(runs[0].model), copied(runs[1].model))
+    of_one = transfer(pairs="not later", target_layers=["second"])  # half-way through a network of its own
+    assert (of_one.pairs, list(of_one.sources[""].layers)) == ([("second", "second")], ["second"])
+    two = transfer(source=TWO, pairs="not later")
+    assert two.pairs == [(f"{name}/{source}", target) for name in TWO for source, target in listed]
+    with pytest.raises(ValueError, match=r"^pairs: expected one or more .*, or 'not later', got 'later'$"):
+        unchecked(check_pair_form)("later")
 
 
 class Cases:

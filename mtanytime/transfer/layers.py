@@ -5,6 +5,7 @@ A layer of a single source is called by its path; with several sources, by "name
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,8 +15,11 @@ from mtanytime.checks import Words, mismatch, require
 from mtanytime.features import Tapped, bare, tap, unwrapped
 from mtanytime.functional import functional_call, input_unchanged, trial_run
 from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.pair_search import later
 
 Layers = Sequence[str]
+Pairs = Sequence[Pair] | Literal["not later"]
+NOT_LATER = "not later"
 Maps = dict[str, Float[Tensor, "batch _ _ _"]]
 
 
@@ -54,10 +58,11 @@ def name_sources(source: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
     return {name: bare(network, source_name(name)) for name, network in networks.items()}
 
 
-def check_pair_form(pairs: Sequence[Pair] | None) -> None:
-    """Raise ValueError for an empty list of pairs, or pairs that are not two layers."""
+def check_pair_form(pairs: Pairs | None) -> None:
+    """Raise ValueError for an empty list of pairs, pairs that are not two layers, or an unknown rule."""
     valid = pairs is None or (len(pairs) > 0 and all(not isinstance(pair, str) and len(pair) == 2 for pair in pairs))
-    require(valid, "pairs", "one or more (source layer, target layer)", pairs)
+    valid = pairs == NOT_LATER if isinstance(pairs, str) else valid
+    require(valid, "pairs", f"one or more (source layer, target layer), or {NOT_LATER!r}", pairs)
 
 
 def tap_layers(
@@ -65,7 +70,7 @@ def tap_layers(
     target: nn.Module,
     source_layers: Layers | Mapping[str, Layers] | None,
     target_layers: Layers | None,
-    pairs: Sequence[Pair] | None,
+    pairs: Pairs | None,
 ) -> tuple[dict[str, Tapped], Tapped, list[Pair]]:
     """Tap the sources and the target at the layers to match.
 
@@ -74,7 +79,9 @@ def tap_layers(
         target: the target network.
         source_layers: the sources' layers; default: those in `pairs`, else each network's own `feature_layers`.
         target_layers: the target's layers, with the same default.
-        pairs: the pairs to match; default: every source layer with every target layer.
+        pairs: the pairs to match; default: every source layer with every target layer. "not later": those of them
+            whose target layer comes no later in its network than the source layer in its own; layers without such a
+            pair are left out.
 
     Returns:
         The tapped sources by name, the tapped target, and the pairs.
@@ -82,17 +89,30 @@ def tap_layers(
     Raises:
         ValueError: for unknown, repeated or unused layers, and pairs outside the layers.
     """
+    listed = None if isinstance(pairs, str) else pairs
+    chosen = _choose_source_layers(networks, source_layers, listed)
+    if target_layers is None:
+        paired = None if listed is None else list(dict.fromkeys(layer for _, layer in listed))
+        target_layers = _own_layers("target_layers", "target", target) if paired is None else paired
+    if isinstance(pairs, str):
+        pairs = _not_later([join_name(name, layer) for name in chosen for layer in chosen[name]], target_layers)
+        sides = [{pair[side] for pair in pairs} for side in (0, 1)]
+        chosen = {name: [s for s in layers if join_name(name, s) in sides[0]] for name, layers in chosen.items()}
+        target_layers = [layer for layer in target_layers if layer in sides[1]]
     sources = {}
-    for name, layers in _choose_source_layers(networks, source_layers, pairs).items():
+    for name, layers in chosen.items():
         with error_context(source_name(name)):
             sources[name] = tap(networks[name], layers)
-    if target_layers is None:
-        paired = None if pairs is None else list(dict.fromkeys(layer for _, layer in pairs))
-        target_layers = _own_layers("target_layers", "target", target) if paired is None else paired
     with error_context("target"):
         tapped = tap(target, target_layers)
     names = [join_name(name, layer) for name, source in sources.items() for layer in source.layers]
     return sources, tapped, _check_pairs(pairs, names, tapped.layers)
+
+
+def _not_later(sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
+    """The pairs of all that `later` calls not later, up to rounding."""
+    pairs = [(source, target) for source in sources for target in targets]
+    return [pair for pair, more in zip(pairs, later(pairs), strict=True) if more < 1e-9]
 
 
 def _choose_source_layers(

@@ -1,7 +1,7 @@
 """The trainer of L2T-ww (arXiv:1905.05901): the training loop around `Lookahead`, with its trace."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any, ClassVar, Literal
@@ -34,6 +34,7 @@ from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
     Layers,
     Maps,
+    Pairs,
     check_apart,
     check_pair_form,
     check_trainable,
@@ -48,7 +49,7 @@ from mtanytime.transfer.layers import (
 )
 from mtanytime.transfer.lookahead import Lookahead, Losses, Shares, Student
 from mtanytime.transfer.matching import FeatureMatching, source_standards
-from mtanytime.transfer.meta_networks import MetaNetworks, Pair
+from mtanytime.transfer.meta_networks import MetaNetworks
 from mtanytime.transfer.outer import FreshBatch, try_outer
 from mtanytime.transfer.settings import FEW_LABELS, TransferSettings, unused_settings
 from mtanytime.transfer.teacher import check_teacher, make_teacher
@@ -116,6 +117,7 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
+            "not later": those in which the target layer is at most as deep (see `layers.tap_layers`), a rule of ours.
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
             and `where` are off), and the pairs are those of the map, except those with λ = 0. Listed layers that the
             map does not use are left out.
@@ -132,8 +134,7 @@ class TransferTrainer(Trainer):
     Raises:
         ValueError: as `Trainer`. Layers: unknown or unsuitable ones, pairs outside them, a source that no pair uses, or
             a matched target layer that gets no gradient. Images: unlabelled ones of another size, too few for
-            `arrived`, or labels that no probe can be fitted to. Also an outer objective that fails on a few images, or
-            a teacher of other classes.
+            `arrived`, or labels that no probe fits. An outer objective that fails, or a teacher of other classes.
         RuntimeError: a target layer whose backward cannot be differentiated again, by name.
     """
 
@@ -149,7 +150,7 @@ class TransferTrainer(Trainer):
         *,
         source_layers: Layers | Mapping[str, Layers] | None = None,
         target_layers: Layers | None = None,
-        pairs: Sequence[Pair] | None = None,
+        pairs: Pairs | None = None,
         map: TransferMap | str | PathLike[str] | None = None,
         unlabelled: Unlabelled | None = None,
         teacher: nn.Module | Literal["probe"] | None = "probe",
@@ -395,8 +396,9 @@ class TransferTrainer(Trainer):
         self.trace.load_state(state)
 
 
-def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Sequence[Pair]) -> tuple[dict[str, nn.Module], Any]:
-    """The sources, and their layers by name, without those that no pair of a map uses."""
+def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Pairs) -> tuple[dict[str, nn.Module], Any]:
+    """The sources, and their layers by name, without those that no pair of a map uses. ValueError for "not later"."""
+    require(not isinstance(pairs, str), "pairs", "None beside a map, which has its own", pairs)
     used, paired = {pair[0].partition("/")[0] for pair in pairs}, {source for source, _ in pairs}
     kept = {name: network for name, network in networks.items() if name in used} or networks  # a single one has no name
     if not isinstance(layers, Mapping):
