@@ -171,25 +171,37 @@ def test_layers_of_trials_are_in_their_networks_order(tmp_path: Path) -> None:
     assert [run["name"] for run in content["runs"]] == ["trial0", "trial2", "trial10", "trial11"]
 
 
-def test_layers_whose_orders_contradict() -> None:
-    """Then the order is that of their first appearance."""
+def test_layers_whose_order_the_runs_leave_open() -> None:
+    """Where orders contradict each other, or one run names few pairs, it is that of their first appearance."""
     traces = {"a": trial((1, 1), (1, 2), (2, 1)), "b": trial((2, 3), (1, 2), (1, 1))}
     content = TransferExplorer(traces).content
     assert (content["sources"], content["targets"]) == (["layer1", "layer2"], ["conv1", "conv2", "conv3"])
+    assert TransferExplorer(trial((1, 2), (2, 2), (2, 6), (3, 13))).content["targets"] == ["conv2", "conv6", "conv13"]
+    by_hand = trial((1, 2), (1, 6), (1, 13), (2, 27))
+    assert TransferExplorer(by_hand).content["targets"] == ["conv2", "conv6", "conv13", "conv27"]
+    two = pd.concat([by_hand.assign(source=f"{name}/" + by_hand["source"]) for name in "ab"])
+    assert TransferExplorer(two).content["sources"] == ["a/layer1", "a/layer2", "b/layer1", "b/layer2"]
 
 
 def test_trials_of_a_search(tmp_path: Path) -> None:
     """They are left out beside the training that the search led to; of very many, the first ones are shown."""
+    search = tmp_path / "search"
     for number in range(30):
-        written(tmp_path / "search" / f"trial{number}", trace=trial((1, number % 3)))
-    content = explored(tmp_path)[0]
-    assert [run["name"] for run in content["runs"]] == [f"trial{number}" for number in range(24)]
-    assert "The first 24 of 30 trials are shown." in content["note"]
+        written(search / f"trial{number}", trace=trial((1, number % 3)))
+    written(search / "channels" / "split0", trace=trial((1, 0), (1, 1), (1, 2)))
+    for place in (tmp_path, search):
+        content = explored(place)[0]
+        assert [run["name"] for run in content["runs"]] == [f"trial{number}" for number in range(24)]
+        assert "The first 24 of 30 trials are shown." in content["note"]
+    assert "The search for channel weights is not shown." in content["note"]
     written(tmp_path / "train", trace=trial((1, 0), (1, 1)))
     content = explored(tmp_path)[0]
     assert not content["runs"]
     assert len(content["pairs"]) == 2
     assert "The 30 trials of the search are not shown." in content["note"]
+    of_user = written(tmp_path / "mine" / "trial1", trace=trial((1, 0))).parent
+    written(of_user / "baseline", trace=trial((1, 0)))
+    assert [run["name"] for run in explored(of_user)[0]["runs"]] == ["baseline", "trial1"]
 
 
 def test_several_curves(tmp_path: Path) -> None:

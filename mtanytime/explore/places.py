@@ -102,19 +102,22 @@ def _parts(path: Path) -> tuple[list[Part], str]:
     others = [str(folder.relative_to(path)) for folder, run in runs if run is None or run.kind != kind]
     notes = [f"Without a {kind}, so not shown: {tables.first_few(others)}."] * bool(others)
     trials = [part for part in kept if _trial(part.path) >= 0]
-    if len(trials) < len(kept):  # what a search led to says more than its trials
-        kept = [part for part in kept if part not in trials]
-        notes += [f"The {len(trials)} trials of the search are not shown."] * bool(trials)
+    channels = [part for part in kept if trials and part.path.parent == path / "channels"]  # learned before the trials
+    led_to = [part for part in kept if part not in trials + channels]
+    if trials and led_to:
+        notes.append(f"The {len(trials)} trials of the search are not shown.")
     elif len(trials) > RUNS_UP_TO:
-        kept = kept[:RUNS_UP_TO]
         notes.append(f"The first {RUNS_UP_TO} of {len(trials)} trials are shown.")
-    return kept, " ".join(notes)
+    if channels:
+        notes.append("The search for channel weights is not shown.")
+    return led_to or trials[:RUNS_UP_TO], " ".join(notes)
 
 
 def _trial(folder: Path) -> int:
     """Return the number of a search's trial, from its folder; -1 for other runs."""
     found = re.fullmatch(r"trial(\d+)", folder.name)
-    return int(found[1]) if found else -1
+    of_search = folder.parent.name == "search" or folder.with_suffix(".json").exists()
+    return int(found[1]) if found and of_search else -1
 
 
 def _file(path: Path) -> Part:

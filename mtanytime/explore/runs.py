@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -145,29 +144,40 @@ def layer_order(runs: Iterable[Sequence[tuple[str, str]]]) -> tuple[list[str], l
     """Return the source layers and the target layers of several runs, each in an order that agrees with every run's.
 
     The trials of a search match different pairs: those of the first one need not begin with a network's first layers.
+    Where the runs leave an order open, it is that of the first appearance. The layers of a network stay together.
 
     Args:
         runs: the pairs (source layer, target layer) of each run, in its order.
     """
-    sources, targets = [], []
+    sources: list[list[str]] = []
+    targets: list[list[str]] = []
     for pairs in runs:
         own = tables.distinct(source for source, _ in pairs)
         sources.append(own)
         targets += [[target for name, target in pairs if name == source] for source in own]
-    return _merged(sources), _merged(targets)
+    networks = tables.distinct(network_of(source) for own in sources for source in own)
+    by_network = [[[layer for layer in own if network_of(layer) == name] for own in sources] for name in networks]
+    return [layer for orders in by_network for layer in _merged(orders)], _merged(targets)
+
+
+def network_of(source: str) -> str:
+    """Return the name of a source layer's network, from a layer like `birds/layer1`; "" if there is one network."""
+    return source.partition("/")[0] if "/" in source else ""
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
-    """Return all names in one order; that of their first appearance if the orders contradict each other."""
-    graph = TopologicalSorter()
-    for name in (name for order in orders for name in order):
-        graph.add(name)
+    """Return all names in one order; if the orders contradict each other, that of the first appearance."""
+    names = tables.distinct(name for order in orders for name in order)
+    before: dict[str, set[str]] = {name: set() for name in names}
     for earlier, later in (both for order in orders for both in pairwise(order)):
-        graph.add(later, earlier)
-    try:
-        return list(graph.static_order())
-    except CycleError:
-        return tables.distinct(name for order in orders for name in order)
+        before[later].add(earlier)
+    merged: list[str] = []
+    while len(merged) < len(names):
+        free = (name for name in names if name not in merged and before[name] <= set(merged))
+        if (name := next(free, None)) is None:
+            return names
+        merged.append(name)
+    return merged
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
