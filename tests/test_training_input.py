@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tiny_runs import Begin, coloured, flattened, loader, network, task, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchvision.transforms import v2
 
 from mtanytime.backbones import Normalized
 from mtanytime.data.images import ImageSet
@@ -195,12 +196,18 @@ def test_note_on_images_of_another_size() -> None:
     small = coloured(7)
     large = ImageSet(small.images.repeat(1, 1, 2, 2), small.labels, small.classes)
     pooling = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    height, width = small.image_shape[1:]
-    expected = f"its images have {2 * height}×{2 * width} pixels, the training images {height}×{width}"
-    options = {"model": pooling, "data": small, "validation": None, "batch_size": 7}
-    assert trainer(**options, test=large).notes == [f"test: {expected}"]
-    assert f"validation: {expected}" in trainer(**options | {"validation": large}).notes
-    assert trainer(**options, test=small).notes == []
+
+    def notes(data: ImageSet, test: ImageSet, **others: Any) -> list[str]:
+        options = {"model": pooling, "data": data, "validation": None, "batch_size": 7} | others
+        return [note for note in trainer(**options, test=test).notes if "pixels" in note]
+
+    expected = "its images have {0}×{0} pixels, those of the training steps {1}×{1}".format
+    assert notes(small, large) == [f"test: {expected(16, 8)}"]
+    assert notes(small, small, validation=large) == [f"validation: {expected(16, 8)}"]
+    crop = {"augment": v2.RandomCrop(8)}
+    assert notes(large, large, **crop) == [f"test: {expected(16, 8)}"]
+    assert notes(large, small, **crop) == notes(small, small) == notes(loader(small), small) == []
+    assert notes(small, large, model=Normalized(pooling, [0.5] * 3, [0.2] * 3, size=8)) == []
 
 
 def test_a_remainder_that_a_loader_keeps() -> None:

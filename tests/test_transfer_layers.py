@@ -14,7 +14,7 @@ from typechecker import unchecked
 
 from mtanytime.backbones import Normalized
 from mtanytime.transfer import TransferMap, TransferTrainer
-from mtanytime.transfer.layers import check_pair_form
+from mtanytime.transfer.layers import NOT_LATER, check_pair_form
 
 
 class Kernel(torch.autograd.Function):
@@ -79,7 +79,7 @@ TWO = {"a": tiny.made(3, seed=2), "b": tiny.made(3, seed=3)}
         ),
         (
             {"map": TransferMap({("first", "first"): 1.0}, {("first", "first"): [0.2] * 5}), "pairs": "not later"},
-            "^pairs: expected None beside a map, which has its own, got 'not later'$",
+            "^pairs: expected None or a list of pairs beside a map, got 'not later'$",
         ),
         (
             {"source": TWO, "pairs": [("a/first", "first")]},
@@ -137,7 +137,14 @@ def test_pairs_that_are_not_later() -> None:
     two = transfer(source=TWO, pairs="not later")
     assert two.pairs == [(f"{name}/{source}", target) for name in TWO for source, target in listed]
     with pytest.raises(ValueError, match=r"^pairs: expected one or more .*, or 'not later', got 'later'$"):
-        unchecked(check_pair_form)("later")
+        unchecked(check_pair_form)("later", (NOT_LATER,))
+    with pytest.raises(
+        ValueError, match=r"^pairs: expected one or more \(source layer, target layer\), got 'not later'$"
+    ):
+        unchecked(check_pair_form)("not later")  # as BaselineTrainer does
+    for layers, error in ((["first", "typo"], "expected layers of TinyNet"), ([], "expected at least one module path")):
+        with pytest.raises(ValueError, match=f"^target: layers: {error}"):
+            transfer(pairs="not later", source_layers=["first"], target_layers=layers)
 
 
 class Cases:

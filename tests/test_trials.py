@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -45,7 +46,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     noise = np.random.default_rng(5)
 
     def init(self: module._Trials, *_: object) -> None:
-        self.seed, self.maps, self.losses, self.seconds, self._folder = 0, [], [], 0.0, None
+        self.seed, self.maps, self.losses, self.seconds, self._folder, self._diverged = 0, [], [], 0.0, None, 0
         self.pairs = [(f"s{i}", "t") for i in range(pairs)]
         self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
 
@@ -239,6 +240,40 @@ def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert diverged
     assert min(diverged) >= np.log(3)
     assert found.map.pairs["first", "first"] == 0
+
+
+@pytest.mark.parametrize("search", [trial_search, random_search])
+def test_trials_that_all_diverge(search: Callable[..., Any]) -> None:
+    """Equal losses would give the first pairs of the list as the map. A search of which most diverge says so."""
+    with pytest.raises(FloatingPointError, match=r"^all 4 trials diverged; a smaller lr or beta may help$"):
+        search(SOURCE, target, DATA, trials=4, **SETTINGS | {"lr": 1e30})
+    with pytest.raises(FloatingPointError, match=r"^all 4 trials diverged"):
+        search_then_train(SOURCE, target, DATA, searcher=search, search={"trials": 4, "lr": 1e30}, **SETTINGS)
+
+
+def test_a_search_of_which_most_trials_diverge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on, with a warning."""
+    step, trained = TransferTrainer.train_on_batch, []
+
+    def diverging(self: TransferTrainer, *batch: torch.Tensor) -> dict[str, float]:
+        trained.extend([self] * (self not in trained))
+        if len(trained) < 4:
+            self._finite(float("nan"), "loss")
+        return step(self, *batch)
+
+    monkeypatch.setattr(TransferTrainer, "train_on_batch", diverging)
+    with pytest.warns(UserWarning, match=r"^3 of 4 trials diverged; a smaller lr or beta may help$"):
+        trial_search(SOURCE, target, DATA, trials=4, kept=1, **SETTINGS)
+
+
+def test_what_a_search_does_not_take_from_the_final_training(tmp_path: Path) -> None:
+    """Its own steps replace epochs, and what arrived is measured at the end alone."""
+    options = {name: value for name, value in SETTINGS.items() if name != "steps"} | {"epochs": 2}
+    options |= {"arrived": tiny.images(12, seed=3), "folder": tmp_path}
+    result, _ = search_then_train(SOURCE, target, DATA, search={"trials": 4, "steps": 1}, **options)
+    assert len(result.arrived) > 0
+    assert not list((tmp_path / "search").rglob("arrived.csv"))
+    assert pd.read_csv(tmp_path / "search" / "trial0" / "log.csv")["step"].max() == 1
 
 
 def test_search_then_train_by_trials(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ from mtanytime.training.trial import (
     cautions,
     check_labels,
     check_mean,
+    other_sizes,
     probe,
     smallest_batch,
     training_probe,
@@ -151,7 +152,7 @@ class Trainer(KeptRun):
         train, self.validation, self.test = prepare_sets(data, test, validation, self.seed, self.device)
         options = {"seed": self.seed, "augment": settings.augment, "remainder": settings.remainder}
         self.batches = batches_of(train, settings.batch_size, **options)
-        self.notes += cautions(self.batches, self.validation, self.test)
+        self.notes += cautions(self.batches, self.validation)
         self.epochs = settings.epochs or math.ceil(settings.steps / len(self.batches))
         self.steps = settings.steps or self.epochs * len(self.batches)
         self.model = make_network(model, self.batches, self.seed, self.device)
@@ -159,6 +160,7 @@ class Trainer(KeptRun):
         self.modules, self.optimizers = {"model": self.model}, {}
         self.tables, self._rows_every = {"log": []}, {"log": 1}
         self._build()
+        self.notes += other_sizes(self.model, self.batches, validation=self.validation, test=self.test)
         self.optimizers["optimizer"] = self.optimizer
         self._group_rates = group_rates(self.optimizer, settings.schedule, self.steps, len(self.batches))
         self.rates = self._group_rates[0]  # one per step

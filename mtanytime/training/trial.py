@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.batches import Batches
 from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
+from mtanytime.features import without_wrappers
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.randomness import generator_for
 from mtanytime.training.identity import name_of
@@ -49,10 +51,8 @@ def smallest_batch(batches: Batches) -> int | None:
     return data.batch_size if data.drop_last else len(data.sampler) % data.batch_size or data.batch_size
 
 
-def cautions(
-    batches: Batches, validation: LabelledImages | DataLoader | None, test: LabelledImages | DataLoader | None
-) -> list[str]:
-    """Notes on what costs accuracy: a small last batch, few validation images to choose an epoch by, other sizes."""
+def cautions(batches: Batches, validation: LabelledImages | DataLoader | None) -> list[str]:
+    """Notes on settings that cost accuracy: a small last batch, or too few validation images to choose an epoch by."""
     notes, least = [], smallest_batch(batches)
     size, in_set = batches.batch_size or batches.data.batch_size, isinstance(batches.data, LabelledImages)
     if least is not None and len(batches) > 1 and 4 * least < size:
@@ -71,11 +71,21 @@ def cautions(
             f"validation: {len(validation)} images are too few to choose the best epoch by, as accuracy does; "
             "last_accuracy is that of the last step"
         )
-    for name, other in (("validation", validation), ("test", test)):
-        if in_set and isinstance(other, LabelledImages) and other.image_shape != batches.data.image_shape:
-            sizes = ["×".join(map(str, images.image_shape[1:])) for images in (other, batches.data)]
-            notes.append(f"{name}: its images have {sizes[0]} pixels, the training images {sizes[1]}")
     return notes
+
+
+def other_sizes(model: nn.Module, batches: Batches, **sets: LabelledImages | DataLoader | None) -> list[str]:
+    """Notes on image sets of another size than the augmented training images, unless the network resizes its input."""
+    network = without_wrappers(model)
+    if isinstance(network, Normalized) and network.size is not None:
+        return []
+    size = training_probe(batches, next(model.parameters()))[0].shape[2:]
+    return [
+        f"{name}: its images have {'×'.join(map(str, images.image_shape[1:]))} pixels, those of the training steps "
+        f"{'×'.join(map(str, size))}"
+        for name, images in sets.items()
+        if isinstance(images, LabelledImages) and images.image_shape[1:] != size
+    ]
 
 
 def as_numbers(metrics: Any) -> dict[str, float]:

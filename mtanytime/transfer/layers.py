@@ -58,11 +58,12 @@ def name_sources(source: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Mo
     return {name: bare(network, source_name(name)) for name, network in networks.items()}
 
 
-def check_pair_form(pairs: Pairs | None) -> None:
-    """Raise ValueError for an empty list of pairs, pairs that are not two layers, or an unknown rule."""
+def check_pair_form(pairs: Pairs | None, rules: Sequence[str] = ()) -> None:
+    """Raise ValueError for an empty list of pairs, pairs that are not two layers, or a rule that is not allowed."""
     valid = pairs is None or (len(pairs) > 0 and all(not isinstance(pair, str) and len(pair) == 2 for pair in pairs))
-    valid = pairs == NOT_LATER if isinstance(pairs, str) else valid
-    require(valid, "pairs", f"one or more (source layer, target layer), or {NOT_LATER!r}", pairs)
+    valid = pairs in rules if isinstance(pairs, str) else valid
+    expected = ", or ".join(["one or more (source layer, target layer)", *map(repr, rules)])
+    require(valid, "pairs", expected, pairs)
 
 
 def tap_layers(
@@ -80,8 +81,9 @@ def tap_layers(
         source_layers: the sources' layers; default: those in `pairs`, else each network's own `feature_layers`.
         target_layers: the target's layers, with the same default.
         pairs: the pairs to match; default: every source layer with every target layer. "not later": those of them
-            whose target layer comes no later in its network than the source layer in its own; layers without such a
-            pair are left out.
+            whose target layer comes no later among the target's layers than the source layer among its network's, in
+            the order in which the layers are listed, from 0 for the first to 1 for the last (½ for a single one);
+            layers without such a pair are left out.
 
     Returns:
         The tapped sources by name, the tapped target, and the pairs.
@@ -94,19 +96,29 @@ def tap_layers(
     if target_layers is None:
         paired = None if listed is None else list(dict.fromkeys(layer for _, layer in listed))
         target_layers = _own_layers("target_layers", "target", target) if paired is None else paired
+    sources, tapped = _tap_all(networks, target, chosen, target_layers)
     if isinstance(pairs, str):
-        pairs = _not_later([join_name(name, layer) for name in chosen for layer in chosen[name]], target_layers)
-        sides = [{pair[side] for pair in pairs} for side in (0, 1)]
-        chosen = {name: [s for s in layers if join_name(name, s) in sides[0]] for name, layers in chosen.items()}
-        target_layers = [layer for layer in target_layers if layer in sides[1]]
+        pairs = _not_later(_names(sources), tapped.layers)
+        used, paired = ({pair[side] for pair in pairs} for side in (0, 1))
+        kept = {name: [s for s in source.layers if join_name(name, s) in used] for name, source in sources.items()}
+        sources, tapped = _tap_all(networks, target, kept, [layer for layer in tapped.layers if layer in paired])
+    return sources, tapped, _check_pairs(pairs, _names(sources), tapped.layers)
+
+
+def _tap_all(
+    networks: Mapping[str, nn.Module], target: nn.Module, source_layers: Mapping[str, Layers], target_layers: Layers
+) -> tuple[dict[str, Tapped], Tapped]:
+    """Tap each source and the target. Raises ValueError with the network's name."""
     sources = {}
-    for name, layers in chosen.items():
+    for name, layers in source_layers.items():
         with error_context(source_name(name)):
             sources[name] = tap(networks[name], layers)
     with error_context("target"):
-        tapped = tap(target, target_layers)
-    names = [join_name(name, layer) for name, source in sources.items() for layer in source.layers]
-    return sources, tapped, _check_pairs(pairs, names, tapped.layers)
+        return sources, tap(target, target_layers)
+
+
+def _names(sources: Mapping[str, Tapped]) -> list[str]:
+    return [join_name(name, layer) for name, source in sources.items() for layer in source.layers]
 
 
 def _not_later(sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:

@@ -1,11 +1,12 @@
 """Which pairs to match, learned from the losses of trials; how a trial trains is left to the caller.
 
 A linear model of the logarithm of the loss estimates what each pair contributes. It has one further effect, common to
-all pairs whose target layer comes later in its network than the source layer does in its own. A second model also has
-an effect for each source layer, common to all its pairs; whichever model makes the losses likelier is used. The first
-trials match each pair at least once. Then Thompson sampling (Biometrika 25, 1933) proposes pairs: it draws effects from
-the model's posterior distribution and takes the best pairs for them, so that good pairs are tried together and doubtful
-ones again. This is ours, not the paper's. `trials.trial_search` is this search with `TransferTrainer`.
+all pairs whose target layer comes later in its network than the source layer does in its own, and proportional to how
+much later it comes (see `later`). A second model also has an effect for each source layer, common to all its pairs;
+whichever model makes the losses likelier is used. The first trials match each pair at least once. Then Thompson
+sampling (Biometrika 25, 1933) proposes pairs: it draws effects from the model's posterior distribution and takes the
+best pairs for them, so that good pairs are tried together and doubtful ones again. This is ours, not the paper's.
+`trials.trial_search` is this search with `TransferTrainer`.
 """
 
 import math

@@ -32,6 +32,7 @@ from mtanytime.transfer.bilevel import SGDState
 from mtanytime.transfer.double_backward import allows_fast_layers
 from mtanytime.transfer.extra_images import ExtraImages, Unlabelled
 from mtanytime.transfer.layers import (
+    NOT_LATER,
     Layers,
     Maps,
     Pairs,
@@ -117,7 +118,7 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
-            "not later": those in which the target layer is at most as deep (see `layers.tap_layers`), a rule of ours.
+            "not later": those whose target layer comes no later in its network (see `layers.tap_layers`), our rule.
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
             and `where` are off), and the pairs are those of the map, except those with λ = 0. Listed layers that the
             map does not use are left out.
@@ -165,7 +166,7 @@ class TransferTrainer(Trainer):
             pairs = [pair for pair, weight in self.map.pairs.items() if weight > 0] if pairs is None else pairs
         self.teacher, self._unlabelled, self._arrived_data = check_teacher(teacher), unlabelled, arrived
         self.networks = name_sources(source)
-        check_pair_form(pairs)
+        check_pair_form(pairs, (NOT_LATER,))
         if self.map is not None:
             self.networks, source_layers = _only_used(self.networks, source_layers, pairs)
             target_layers = _paired(target_layers, {layer for _, layer in pairs})
@@ -398,7 +399,7 @@ class TransferTrainer(Trainer):
 
 def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Pairs) -> tuple[dict[str, nn.Module], Any]:
     """The sources, and their layers by name, without those that no pair of a map uses. ValueError for "not later"."""
-    require(not isinstance(pairs, str), "pairs", "None beside a map, which has its own", pairs)
+    require(not isinstance(pairs, str), "pairs", "None or a list of pairs beside a map", pairs)
     used, paired = {pair[0].partition("/")[0] for pair in pairs}, {source for source, _ in pairs}
     kept = {name: network for name, network in networks.items() if name in used} or networks  # a single one has no name
     if not isinstance(layers, Mapping):
