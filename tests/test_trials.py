@@ -12,6 +12,7 @@ import tiny
 import torch
 from sklearn.linear_model import BayesianRidge
 from torch.nn import functional as F
+from typechecker import unchecked
 
 from mtanytime.transfer import (
     PAPER,
@@ -121,6 +122,10 @@ def test_bad_trials_are_refused() -> None:
     """A trial without a finite loss would spoil the model of all pairs; the caller decides what it counts."""
     with pytest.raises(ValueError, match="matched: expected a number of pairs, 1 to 2, got 3"):
         PairSearch([("a", "b"), ("a", "c")], matched=3)
+    with pytest.raises(ValueError, match=r"matched: expected a number of pairs, 1 to 2, got 1\.5"):
+        unchecked(PairSearch.__init__)(PairSearch.__new__(PairSearch), [("a", "b"), ("a", "c")], 1.5)
+    with pytest.raises(ValueError, match="pairs: expected each pair once, got 1 again"):
+        PairSearch([("a", "b"), ("a", "b")], matched=1)
     with pytest.raises(ValueError, match="loss: expected a finite number >= 0, got nan"):
         PairSearch([("a", "b")], matched=1).add([("a", "b")], float("nan"))
     with pytest.raises(ValueError, match=r"pairs: expected pairs of the search, got \[\('a', 'c'\)\]"):

@@ -11,12 +11,13 @@ best pairs for them, so that good pairs are tried together and doubtful ones aga
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from mtanytime.checks import require
+from mtanytime.checks import Words, require
 from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.transfer.meta_networks import Pair
 
@@ -48,11 +49,18 @@ class PairSearch:
 
     Attributes:
         losses: the loss of each trial so far.
+
+    Raises:
+        ValueError: a pair that is listed twice, or `matched` outside 1 … the number of pairs.
     """
 
     def __init__(self, pairs: Sequence[Pair], matched: int, seed: int = 0) -> None:
-        require(1 <= matched <= len(pairs), "matched", f"a number of pairs, 1 to {len(pairs)}", matched)
-        self.pairs, self.matched, self.seed = list(pairs), matched, seed
+        pairs = [(source, target) for source, target in pairs]  # JSON gives lists
+        repeated = Words(f"{len(pairs) - len(set(pairs))} again")
+        require(len(set(pairs)) == len(pairs), "pairs", "each pair once", repeated)
+        whole = isinstance(matched, Integral) and 1 <= matched <= len(pairs)
+        require(whole, "matched", f"a number of pairs, 1 to {len(pairs)}", matched)
+        self.pairs, self.matched, self.seed = pairs, matched, seed
         self.first = _each_once(self.pairs, matched, seed)  # the trials before there is a model
         self.losses: list[float] = []
         self._tried: list[list[float]] = []  # per trial, 1 for a matched pair
