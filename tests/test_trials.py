@@ -14,6 +14,8 @@ from sklearn.linear_model import BayesianRidge
 from torch.nn import functional as F
 from typechecker import unchecked
 
+from mtanytime.data.batches import crop_flip
+from mtanytime.features import tap
 from mtanytime.transfer import (
     PAPER,
     FreshBatch,
@@ -29,6 +31,7 @@ from mtanytime.transfer import (
 )
 from mtanytime.transfer import trials as module
 from mtanytime.transfer.pair_search import later
+from mtanytime.transfer.remembered import Memory
 from mtanytime.transfer.trials import calibrated_cross_entropy, random_map
 
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
@@ -228,6 +231,43 @@ def test_being_too_sure_costs_nothing() -> None:
     assert loss < F.cross_entropy(logits, labels) < F.cross_entropy(5 * logits, labels)
     assert calibrated_cross_entropy(5 * logits, labels) == pytest.approx(loss, rel=1e-4)
     assert calibrated_cross_entropy(-logits, labels) == pytest.approx(np.log(4), rel=0.01)
+
+
+def test_a_source_is_run_once_for_all_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All trials have the same images, so the source's answers are kept: the same losses, and no more passes."""
+    passes: list[int] = []
+    source = tiny.made(5, seed=2).eval()
+    source.register_forward_hook(lambda _, images, __: passes.append(len(images[0])))
+    options = {"trials": 5, "kept": 3} | SETTINGS | {"views": 4, "augment": crop_flip()}
+
+    def search(limit: int, **changed: Any) -> tuple[tuple[float, ...], int]:
+        monkeypatch.setattr(module, "LIMIT", limit)
+        passes.clear()
+        found = trial_search(source, target, DATA, **options | changed)
+        return found.losses, passes.count(6 + 4)  # of a step: six labelled images and four views
+
+    steps = 2  # of 12 images
+    assert search(2**30) == (search(0)[0], steps)
+    assert search(0)[1] == 5 * steps
+    one_batch = (6 + 4) * 4 * (3 * 8 * 8 + 5 * 8 * 8 + 10 * 4 * 4)  # bytes of images and maps
+    assert search(one_batch)[1] == steps + 4
+    two = search(2**30, precision="bfloat16")
+    assert two == (search(0, precision="bfloat16")[0], steps)
+
+
+def test_a_memory_tells_batches_apart() -> None:
+    """Batches with the same sum are not taken for each other, and an image that changes in place is not either."""
+    memory = Memory(tap(SOURCE, ["first", "second"]))
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for batch in (images, images.flip(0), images.clone(), images.double().float()):
+        output, maps = memory.answer(batch)
+        expected, of_layers = tap(SOURCE, ["first", "second"])(batch)
+        assert torch.equal(output, expected)
+        assert all(torch.equal(maps[layer], of_layers[layer]) for layer in of_layers)
+    known = memory.answer(images)[0]
+    assert memory.answer(images.clone())[0] is known
+    images[0, 0, 0, 0] += 1
+    assert not torch.equal(memory.answer(images)[0], known)
 
 
 def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,8 @@ def plan(
     Columns: part, seed, beta, steps, done, macs (multiply-adds of all steps) and seconds (of the remaining steps,
     without the final test). A step or two of each network are run and timed here, and their multiply-adds are counted
     by torch's flop counter: with `meta_every`, one with a lookahead and one without. Further seeds are assumed to cost
-    the same as the first. A search counts as not begun, and without the steps that learn channels.
+    the same as the first. A search counts as not begun, and without the steps that learn channels; each of its trials
+    counts as a training with all pairs whose source runs, so as more than it costs.
     """
     chosen = recipe(name)
     settings = changed(chosen.settings, changes or {})

@@ -31,6 +31,7 @@ from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.training.distributed import Processes
 from mtanytime.transfer.meta_networks import Pair
 from mtanytime.transfer.pair_search import TRIAL, PairSearch
+from mtanytime.transfer.remembered import LIMIT, Memory, Remembered
 from mtanytime.transfer.search import (
     SPLIT,
     Data,
@@ -70,7 +71,8 @@ def trial_search(
     """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
 
     A trial is judged by its cross-entropy on the held-back labels after temperature scaling, whatever `loss` it was
-    trained with. One that diverges counts with the highest loss so far, but at least with the loss of guessing.
+    trained with. One that diverges counts with the highest loss so far, but at least with the loss of guessing. All
+    trials see the same images, so the source answers each batch once; up to 1 GiB of its answers is kept for that.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
@@ -280,6 +282,8 @@ class _Trials:
         self.channels = TransferMap.uniform(self.pairs, plain.student.matching.source_channels).channels
         self._settings = {key: value for key, value in without_layers(self._settings).items() if key != "arrived"}
         self._diverged = 0
+        # All trials have one seed, so the same batches and views. The sources are a third of a step's work.
+        self._memories = {name: Memory(network, LIMIT // len(plain.sources)) for name, network in plain.sources.items()}
         self.maps: list[TransferMap] = []
         self.losses: list[float] = []
         self.seconds = 0.0
@@ -322,6 +326,8 @@ class _Trials:
         """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
         place = subfolder(self._folder, f"trial{len(self.maps)}")
         trainer = TransferTrainer(self._source, self._make(), self._fit, map=drawn, folder=place, **self._settings)
+        for name, source in trainer.sources.items():
+            trainer.sources[name] = Remembered(self._memories[name], source.layers)
         try:
             trainer.train()
             logits = self._settings.get("logits")
