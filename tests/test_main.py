@@ -209,6 +209,7 @@ def test_bench_transfer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         "torch.compile: step",
     ]
     assert f"channels_last {figures['fixed_weights']['channels_last_s']:.3f} s" in "\n".join(lines)
+    assert f"not run the source again: {figures['fixed_weights']['trial_s']:.3f} s" in "\n".join(lines)
 
 
 def test_bench_without_a_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

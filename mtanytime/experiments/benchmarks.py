@@ -30,6 +30,7 @@ from mtanytime.devices import best_device, synchronize
 from mtanytime.experiments.authors_code import authors_iteration, authors_joint_step
 from mtanytime.training.trainer import Trainer
 from mtanytime.transfer import PAPER, TransferTrainer
+from mtanytime.transfer.remembered import Memory, Remembered
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Int[Tensor, " batch"]
@@ -44,9 +45,9 @@ TRANSFER_MODES: dict[str, dict[str, Any]] = {
     "first_order": {"first_order": True},
 }
 # Parts of one iteration: the source's forward pass, the target's step on the task's loss alone, and the source's pass
-# and the target's step with the matching loss added, where only the meta-gradient is missing; and the same with both
-# networks in torch's memory format channels_last.
-PARTS = ("source", "step", "matching", "channels_last")
+# and the target's step with the matching loss added, where only the meta-gradient is missing; the same with both
+# networks in torch's memory format channels_last; and this as a search's trials have it, which run the source once.
+PARTS = ("source", "step", "matching", "channels_last", "trial")
 
 
 class Report(NamedTuple):
@@ -109,7 +110,7 @@ def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Im
     pixels = torch.randint(0, 256, (batch, 3, 32, 32), generator=generator)
     data = ImageSet(pixels.to(torch.uint8), torch.arange(batch) % 10, tuple("0123456789"[:batch]))
     torch.manual_seed(0)
-    layout = torch.channels_last if name == "channels_last" else torch.contiguous_format
+    layout = torch.channels_last if name in ("channels_last", "trial") else torch.contiguous_format
     source, target = (network.to(memory_format=layout) for network in (resnet(32, 200).eval(), vgg9(10)))
     common = {"epochs": 1, "batch_size": batch, "progress": False}
     common["lr"] = 1e-3  # at the paper's rate, training on random images and labels soon diverges
@@ -117,6 +118,9 @@ def _transfer_work(name: str, batch: int, inner_steps: int) -> tuple[Trainer, Im
         trainer = Trainer(target, data, **common)
     else:
         trainer = TransferTrainer(source, target, data, inner_steps=inner_steps, **PAPER | arguments | common)
+    if name == "trial":
+        (tapped,) = trainer.sources.values()
+        trainer.sources[""] = Remembered(Memory(tapped), tapped.layers)
     images = data.images.to(trainer.device).float() / 255
     labels = data.labels.to(trainer.device)
     trainer.model.train()
@@ -145,7 +149,8 @@ def bench_transfer(
         "MODE_s", seconds, and "MODE_mb", mebibytes of a whole process, for each of `TRANSFER_MODES` and "authors".
         "parts", seconds of "ours" in parts: the source's forward pass, the target's own step, the matching loss in that
         step, and the meta-gradient with the step of the meta-networks. "fixed_weights": seconds of a
-        step without a meta-gradient, by the memory format of both networks. "first_order_error": see that function.
+        step without a meta-gradient, by the memory format of both networks, and in the later trials of a search, which
+        remember the source's answers ("trial_s", channels_last). "first_order_error": see that function.
         "compiled": seconds of the source's forward pass and the target's own step, plain and compiled, and "compile_s",
         the duration of the first compiled calls. "config".
     """
@@ -166,6 +171,7 @@ def bench_transfer(
     figures["fixed_weights"] = {
         "contiguous_s": round(medians["matching"], 4),
         "channels_last_s": round(medians["channels_last"], 4),
+        "trial_s": round(medians["trial"], 4),
     }
     figures["first_order_error"] = first_order_error(batch, inner_steps)
     if parts_compiled is not None:
