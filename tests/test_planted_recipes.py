@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -59,19 +60,24 @@ def test_right_first() -> None:
 
 
 def test_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every task by both methods, with a verdict and a map; a second call reads the results."""
+    """Every task by each method, with a verdict and a map; a second call reads the results."""
     letters = Task(tiny.images(74, classes=37, size=32), tiny.images(37, classes=37, size=32, seed=1))
     digits = Task(tiny.images(40, classes=10, size=32, seed=2), tiny.images(20, classes=10, size=32, seed=3))
     monkeypatch.setattr(planted, "letters_task", lambda per_class: letters)
     monkeypatch.setattr(planted, "digits", lambda per_class, seed: digits)
-    results = run("planted", tmp_path, changes=SMALL, progress=False)
+    changes = SMALL | {"methods": ",".join(planted.METHODS)}
+    results = run("planted", tmp_path, changes=changes, progress=False)
     table = results.table
     assert list(table.columns) == ["task", "seed", "method", "accuracy", "right_first"]
     assert table["task"].tolist() == [task for task in planted.TASKS for _ in planted.METHODS]
     assert table["accuracy"].between(0, 1).all()
-    assert not table.loc[table["method"] == "uniform", "right_first"].any()
+    assert not table.loc[table["method"] != "search_then_train", "right_first"].any()
+    for method, pairs in (("matching_one", 3), ("matching_not_later", 9), ("uniform", 15)):
+        for task, networks in (("source", 2), ("channels", 1)):
+            trace = pd.read_csv(tmp_path / f"{task}-{method}-seed0" / "trace.csv")
+            assert len(trace[["source", "target"]].drop_duplicates()) == networks * pairs
     assert set(results.maps["method"]) == {f"{task} search_then_train" for task in planted.TASKS}
-    again = run("planted", tmp_path, changes=SMALL, progress=False)
+    again = run("planted", tmp_path, changes=changes, progress=False)
     assert again.table.equals(table)
     assert again.maps.equals(results.maps)
 

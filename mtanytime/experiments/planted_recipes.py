@@ -29,7 +29,9 @@ from mtanytime.training.trainer import Trainer, TrainingResult
 from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 
-TASKS, METHODS = ("source", "layer", "channels"), ("uniform", "search_then_train")
+TASKS = ("source", "layer", "channels")
+METHODS = ("uniform", "matching_one", "matching_not_later", "search_then_train")
+ONE = {"layer1": "features.2", "layer2": "features.6", "layer3": "features.13"}  # of the same map size
 _SHUFFLED, _NOISE = -20, -21  # purposes of derived seeds
 
 
@@ -84,12 +86,17 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
             beta = settings.get(f"beta_{method}_{task}", settings[f"beta_{method}"])
             own = options | {"beta": beta}
             place = run_folder(folder, f"{task}-{method}-seed{seed}")
-            if method == "uniform":
-                trainer = TransferTrainer(networks, make, data, folder=place, source_layers=layers, **own)
-                yield f"{task} {method}", trainer
-                continue
             own |= {"source_layers": layers, "folder": place}
+            if method != "search_then_train":
+                pairs = {"uniform": None, "matching_one": _one_to_one(layers), "matching_not_later": "not later"}
+                yield f"{task} {method}", TransferTrainer(networks, make, data, pairs=pairs[method], **own)
+                continue
             yield f"{task} {method}", search_run(method, settings | {"learn_channels": 1}, networks, make, data, own)
+
+
+def _one_to_one(layers: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Each source layer with the target layer of its map size, as somebody would pair them who trusts the source."""
+    return [(f"{name}/{layer}", ONE[layer]) for name, of_network in layers.items() for layer in of_network]
 
 
 def _source_of(
@@ -135,7 +142,7 @@ def right_first(task: str, found: TransferMap, seed: int) -> bool:
 
 
 def rows(part: str, seed: int, trainer: Any, result: TrainingResult | None) -> list[dict[str, Any]]:
-    """One row per target: task, seed, method, accuracy, right_first (false for a uniform map); sources have none."""
+    """One row per target: task, seed, method, accuracy, right_first (false without a search); sources have none."""
     if " " not in part:
         return []
     task, method = part.split()
@@ -152,7 +159,7 @@ RECIPES = {
         expected="test accuracy, uniform to searched: source 43 to 65 %, layer 65 to 70 %, channels 66 to 72 %",
         settings={
             "tasks": TASKS,
-            "methods": METHODS,
+            "methods": ("uniform", "search_then_train"),
             "source_depth": 14,
             "source_epochs": 2,
             "letters_per_class": 400,
@@ -167,6 +174,10 @@ RECIPES = {
             "weight_decay": 5e-4,
             "beta_uniform": 2.0,  # strengths were chosen on other seeds, see data/results/planted_betas.csv
             "beta_uniform_source": 1.0,  # with twice as many pairs
+            "beta_matching_one": 8.0,
+            "beta_matching_one_source": 4.0,
+            "beta_matching_not_later": 4.0,
+            "beta_matching_not_later_source": 2.0,
             "beta_search_then_train": 2.0,
             "precision": "float32",
             "checkpoint_seconds": 30.0,
