@@ -38,6 +38,7 @@ PAIRS = {  # the last source stage with the target layer of its size; each stage
     "single": [("layer3", "features.13")],
     "one": [("layer1", "features.2"), ("layer2", "features.6"), ("layer3", "features.13")],
     "all": None,
+    "not later": "not later",  # the rule that searches on digits suggest
 }
 # What each method adds to a target's training on the task. "_views" and "_unlabelled" join half a batch of strong views
 # or of unlabelled images to half a batch of labelled ones (or `extra_images` to a whole one); "recommended" also
@@ -48,12 +49,14 @@ MATCHING: dict[str, str] = {
     "matching_one": "one",
     "matching_all": "all",
     "matching_all_views": "all",
+    "matching_not_later_views": "not later",
     "matching_all_unlabelled": "all",
     "recommended": "all",
     "recommended_unlabelled": "all",
 }
 # L2T-ww with our settings (see `RESULTS.md`), a lookahead at every `meta_every`-th step; and searches by trials.
-LEARNED = ("l2t", "random_search", "search_then_train")
+L2T_PAIRS = {"l2t": "all", "l2t_not_later": "not later"}
+LEARNED = (*L2T_PAIRS, "random_search", "search_then_train")
 TERMS: dict[str, tuple[str, ...]] = {
     "lwf": ("lwf",),
     "at": ("at",),
@@ -122,9 +125,9 @@ def _trainer(
     options |= {"standardize": standardization(settings), "teacher_weight": settings["weight_teacher"]}
     beta = settings.get(f"beta_{method}", settings["beta"])
     options = {"views": None, "teacher": None, "beta": beta} | options
-    if method == "l2t":
+    if method in L2T_PAIRS:
         outer = FreshBatch(task.train, labelled, options["augment"])
-        options |= L2T | {"outer": outer}
+        options |= L2T | {"outer": outer, "pairs": PAIRS[L2T_PAIRS[method]]}
         return TransferTrainer(source, make, task, meta_every=settings["meta_every"], meta_lr=1e-3, **options)
     if method in LEARNED:
         return search_run(method, settings, source, make, task, options)
@@ -202,6 +205,8 @@ BASELINES: Settings = {
     "beta": 2.0,  # strengths were chosen on validation images, see data/results/baselines_cifar10_search.csv
     "beta_matching_single": 4.0,
     "beta_matching_one": 8.0,
+    "beta_matching_not_later_views": 4.0,
+    "beta_l2t_not_later": 4.0,
     "standardize": 0,
     "weight_lwf": 0.3,
     "weight_at": 1000.0,
