@@ -102,6 +102,20 @@ def test_meta_every_is_the_trainers(tmp_path: Path) -> None:
     assert log["outer_loss"].notna().tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize(("what", "where"), [(1, 0), (0, 1)])
+def test_what_or_where_alone(what: int, where: int, tmp_path: Path) -> None:
+    """What is not learned keeps the weights of plain matching."""
+    changes = SMALL | {"steps": "3", "methods": "l2t_not_later", "learn_what": str(what), "learn_where": str(where)}
+    run("baselines-builtin", tmp_path, changes=changes | {"meta_lr_l2t": "0.1"}, progress=False)
+    place = tmp_path / "l2t_not_later-seed0"
+    trace, channels = pd.read_csv(place / "trace.csv"), pd.read_csv(place / "channels.csv")
+    last = trace[trace["step"] == trace["step"].max()]
+    assert (last["weight"].std() > 0.01) == bool(where)
+    by_pair = channels[channels["step"] == channels["step"].max()].groupby(["source", "target"])["weight"]
+    assert (by_pair.std().max() > 1e-4) == bool(what)
+    assert len(last) == len(by_pair) == 9
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

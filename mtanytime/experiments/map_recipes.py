@@ -34,6 +34,7 @@ PAIRS = {
 }
 # Ours: all pairs start alike, and λ is divided by its mean over the pairs.
 L2T = {"what": True, "where": "relu6", "where_start": "even", "normalize_weights": True}
+WHAT = {"what": True, "where": "off"}  # λ = 1: channel weights alone
 LEARNED = {"l2t": None, "l2t_not_later": "not later"}  # the pairs whose λ L2T-ww learns
 METHODS = ("scratch", "probe", *PAIRS, "random_search", *LEARNED, "search_then_train")
 
@@ -77,7 +78,8 @@ def _trainer(
         return TransferTrainer(source, make, task, pairs=PAIRS[method], **options)
     if method in LEARNED:
         outer = FreshBatch(task.train, settings["batch_size"], options["augment"])
-        learned = L2T | {"outer": outer, "pairs": LEARNED[method]}
+        learned = (L2T if settings["learn_where"] else WHAT) | {"outer": outer, "pairs": LEARNED[method]}
+        learned["what"] = bool(settings["learn_what"])
         learned |= {"meta_lr": settings["meta_lr_l2t"], "meta_every": settings["meta_every"]}
         learned |= {"arrived": task.test if settings["measure_arrived"] else None}
         return TransferTrainer(source, make, task, **learned, **options)
@@ -141,6 +143,8 @@ RECIPES = {
             "beta_l2t_not_later": 4.0,
             "beta_search_then_train": 2.0,
             "meta_lr_l2t": 1e-3,
+            "learn_what": 1,  # 0: l2t learns λ alone, with the weight 1/C for each channel
+            "learn_where": 1,  # 0: l2t learns the channels' weights alone, with λ = 1 for each pair
             "meta_every": 1,  # steps from one lookahead of l2t to the next
             "measure_arrived": 0,  # 1: l2t measures R² at every fifth row of its trace
             "precision": "float32",
