@@ -72,6 +72,8 @@ HALF_WIDTH = {
     "random_search": "the best of sixteen random maps, with views",
     "search_then_train": "nine pairs, searched by trials, with views",
     "l2t": "L2T-ww, with views",
+    "matching_not_later_views": "nine pairs, by a rule, with views",
+    "l2t_not_later": "L2T-ww, with the pairs of the rule, with views",
 }
 CONVOLUTIONS = {
     "dense 3×3": "dense 3×3",
@@ -291,11 +293,20 @@ def planted_bullets(tables: Callable[[str], pd.DataFrame]) -> list[str]:
         stats.hypergeom(pairs, useful, matched).sf(math.floor(matched * useful / pairs))
         for pairs, useful, matched in ((30, 15, 18), (15, 10, 9))
     ]
+    by_hand = 100 * tables("planted_by_hand").groupby(["method", "task", "beta"])["accuracy"].mean()
+    best = by_hand.groupby(["method", "task"]).max().unstack()[list(PLANTED)]
+    rule, one = (", ".join(f"{value:.1f}" for value in best.loc[m]) for m in ("matching_not_later", "matching_one"))
+    searched = 100 * tables("planted").query("method == 'search_then_train'").groupby("task")["accuracy"].mean()
+    assert (best.loc["matching_not_later"] > searched[list(PLANTED)]).all()
     return [
         "* **Learning what and where pays most where much of the source is useless.** On the built-in task itself, "
         f"where nothing is useless, a searched map is {gain:.1f} points above all pairs alike (`matching_all`). On "
         "`source` it gains far more, on `layer` and `channels` about as much: there the search finds what is useless, "
-        "but it pays no more than usual. One-to-one was not run on these tasks.",
+        "but it pays no more than usual.",
+        "* All of this is against equal weights. Maps by hand are stronger rivals, although they know of nothing "
+        "useless: on two other seeds (100 and 101, `data/results/planted_by_hand.csv`) and at the best of three "
+        f"strengths, the rule of the section above reaches {rule} % on the three tasks, and one-to-one {one} %. So a "
+        "search that finds what is useless is not shown to be the best map.",
         "* A right map is not a clean one. Of the fifteen pairs of each network, the maps of `source` keep "
         f"{number['trained']} of the trained one and {number['useless']} of the useless one; of the five pairs of the "
         f"untrained layer, those of `layer` keep {number['layer']}. Maps of as many pairs drawn at random would be "
@@ -578,7 +589,9 @@ def test_half_the_width(root: Path, tables: Callable[[str], pd.DataFrame]) -> No
         f"With the labels of seed 0, `matching_all_views` reaches {zero['matching_all_views']:.1f}, L2T-ww "
         f"{zero['l2t']:.1f} and the searched map {zero['search_then_train']:.1f}"
     )
-    assert zero["matching_all_views"] > zero[["l2t", "search_then_train"]].max()
+    of_rule = [zero[method] for method in ("matching_not_later_views", "l2t_not_later")]
+    figures.append(f"With the nine pairs of the built-in task's rule it is {of_rule[0]:.1f}, or {of_rule[1]:.1f} if")
+    assert zero["matching_all_views"] > max(*of_rule, *zero[["l2t", "search_then_train"]])
     defaults = RECIPES["cifar10-baselines"].settings
     steps = defaults["trials"] * defaults["search_steps"]
     figures.append(f"its {defaults['trials']} trials have {steps:,} steps in all")
@@ -641,11 +654,12 @@ def worth_rows(tables: Callable[[str], pd.DataFrame]) -> list[str]:
             add(task, BUILT_IN[method], trials + count, 0, each["accuracy"])
     for task, name in (("half the width", "baselines_cifar10_n50"), ("full width", "long_cifar10_n50")):
         zero = tables(name).query("seed == 0 and (steps == 4000 or method == 'probe')").set_index("method")
-        for method in ("matching_all_views", "l2t", "search_then_train", "lwf", "probe_distilled", "recommended"):
+        views = ("matching_all_views", "matching_not_later_views", "l2t", "l2t_not_later", "search_then_train")
+        for method in (*views, "lwf", "probe_distilled", "recommended"):
             if method not in zero.index:
                 continue
             trials = searched["c"] if method == "search_then_train" else 0
-            lookaheads = 4000 // 4 if method == "l2t" else 0
+            lookaheads = 4000 // 4 if method.startswith("l2t") else 0
             of_task = f"CIFAR-10, {task}, seed 0"
             add(of_task, HALF_WIDTH[method], trials + 4000, lookaheads, zero.loc[[method], "accuracy"])
         add(f"CIFAR-10, {task}, seed 0", HALF_WIDTH["probe"], 0, 0, zero.loc[["probe"], "accuracy"])

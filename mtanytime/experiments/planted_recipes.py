@@ -177,7 +177,7 @@ RECIPES = {
             "beta_matching_one": 8.0,
             "beta_matching_one_source": 4.0,
             "beta_matching_not_later": 4.0,
-            "beta_matching_not_later_source": 2.0,
+            "beta_matching_not_later_source": 4.0,
             "beta_search_then_train": 2.0,
             "precision": "float32",
             "checkpoint_seconds": 30.0,
