@@ -47,9 +47,15 @@ from mtanytime.transfer.settings import TransferSettings
         ({"what": "off"}, "^what: expected True or False, got 'off'"),
         ({"views": True}, "^views: expected a whole number >= 1, got True"),
         ({"unlabelled": [1, 2]}, "^unlabelled: expected an ImageSet, a DataLoader or a folder, got list$"),
-        ({"pairs": ["ab"]}, r"^pairs: expected one or more \(source layer, target layer\), got \['ab'\]"),
-        ({"pairs": []}, r"^pairs: expected one or more \(source layer, target layer\), got \[\]"),
-        ({"pairs": [("first", "first", "first")]}, r"^pairs: expected one or more \(source layer, target layer\), got"),
+        (
+            {"pairs": ["ab"]},
+            r"^pairs: expected one or more \(source layer, target layer\), or 'not later', got \['ab'\]",
+        ),
+        ({"pairs": []}, r"^pairs: expected one or more \(source layer, target layer\), or 'not later', got \[\]"),
+        (
+            {"pairs": [("first", "first", "first")]},
+            r"^pairs: expected one or more .source layer, target layer.*, got \[\('first'",
+        ),
     ],
     ids=lambda value: str(value).split(" at 0x")[0][:40],
 )

@@ -155,14 +155,10 @@ def layer_order(runs: Iterable[Sequence[tuple[str, str]]]) -> tuple[list[str], l
         own = tables.distinct(source for source, _ in pairs)
         sources.append(own)
         targets += [[target for name, target in pairs if name == source] for source in own]
-    networks = tables.distinct(network_of(source) for own in sources for source in own)
-    by_network = [[[layer for layer in own if network_of(layer) == name] for own in sources] for name in networks]
+    several = all("/" in source for own in sources for source in own)  # "birds/layer1"
+    networks = tables.distinct(source.partition("/")[0] for own in sources for source in own) if several else [""]
+    by_network = [[[s for s in own if not several or s.startswith(f"{name}/")] for own in sources] for name in networks]
     return [layer for orders in by_network for layer in _merged(orders)], _merged(targets)
-
-
-def network_of(source: str) -> str:
-    """Return the name of a source layer's network, from a layer like `birds/layer1`; "" if there is one network."""
-    return source.partition("/")[0] if "/" in source else ""
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
