@@ -679,19 +679,15 @@ def test_what_a_learned_map_is_worth(root: Path, tables: Callable[[str], pd.Data
     figures.append(f"is {gains['matching_one']:.1f} points better than with 240")
     above = (longer["matching_one"] - short["search_then_train"]).mean()
     figures.append(f"{above:.1f} points better than the searched map with 240")
-    for method, words in (
-        ("search_then_train", "the searched map is at"),
-        ("matching_not_later", "the rule at"),
-        ("matching_all", "all pairs alike are at"),
+    for table, method, words in (
+        (longer, "search_then_train", "the searched map is"),
+        (longer, "matching_not_later", "the rule"),
+        (longer, "matching_all", "all pairs alike are"),
+        (test, "search_then_train", "a searched map is"),
+        (test, "matching_not_later", "the rule"),
+        (test, "l2t_not_later", "and L2T-ww with the pairs of the rule"),
     ):
-        mean, low, high = points(longer[method] - longer["matching_one"])
-        figures.append(signed(f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
-    for method, words in (
-        ("search_then_train", "a searched map is"),
-        ("matching_not_later", "the rule"),
-        ("l2t_not_later", "and L2T-ww with the pairs of the rule"),
-    ):
-        mean, low, high = points(test[method] - test["matching_one"])
+        mean, low, high = points(table[method] - table["matching_one"])
         figures.append(signed(f"{words} at {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
     seconds = tables("longer_builtin").query("method == 'matching_one' and seed > 101")["train_seconds"].mean()
     of_l2t = tables("meta_every_builtin").query("meta_every == 1")["train_seconds"].mean()
