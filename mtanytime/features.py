@@ -25,8 +25,19 @@ def _inside(model: nn.Module) -> nn.Module | None:
     return getattr(model, "_orig_mod", None)  # that of torch.compile
 
 
+def check_network(network: object, argument: str = "network") -> None:
+    """Raise ValueError for anything but a torch.nn.Module, such as what `load_run` returns."""
+    inner = getattr(network, "network", None)
+    remedy = f"give its attribute network, a {type(inner).__name__}" if isinstance(inner, nn.Module) else ""
+    require(isinstance(network, nn.Module), argument, "a torch.nn.Module", Words(f"a {type(network).__name__}"), remedy)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside a `Normalized` and wrappers (see `bare`), or the model itself; layer paths start from it."""
+    """The network inside a `Normalized` and wrappers (see `bare`), or the model itself; layer paths start from it.
+
+    Raises ValueError for anything but a network.
+    """
+    check_network(model)
     while (inner := model.network if isinstance(model, Normalized) else _inside(model)) is not None:
         model = inner
     return model
@@ -45,8 +56,9 @@ def bare(model: nn.Module, argument: str = "model") -> nn.Module:
     A `Normalized` stays; one that holds such a wrapper is copied, with the same network in it.
 
     Raises:
-        ValueError: a torch.jit network, whose layers cannot be read, or a wrapper deeper inside.
+        ValueError: no network; a torch.jit network, whose layers cannot be read; or a wrapper deeper inside.
     """
+    check_network(model, argument)
     model = without_wrappers(model)
     if isinstance(model, Normalized):
         network = bare(model.network, argument)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtanytime.checks import Words, require
+from mtanytime.checks import Words, mismatch, require
 from mtanytime.randomness import get_rng_state, set_rng_state
 
 
@@ -40,9 +40,17 @@ def functional_call(
             here and not in the module.
         inputs: positional arguments of the module.
         names: `tensor_names(module)`, for callers that call often.
+
+    Raises:
+        ValueError: a name that none of the module's parameters and buffers has. Of a shared tensor's paths only the
+            first is its name.
     """
     names = tensor_names(module) if names is None else names
     places = {place: tensors[name] for place, name in names.items() if name in tensors}
+    unknown = tensors.keys() - names.values()
+    if unknown:
+        expected = f"names of parameters and buffers of {type(module).__name__}"
+        raise mismatch("tensors", expected, sorted(unknown)[0])
     output = torch.func.functional_call(module, places, inputs, tie_weights=False)
     tensors.update({name: places[name] for name in tensors if name in places})
     return output

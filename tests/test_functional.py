@@ -1,5 +1,6 @@
 """Running a module with other tensors leaves it as it was, also where layers and tensors are shared."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,13 @@ def test_functional_call_equals_a_module_with_those_tensors() -> None:
         assert torch.equal(value, before[name][1])
     assert module.again is module.first
     assert module.tied.weight is module.first.weight
+
+
+@pytest.mark.parametrize("name", ["tied.bais", "tied.weight"])
+def test_functional_call_refuses_unknown_names(name: str) -> None:
+    """A misspelt name, or the second path of a shared tensor, would leave the module's own tensor in place."""
+    with pytest.raises(ValueError, match=f"tensors: expected names of parameters and buffers of Shared, got '{name}'"):
+        functional_call(Shared(), {name: torch.zeros(2)}, torch.zeros(4, 2))
 
 
 def test_tensor_names_cover_every_place() -> None:

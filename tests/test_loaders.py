@@ -344,3 +344,17 @@ def test_classes_of_several_sets_in_one() -> None:
     assert names(part("cat", "dog"), TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4) % 2)) is None
     with pytest.raises(ValueError, match="data: expected a ConcatDataset whose parts have the same classes"):
         names(part("cat", "dog"), part("dog", "cat"))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: Subset(x, range(8, 24)), lambda x: ConcatDataset([x, x])])
+def test_a_late_test_label_without_an_output(wrap: Callable) -> None:
+    """It is noticed before training, not when the trained network is evaluated."""
+    test = DataLoader(wrap(TensorDataset(IMAGES, torch.arange(24) // 6)), 4)
+    with pytest.raises(ValueError, match="test labels: expected 0 to 2, one per output of the network, got 3"):
+        trainer(loader(), test)
+
+
+def test_labels_that_a_loader_changes() -> None:
+    """Labels from 1 that the `collate_fn` lowers are valid."""
+    from_one = loader(labels=LABELS + 1)
+    assert trainer(loader(), map_batches(from_one, lambda batch: (batch[0], batch[1] - 1))).train().accuracy is not None

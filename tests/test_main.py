@@ -212,6 +212,12 @@ def test_bench_transfer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert f"not run the source again: {figures['fixed_weights']['trial_s']:.3f} s" in "\n".join(lines)
 
 
+def test_a_memory_measurement_that_fails(tmp_path: Path) -> None:
+    """The error of the other process is told, not only that it failed."""
+    with pytest.raises(RuntimeError, match=r"peak memory of 'authors' failed: \w+Error: .*"):
+        benchmarks._peak_memory("authors", 2, 1, tmp_path)
+
+
 def test_bench_without_a_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing compiler is reported before any timing."""
 

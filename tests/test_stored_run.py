@@ -1,6 +1,7 @@
 """A trained network comes back from its run folder, in another process, too, with the same logits bit for bit."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_a_stored_network_is_the_next_source(tmp_path: Path) -> None:
     target.train()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_anytime_network_for_the_predictor(tmp_path: Path) -> None:
     """The accuracies are one per exit, and the network fits the predictor."""
 
@@ -113,6 +115,9 @@ def test_an_anytime_network_for_the_predictor(tmp_path: Path) -> None:
         for ours, theirs in zip(loaded.network(images), trained.model.eval()(images), strict=True):
             assert torch.equal(ours, theirs)
     mt.AnytimePredictor(loaded.network)
+    for call in (mt.AnytimePredictor, partial(mt.measure.predictions, data=task().test), mt.measure.macs):
+        with pytest.raises(ValueError, match=r"a torch.nn.Module, got a StoredRun; give its attribute network, a Sli"):
+            call(loaded)
 
 
 def test_a_recipes_network_without_its_function(tmp_path: Path) -> None:

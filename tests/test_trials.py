@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from project import ROOT
 from sklearn.linear_model import BayesianRidge
 from torch.nn import functional as F
 from typechecker import unchecked
@@ -34,6 +35,7 @@ from mtanytime.transfer.pair_search import later
 from mtanytime.transfer.remembered import Memory
 from mtanytime.transfer.trials import calibrated_cross_entropy, random_map
 
+RESULTS = ROOT / "data/results"
 SOURCE, DATA = tiny.made(5, seed=2).eval(), tiny.images(24)
 SETTINGS = PAPER | {"what": False, "where": "off", "epochs": 1, "batch_size": 6, "lr": 0.05}
 SETTINGS |= {"device": "cpu", "progress": False}
@@ -44,7 +46,9 @@ def target() -> tiny.TinyNet:
     return tiny.made(4, seed=1)
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int = 15) -> list[list[int]]:
+def planted(
+    monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int = 15, noise_only: bool = False
+) -> list[list[int]]:
     """Replace trainings by losses that the helpful pairs lower and others raise; the pairs of each trial, by number."""
     tried: list[list[int]] = []
     noise = np.random.default_rng(5)
@@ -57,7 +61,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int 
     def run(self: module._Trials, drawn: TransferMap) -> None:
         matched = [i for i, weight in enumerate(drawn.pairs.values()) if weight > 0]
         tried.append(matched)
-        gain = sum(0.1 if i in helpful else -0.1 for i in matched)
+        gain = 0.0 if noise_only else sum(0.1 if i in helpful else -0.1 for i in matched)
         self.maps.append(drawn)
         self.losses.append(float(np.exp(1 - gain + 0.02 * noise.standard_normal())))
 
@@ -119,6 +123,56 @@ def test_the_likelier_model_decides() -> None:
     columns = np.column_stack([np.eye(4), 3 * later(pairs)])
     fitted = BayesianRidge().fit(np.tile(np.eye(4), (3, 1)) @ columns, list(gain.values()) * 3)
     assert search.effects()[0] == pytest.approx(columns @ fitted.coef_)
+
+
+def test_a_search_knows_when_its_trials_tell_nothing() -> None:
+    """The gap is at least two standard deviations in all stored searches, and seldom when their losses are shuffled."""
+    pairs = [(str(stage), str(layer)) for stage in (1, 2, 3) for layer in (2, 6, 13, 20, 27)]
+    table = pd.read_csv(RESULTS / "trials_builtin_search.csv", comment="#").fillna({"teacher": "none"})
+    losses = table.calibrated_loss.fillna(table.held_out_loss)
+    by = [table[column] for column in ("seed", "beta", "teacher", "splits", "proposed_by")]
+    by.append(table.groupby(by).cumcount() // 16)
+
+    def clear(trials: pd.DataFrame, losses: list[float]) -> bool:
+        search = PairSearch(pairs, 6)
+        for matched, loss in zip(trials.pairs, losses, strict=True):
+            search.add([tuple(pair.split("-")) for pair in matched.split()], loss)
+        gap, deviation = search.gap(9)
+        return gap >= 2 * deviation
+
+    searches = [(trials, losses[trials.index].tolist()) for _, trials in table.groupby(by) if len(trials) >= 12]
+    random = np.random.default_rng(0)
+    assert len(searches) == 29
+    assert all(clear(*search) for search in searches)
+    shuffled = [clear(trials, random.permutation(losses).tolist()) for trials, losses in searches for _ in range(2)]
+    assert np.mean(shuffled) < 0.4
+
+
+def test_the_gap_of_a_search_by_hand() -> None:
+    """The mean of the best pairs minus that of the others, under the posterior of all effects."""
+    search = PairSearch([("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")], matched=1)
+    for pair, loss in zip(search.pairs * 2, (0.5, 0.6, 2.0, 1.9, 0.7, 0.5, 2.2, 1.8), strict=True):
+        search.add([pair], loss)
+    mean, covariance = search.effects()
+    draws = np.random.default_rng(0).multivariate_normal(mean, covariance, 200_000)
+    gaps = draws[:, :2].mean(1) - draws[:, 2:].mean(1)
+    assert set(search.best(2)) == {("a", "c"), ("a", "d")}
+    assert search.gap(2) == pytest.approx((gaps.mean(), gaps.std()), rel=0.01)
+    with pytest.raises(ValueError, match="count: expected a number of pairs, 1 to 3, got 4"):
+        search.gap(4)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_search_says_so_when_its_trials_tell_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tells: bool
+) -> None:
+    """Beside the bar of its trials, and in the result."""
+    planted(monkeypatch, [1, 3, 4, 6, 7, 9, 11, 12, 14] if tells else [], noise_only=not tells)
+    settings = {key: value for key, value in SETTINGS.items() if key != "progress"}
+    gap, deviation = trial_search(SOURCE, target, DATA, **settings).gap
+    assert (gap >= 2 * deviation) == tells
+    assert ("the trials hardly tell the pairs apart" in capsys.readouterr().out) != tells
+    assert trial_search(SOURCE, target, DATA, kept=15, **SETTINGS).gap is None
 
 
 def test_bad_trials_are_refused() -> None:

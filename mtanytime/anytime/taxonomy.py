@@ -202,8 +202,8 @@ class CoarseToFineLoss:
         Σ_k w_k · ( -log p_k(group of the label at level ℓ_k)  [ - fine · log p_k(label), if ℓ_k < L ] )
 
     averaged over the images, where p_k are exit k's probabilities. The first term increases all classes of the true
-    group in proportion to their probabilities: it does not separate them, and starts slowly if they are similar. A
-    small second term (`fine` from 0.1 to 0.3) also improved coarse predictions in trials with linear exits on digits.
+    group in proportion to their probabilities: it does not separate them, and starts slowly if they are similar. The
+    second term separates them; whether it improves coarse predictions depends on the task (see notebook 06).
 
     Args:
         taxonomy: the label tree.

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
 
 from mtanytime.checks import Words, mismatch, require
 from mtanytime.data.images import LabelledImages, Task, describe_tensor
@@ -298,6 +298,26 @@ def class_names(data: LabelledImages | DataLoader) -> tuple[str, ...] | None:
     """
     check_data(data)
     return data.classes if isinstance(data, LabelledImages) else _class_names(data.dataset)
+
+
+def known_labels(data: LabelledImages | DataLoader) -> Tensor | None:
+    """Return the labels of a set, in any order, or None for those of a DataLoader that can only be read with images.
+
+    A `TensorDataset`'s are known, also in a `Subset` or `ConcatDataset`, unless a `collate_fn` may change them.
+    """
+    if isinstance(data, LabelledImages):
+        return data.labels
+    return _labels(data.dataset) if data.collate_fn is default_collate else None
+
+
+def _labels(source: Any) -> Tensor | None:
+    if isinstance(source, Subset):
+        labels = _labels(source.dataset)
+        return None if labels is None else labels[torch.as_tensor(source.indices)]
+    if isinstance(source, ConcatDataset):
+        parts = [_labels(part) for part in source.datasets]
+        return None if any(part is None for part in parts) else torch.cat(parts)
+    return source.tensors[1] if type(source) is TensorDataset and len(source.tensors) == 2 else None
 
 
 def _class_names(source: Any) -> tuple[str, ...] | None:

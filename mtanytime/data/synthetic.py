@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mtanytime.checks import require
 from mtanytime.data.images import ImageSet, Task, Tree, leaves, shuffled_by_class
+from mtanytime.data.views import LUMA
 from mtanytime.randomness import generator_for
 
 # The classes of EMNIST's balanced split without its digits (arXiv:1702.05373): small letters only if they do not look
@@ -32,7 +33,6 @@ CELL = 64
 INK = 52  # the longer side of a glyph's ink in its cell; the margin leaves room for warps
 CHUNK = 256  # images painted at once: keeps the working set in the processor's cache
 FRAGMENTS, ARCS = 5, 3  # the maximum number of each behind a character
-LUMA = (0.299, 0.587, 0.114)
 CONTRAST = (0.35, 0.8)  # luminance difference between a character and its ground is drawn from this range
 # Fonts of symbols, whose character codes are not letters, and the one that draws only boxes.
 _SYMBOL_FONTS = ("STIXSiz", "STIXNonUni", "cmex", "cmsy", "LastResort", "DejaVuSansDisplay", "DejaVuSerifDisplay")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mtanytime.checks import require
 
-LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness (ITU-R BT.601)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from mtanytime.anytime.made_weights import plain_copy
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, one_line, require
 from mtanytime.data.images import LabelledImages
-from mtanytime.deploy.steps import chain_of, exit_networks
+from mtanytime.deploy.steps import chain_of, networks_to_export
 from mtanytime.deploy.weights import Precision, SharedWeights
 from mtanytime.devices import processor
 from mtanytime.features import bare, unwrapped
@@ -141,7 +141,7 @@ def _job(
         require(named, "classes", "a sequence of names", classes)
     with torch.no_grad():
         try:
-            answers = [exit_network(images) for exit_network in exit_networks(network, fold=False)]
+            answers = [exit_network(images) for exit_network in networks_to_export(network, fold=False)]
         except Exception as error:  # networks raise many kinds
             if isinstance(error, ValueError) and str(error).startswith("network: "):
                 raise
@@ -166,7 +166,7 @@ def _job(
 
 def _write(job: _Job, place: Path, torch_export: bool, progress: bool) -> dict[str, Any]:
     """Write the folder's files, try them, and return the manifest."""
-    networks, chain = exit_networks(job.network), chain_of(job.network, job.images)
+    networks, chain = networks_to_export(job.network), chain_of(job.network, job.images)
     weights = SharedWeights(place, job.precision)
     exits, steps = [], []
     handed_on: list[str] = []  # names, of all steps so far

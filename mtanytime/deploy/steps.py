@@ -59,7 +59,7 @@ class Step(nn.Module):
         return logits, *handed_on
 
 
-def exit_networks(network: nn.Module, fold: bool = True) -> list[nn.Module]:
+def networks_to_export(network: nn.Module, fold: bool = True) -> list[nn.Module]:
     """A stand-alone network for each exit, thin to wide, or one for an ordinary network; `fold` folds batch norms."""
     inner = unwrapped(network)
     prepare = fold_batch_norms if fold else deepcopy

@@ -396,7 +396,10 @@ def _peak_memory(name: str, batch: int, inner_steps: int, authors: Path | None) 
         "for _ in range(3): iteration()\n"
         "print(benchmarks.peak_mebibytes())"
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if finished.returncode:
+        reason = (finished.stderr.strip().splitlines() or [f"status {finished.returncode}"])[-1]
+        raise RuntimeError(f"the process that measures the peak memory of {name!r} failed: {reason}")
     return float(finished.stdout.splitlines()[-1])
 
 

@@ -30,6 +30,7 @@ SOURCES = "sources"  # folder of the sources that cells share
 RESULT, LOG, LOCK = "result.json", "log.txt", "sweep.lock"
 BEAT = 5.0  # seconds between signs of life in a cell's lock
 STALE = 90.0  # seconds without one after which a lock is that of a dead machine
+PATIENCE = 60.0  # seconds for running cells to reach the end of their step when the sweep is stopped
 WAIT = 600.0  # seconds to wait for another process in the cell's folder
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 

@@ -9,10 +9,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from mtanytime.checks import Words, mismatch, one_line, require
-from mtanytime.experiments.cell import Job, run_job
+from mtanytime.experiments.cell import PATIENCE, Job, run_job
 
 RETRIES = 5  # of a cell whose machine or process died
-PATIENCE = 60.0  # seconds for running cells to reach the end of their step when the sweep is stopped
 ANSWER_WITHIN = 30.0  # seconds for a cluster to answer; a busy machine needs ten of them to import Ray
 ENVIRONMENT = {  # read when Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # no statistics are sent

@@ -16,7 +16,7 @@ from mtanytime.anytime import AnytimePredictor
 from mtanytime.anytime.stepping import SlicedNetwork
 from mtanytime.checks import require
 from mtanytime.deploy import export
-from mtanytime.deploy.steps import exit_networks
+from mtanytime.deploy.steps import networks_to_export
 from mtanytime.deploy.weights import Precision
 from mtanytime.features import unwrapped
 
@@ -150,7 +150,7 @@ def _by_onnxruntime(predictor: Any) -> Callable[[np.ndarray], Timed]:
 
 
 def _by_torch(network: nn.Module, image_shape: Sequence[int]) -> Callable[[np.ndarray], Timed]:
-    exits = exit_networks(network.eval())
+    exits = networks_to_export(network.eval())
     sliced = isinstance(unwrapped(network), SlicedNetwork)
     predictor = AnytimePredictor(network, image_shape) if sliced else None
 

@@ -10,9 +10,7 @@ import threading
 import time
 
 from mtanytime.checks import require
-from mtanytime.experiments.cell import Job
-
-PATIENCE = 60.0  # seconds for running cells to reach the end of their step when the sweep is stopped
+from mtanytime.experiments.cell import PATIENCE, Job
 
 
 class Workers:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtanytime.backbones import Normalized
 from mtanytime.checks import require
-from mtanytime.features import unwrapped, without_wrappers
+from mtanytime.features import check_network, unwrapped, without_wrappers
 from mtanytime.functional import functional_call, trial_run
 from mtanytime.measure.operators import counting
 from mtanytime.measure.runtimes import time_in_turn
@@ -120,7 +120,8 @@ def normalized_as(network: nn.Module, part: nn.Module) -> nn.Module:
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Return the device and the floating-point type that a module computes with."""
+    """Return the device and the floating-point type that a module computes with. Raises ValueError for no module."""
+    check_network(module)
     tensors = chain(module.parameters(), module.buffers())
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     return like.device, like.dtype

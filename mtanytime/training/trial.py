@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mtanytime.backbones import Normalized
 from mtanytime.checks import Words, mismatch, require
-from mtanytime.data.batches import Batches
+from mtanytime.data.batches import Batches, known_labels
 from mtanytime.data.images import LabelledImages
 from mtanytime.devices import Precision, autocast
 from mtanytime.features import without_wrappers
@@ -106,17 +106,17 @@ def as_numbers(metrics: Any) -> dict[str, float]:
 def probe(data: LabelledImages | DataLoader, like: Tensor, size: int = 4, seed: int = 0) -> tuple[Images, Labels]:
     """Up to 4 images and labels of a set, on the device of `like`, the images in its type.
 
-    The images of an image set all get its highest label: if the network has an output for that, it has one for all.
-    `seed` is for a `DataLoader`.
+    If all of a set's labels are known, the images all get the highest: if the network has an output for that, it has
+    one for all. `seed` is for a `DataLoader`.
     """
-    size = min(size, 4)
+    size, known = min(size, 4), known_labels(data)
     if isinstance(data, LabelledImages):
         few = data.subset(torch.arange(min(size, len(data))))
-        images, _ = next(Batches(few, 4, seed=0, shuffle=False).epoch(0))
-        labels = data.labels.max().expand(len(few))
+        images, labels = next(Batches(few, 4, seed=0, shuffle=False).epoch(0))
     else:
         images, labels = next(Batches(data, None, seed=seed).epoch(0))
         images, labels = images[:size], labels[:size]
+    labels = labels if known is None else known.max().expand(len(images))
     return images.to(like.device, like.dtype), labels.to(like.device)
 
 

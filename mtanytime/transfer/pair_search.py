@@ -117,6 +117,21 @@ class PairSearch:
         """The pairs with the largest effects, the best first."""
         return self._largest(self.effects()[0], count)
 
+    def gap(self, count: int) -> tuple[float, float]:
+        """How much more the best `count` pairs lower the log loss than the others: means, and the standard deviation.
+
+        A gap of less than two standard deviations means that the trials hardly tell the pairs apart. None of our stored
+        searches (`data/results/trials_builtin_search.csv`) has one; with shuffled losses, most have.
+
+        Raises ValueError for a `count` that leaves no others.
+        """
+        others = 1 <= count < len(self.pairs)
+        require(others, "count", f"a number of pairs, 1 to {len(self.pairs) - 1}", count)
+        mean, covariance = self.effects()
+        best = np.array(self._row(self._largest(mean, count)))
+        weights = best / count - (1 - best) / (len(best) - count)
+        return float(weights @ mean), math.sqrt(weights @ covariance @ weights)
+
     def _of_source_layers(self) -> Float[np.ndarray, "pairs layers"]:
         """1 where a pair is one of the source layer."""
         layers = dict.fromkeys(source for source, _ in self.pairs)

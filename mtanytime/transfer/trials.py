@@ -91,8 +91,8 @@ def trial_search(
             the scale of the features is that of the pairs that a trial matches, so all trials match equally strongly.
 
     Returns:
-        The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses
-        and the effect of each pair.
+        The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses,
+        the effect of each pair, and how sure the search is of its choice (`gap`).
 
     Raises:
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
@@ -120,7 +120,14 @@ def trial_search(
     tried.check()
     by_pair = dict(zip(tried.pairs, search.effects()[0].tolist(), strict=True))
     best = tried.map_of(search.best(kept))
-    return MapSearch(best, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair)
+    gap = search.gap(kept) if kept < count else None
+    if gap is not None and gap[0] < 2 * gap[1] and _is_shown(settings):
+        tqdm.write(
+            f"search: the trials hardly tell the pairs apart (the best {kept} lower the log loss by {gap[0]:.2f} ± "
+            f"{gap[1]:.2f} more than the others); more trials, steps or labels may help",
+            file=sys.stdout,
+        )
+    return MapSearch(best, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair, gap)
 
 
 def search_then_train(
@@ -353,8 +360,12 @@ class _Trials:
 
 def _counted(trials: int, settings: Mapping[str, Any]) -> tqdm:
     """The numbers of the trials, with a progress bar unless `progress` says whether the trials show theirs."""
-    shown = "progress" not in settings and Processes().first
-    return tqdm(range(trials), "search", unit="trial", file=sys.stdout, disable=not shown)
+    return tqdm(range(trials), "search", unit="trial", file=sys.stdout, disable=not _is_shown(settings))
+
+
+def _is_shown(settings: Mapping[str, Any]) -> bool:
+    """Whether the search itself reports on stdout: `progress` says whether each trial does."""
+    return "progress" not in settings and Processes().first
 
 
 def _read_pairs(file: Path) -> list[Pair]:
