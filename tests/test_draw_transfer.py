@@ -17,7 +17,15 @@ def test_heatmap_holds_the_last_step_in_the_tables_order() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["layer1", "layer2", "layer3"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("target layer", "source layer")
     assert ax.get_title() == "λ at step 200"
+    assert picture.alt == "Heat map of λ, 3 source × 3 target layers, at step 200"
     assert {"2.01", "2.09", "mean λ (pair weight)"} <= set(words(picture))
+
+
+def test_a_heatmap_with_a_title_of_its_own() -> None:
+    """A mean over seeds is of no step."""
+    picture = draw.heatmap(make_trace(steps=(0,)), title="λ, mean over 8 seeds")
+    assert picture.axes[0].get_title() == "λ, mean over 8 seeds"
+    assert picture.alt == "Heat map of λ, mean over 8 seeds, 3 source × 3 target layers"
 
 
 def test_heatmap_frames_compare() -> None:

@@ -210,7 +210,7 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     assert set(percent) == set(BUILT_IN)
     assert list(percent.index) == list(range(len(percent)))
     assert not percent.isna().any(axis=None)  # the differences are paired
-    seconds = results.groupby("method")["train_seconds"].mean()
+    seconds = results[results["seed"] >= 8].groupby("method")["train_seconds"].mean()  # one version
     recipe = RECIPES["baselines-builtin"].settings
     figures = []
     for method, words in BUILT_IN.items():
@@ -270,10 +270,10 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     for method, means in tried.groupby(level="method"):
         assert means.idxmax()[1] == recipe[f"beta_{method}"]
     command, machine, versions = provenance(root, "baselines_builtin")[:3]
-    seeds = " ".join(map(str, percent.index))
-    assert command == f"python -m mtanytime run baselines-builtin --out FOLDER --seed {seeds}"
+    assert percent.index.tolist() == list(range(len(percent)))
+    assert command == f"python -m mtanytime run baselines-builtin --out FOLDER --seed $(seq 0 {percent.index.max()})"
     settings = [f"Seeds 0 to {percent.index.max()}", "seeds 100 to 103", "seeds 100 to 107", "its 95 % interval"]
-    settings.append("four validation seeds")
+    settings += ["four validation seeds", f"mean training times of seeds 8 to {percent.index.max()}"]
     settings += ["240 steps, each on 25 labelled images", "on 25 strong views", "λ = 1", f"`{command}`"]
     paper = TransferSettings().meta_lr
     settings.append(f"the learning rate of the meta-networks is {recipe['meta_lr_l2t']:g}, not {paper:g}")

@@ -51,6 +51,7 @@ def heatmap(
     *,
     vmax: float | None = None,
     numbers: bool | None = None,
+    title: str | None = None,
 ) -> Picture:
     """Draw the mean λ of every pair at one step: a row per source layer, a column per target layer, in table order.
 
@@ -64,6 +65,7 @@ def heatmap(
         vmax: the value of the brightest colour; if None, the largest of the whole trace, so that pictures of its steps
             can be compared.
         numbers: write the value into each cell; if None, up to 12 layers per side.
+        title: of the picture, for a map that is not of a step of a run, such as a mean; if None, λ and its step.
 
     Raises:
         ValueError: as `tables.read_trace`; the trace has several values for a pair and step, or lacks the step (names
@@ -78,11 +80,11 @@ def heatmap(
     values = weights.loc[step].unstack().reindex(index=distinct(table["source"]), columns=distinct(table["target"]))
     if vmax is None:
         vmax = weights.max() if weights.max() > 0 else 1.0
-    quantity = "share of λ" if relative else "λ"
+    title = f"{'share of λ' if relative else 'λ'} at step {step}" if title is None else title
     label = "share of the target layer's λ" if relative else WEIGHT_LABEL
     if numbers is None:
         numbers = max(values.shape) <= NUMBERS_UP_TO
-    picture = _draw_map(table, values, f"{quantity} at step {step}", label, vmax, numbers, ".0%" if relative else ".2f")
+    picture = _draw_map(table, values, title, label, vmax, numbers, ".0%" if relative else ".2f")
     if relative:
         picture.axes[0].collections[0].colorbar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return picture
@@ -140,8 +142,9 @@ def _draw_map(
     diverging: bool = False,
 ) -> Picture:
     """Draw a map of values; a pair of the table without one says nan, and one that the table lacks is blank."""
-    quantity, _, moment = title.replace("\n", " ").rpartition(" at ")
-    alt = f"Heat map of {quantity}, {values.shape[0]} source × {values.shape[1]} target layers, at {moment}"
+    quantity, at, moment = title.replace("\n", " ").rpartition(" at step ")
+    layers = f"{values.shape[0]} source × {values.shape[1]} target layers"
+    alt = f"Heat map of {quantity}, {layers}, at step {moment}" if at else f"Heat map of {moment}, {layers}"
     picture, upright = _map_picture(alt, values, numbers)
     ax = picture.subplots()
     ax.set_facecolor(BLANK)
