@@ -74,7 +74,11 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("name", help="see `list`")
     parser.add_argument("--out", type=Path, required=True, help="the experiment's folder")
     add_run_options(parser, "settings to change, see `list`")
-    parser.add_argument("--csv", type=Path, help="a new file for the results; the learned maps go to NAME_maps.csv")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        help="a new file for the results; maps go to NAME_maps.csv, the trials of searches to NAME_trials.csv",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its cost; train nothing")
 
 

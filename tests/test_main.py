@@ -382,10 +382,11 @@ def test_options_given_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_files_are_checked_before_hours_of_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Maps go to a second file, which may hold another experiment's; times to a file in a folder that exists."""
-    (tmp_path / "a_maps.csv").write_text("precious")
-    assert main(["run", "smoke", "--out", str(tmp_path / "run"), "--csv", str(tmp_path / "a.csv")]) == 1
-    assert re.search(r"csv: expected a file that does not exist yet, got .*a_maps.csv", capsys.readouterr().err)
+    """Maps and trials go to other files, which may hold another experiment's; times to a folder that exists."""
+    for file in ("a_maps.csv", "b_trials.csv"):
+        (tmp_path / file).write_text("precious")
+        assert main(["run", "smoke", "--out", str(tmp_path / "run"), "--csv", str(tmp_path / f"{file[0]}.csv")]) == 1
+        assert re.search(rf"csv: expected a file that does not exist yet, got .*{file}", capsys.readouterr().err)
     shapes = ["bench", "shapes", "--milliseconds", "1000", "--times", str(tmp_path / "nowhere" / "times.csv")]
     assert main(shapes) == 1
     assert "--times: expected a file in a folder that exists" in capsys.readouterr().err

@@ -47,6 +47,29 @@ def test_every_method(tmp_path: Path) -> None:
     assert again.table[trained]["train_seconds"].tolist() == table[trained]["train_seconds"].tolist()
 
 
+def test_weights_of_a_searched_map(tmp_path: Path) -> None:
+    """λ is equal for the best pairs, or each pair's probability to be one; both are of the same trials."""
+    changes = SMALL | {"methods": "random_search,search_then_train"}
+    equal, probable = (
+        run("baselines-builtin", tmp_path / name, changes=changes | {"search_weights": name}, progress=False)
+        for name in ("equal", "probability")
+    )
+    assert list(equal.trials.columns) == ["method", "seed", "trial", "loss", "pairs", "weights"]
+    assert equal.trials.equals(probable.trials)
+    assert equal.trials["method"].tolist() == 4 * ["random_search"] + 4 * ["search_then_train"]
+    assert equal.trials["trial"].tolist() == 2 * [0, 1, 2, 3]
+    searched, other = (table.maps[table.maps["method"] == "search_then_train"] for table in (equal, probable))
+    tried = [equal.trials.loc[4:, column].str.split().explode() for column in ("pairs", "weights")]
+    assert set(tried[0]) == set(searched["source"] + "→" + searched["target"])  # each in some trial
+    assert set(tried[1]) == {"2.5"}  # fifteen pairs, six of them matched
+    assert set(searched["weight"].round(9)) == {0, round(15 / 9, 9)}
+    assert other["weight"].nunique() > 2
+    assert other["weight"].mean() == pytest.approx(1)
+    assert other["weight"].max() <= 15 / 9 + 1e-9
+    with pytest.raises(ValueError, match=r"search_weights: expected one of \['equal', 'probability'\], got 'even'"):
+        run("baselines-builtin", tmp_path / "none", changes=changes | {"search_weights": "even"}, progress=False)
+
+
 def test_plan(tmp_path: Path) -> None:
     """A dry run lists every method, a search with the steps of its trials."""
     rows = list(plan("baselines-builtin", tmp_path, changes=SMALL))

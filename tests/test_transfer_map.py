@@ -172,6 +172,17 @@ def test_scaled_and_mean() -> None:
     assert UNEVEN.with_uniform_channels().channels[PAIRS[0]] == [0.2] * 5
 
 
+def test_some_pairs_of_a_map() -> None:
+    """They alone are matched, with equal λ and the map's channels; unknown pairs are refused."""
+    one = UNEVEN.only([list(PAIRS[1])])  # JSON gives lists
+    assert one.pairs == dict.fromkeys(PAIRS, 0.0) | {PAIRS[1]: len(PAIRS)}
+    assert one.channels == UNEVEN.channels
+    assert set(UNEVEN.only(PAIRS).pairs.values()) == {1}
+    for pairs in ([], [("second", "nowhere")]):
+        with pytest.raises(ValueError, match="pairs: expected some of the map's pairs, got "):
+            UNEVEN.only(pairs)
+
+
 def test_the_pictures_take_a_map() -> None:
     """A map is drawn as a trace and as channel weights."""
     draw.heatmap(UNEVEN.trace)

@@ -75,10 +75,13 @@ def test_pairs_that_help_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     helpful = [1, 3, 4, 6, 7, 9, 11, 12, 14]
     tried = planted(monkeypatch, helpful)
     found = trial_search(SOURCE, target, DATA, **SETTINGS)
-    kept = {i for i, weight in enumerate(found.map.pairs.values()) if weight > 0}
-    assert len(kept) == 9
+    kept = {int(source.removeprefix("s")) for source, _ in found.best}
+    assert len(kept) == len(found.best) == 9
     assert len(kept & set(helpful)) >= 8  # 5.4 by chance; sixteen losses for fifteen effects
-    assert sum(found.map.pairs.values()) == pytest.approx(15)
+    weights = list(found.map.pairs.values())
+    assert sum(weights) == pytest.approx(15)
+    assert max(weights) <= 15 / 9 + 1e-9  # of a pair that is surely among the best
+    assert sum(weights[i] for i in helpful) > 0.8 * 15  # three fifths by chance
     assert {i for matched in tried[:3] for i in matched} == set(range(15))
     assert all(len(matched) == 6 for matched in tried)
     later = [i for matched in tried[3:] for i in matched]
@@ -94,7 +97,8 @@ def test_a_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     search = PairSearch(list(found.map.pairs), matched=6)
     for loss in found.losses:
         search.add(search.propose(), loss)
-    assert set(search.best(9)) == {pair for pair, weight in found.map.pairs.items() if weight > 0}
+    assert tuple(search.best(9)) == found.best
+    assert search.probabilities(9) * 15 / 9 == pytest.approx(np.array(list(found.map.pairs.values())))
     assert search.effects()[0].tolist() == list(found.effects.values())
     assert len(tried) == len(search.losses) == 16
 
@@ -173,6 +177,45 @@ def test_a_search_says_so_when_its_trials_tell_nothing(
     assert (gap >= 2 * deviation) == tells
     assert ("the trials hardly tell the pairs apart" in capsys.readouterr().out) != tells
     assert trial_search(SOURCE, target, DATA, kept=15, **SETTINGS).gap is None
+
+
+def test_the_probability_to_be_among_the_best() -> None:
+    """As often as in numpy's draws of the posterior; all pairs are surely among the best of all."""
+    search = PairSearch([("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")], matched=1)
+    for pair, loss in zip(search.pairs * 2, (0.5, 0.6, 1.0, 1.9, 0.7, 0.5, 0.6, 1.8), strict=True):
+        search.add([pair], loss)
+    draws = np.random.default_rng(1).multivariate_normal(*search.effects(), 200_000)
+    among = draws >= np.sort(draws, axis=1)[:, -2:-1]
+    found = search.probabilities(2)
+    assert found == pytest.approx(among.mean(0), abs=0.015)  # three standard errors of 10,000 draws
+    assert found.sum() == pytest.approx(2)
+    assert found[3] < found[2] < 0.1 < 0.9 < found[0] < found[1]
+    assert np.array_equal(found, search.probabilities(2))
+    assert search.probabilities(4).tolist() == [1, 1, 1, 1]
+    for count in (0, 5, 1.5):
+        with pytest.raises(ValueError, match=f"count: expected a number of pairs, 1 to 4, got {count}"):
+            unchecked(PairSearch.probabilities)(search, count)
+
+
+def test_maps_of_probabilities_agree_better() -> None:
+    """Of searches with the same effects and other noise: which pairs are the last of the best is chance."""
+    pairs = [(f"layer{i}", f"conv{j}") for i in range(3) for j in range(5)]
+    effects = np.random.default_rng(0).normal(0, 0.1, len(pairs))
+
+    def found(seed: int) -> tuple[list[float], list[float]]:
+        search, noise = PairSearch(pairs, matched=6, seed=seed), np.random.default_rng(seed)
+        for _ in range(24):
+            proposed = search.propose()
+            gain = sum(effects[pairs.index(pair)] for pair in proposed)
+            search.add(proposed, math.exp(-gain + 0.1 * noise.standard_normal()))
+        best = search.best(9)
+        return search.probabilities(9).tolist(), [float(pair in best) for pair in pairs]
+
+    by_probability, equal = (
+        np.corrcoef(maps)[np.triu_indices(10, 1)].mean()
+        for maps in zip(*(found(seed) for seed in range(10)), strict=True)
+    )
+    assert by_probability > equal + 0.1
 
 
 def test_bad_trials_are_refused() -> None:
@@ -338,7 +381,8 @@ def test_a_trial_that_diverges_is_a_bad_one(monkeypatch: pytest.MonkeyPatch) -> 
     diverged = [loss for one, loss in zip(found.maps, found.losses, strict=True) if one.pairs["first", "first"] > 0]
     assert diverged
     assert min(diverged) >= np.log(3)
-    assert found.map.pairs["first", "first"] == 0
+    assert ("first", "first") not in found.best
+    assert found.map.pairs["first", "first"] < 1  # what a pair has by chance
 
 
 @pytest.mark.parametrize("search", [trial_search, random_search])
@@ -380,8 +424,7 @@ def test_search_then_train_by_trials(tmp_path: Path) -> None:
     options = SETTINGS | {"search": {"trials": 4, "kept": 1}, "folder": tmp_path}
     options |= {"source_layers": ["first", "second"], "target_layers": ["first", "second"]}
     result, found = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
-    kept = [pair for pair, weight in found.map.pairs.items() if weight > 0]
-    assert list(result.map.pairs) == kept
+    assert list(result.map.pairs) == [pair for pair, weight in found.map.pairs.items() if weight > 0]
     assert len(found.losses) == 4
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("log.csv")}
     _, again = search_then_train(SOURCE, target, DATA, tiny.images(9, seed=3), **options)
@@ -433,11 +476,11 @@ def test_a_damaged_file_of_a_trial(tmp_path: Path) -> None:
 
 
 def test_sources_that_a_map_leaves_out_are_not_needed() -> None:
-    """With one pair kept, a trial uses one of two sources; the other is left out instead of being refused."""
+    """With one pair, a trial uses one of two sources; the other is left out instead of being refused."""
     two = {"a": SOURCE, "b": tiny.made(5, seed=3).eval()}
     found = trial_search(two, target, DATA, trials=8, kept=1, **SETTINGS)
     assert {pair[0].split("/")[0] for pair in found.map.pairs} == {"a", "b"}
-    trainer = TransferTrainer(two, target, DATA, map=found.map, **SETTINGS)
+    trainer = TransferTrainer(two, target, DATA, map=found.map.only(found.best), **SETTINGS)
     assert len(trainer.pairs) == len(trainer.networks) == 1
 
 

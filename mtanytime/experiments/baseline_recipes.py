@@ -199,6 +199,7 @@ BASELINES: Settings = {
     "meta_every": 1,
     "trials": 16,
     "search_steps": 500,
+    "search_weights": "equal",
     "lr": 0.05,
     "lr_fine_tuning": 0.02,
     "weight_decay": 5e-4,

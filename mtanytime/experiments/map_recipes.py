@@ -129,6 +129,7 @@ RECIPES = {
             "steps": 240,
             "search_steps": 120,
             "trials": 32,
+            "search_weights": "equal",
             "learn_channels": 0,
             "views": 25,
             "batch_size": 25,

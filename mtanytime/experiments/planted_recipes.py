@@ -168,6 +168,7 @@ RECIPES = {
             "steps": 240,
             "search_steps": 240,
             "trials": 16,
+            "search_weights": "equal",
             "views": 25,
             "batch_size": 25,
             "lr": 0.05,

@@ -33,10 +33,13 @@ class Results(NamedTuple):
 
     `table`: the rows that the recipe's `rows` returns for each network. `maps`: method, seed, beta and the last rows
     of the trace (step, source, target, weight, weight_std) of each run that learned a map; None if no run did.
+    `trials`: method, seed, trial, loss (on held-back labels, in nats), pairs ("source→target", separated by spaces) and
+    weights (their λ) of each trial of a search; None without searches by trials.
     """
 
     table: pd.DataFrame
-    maps: pd.DataFrame | None
+    maps: pd.DataFrame | None = None
+    trials: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mtanytime.experiments import (
     transfer_recipes,
 )
 from mtanytime.experiments.recipe import Recipe, Results, Setting, changed, nearest
-from mtanytime.experiments.search_run import SearchRun
+from mtanytime.experiments.search_run import SearchRun, trial_rows
 from mtanytime.measure.operators import formulas
 from mtanytime.training.stored_run import StoredRun, load_run, read_run
 from mtanytime.training.trainer import Trainer
@@ -85,7 +85,7 @@ def run(
     require(distinct, "seeds", "one or more different seeds", list(seeds))
     for _ in chosen.trainers(settings, seeds[0], None, False):
         pass  # each trainer validates its settings when it is built
-    rows, maps = [], []
+    rows, maps, trials = [], [], []
     for seed in seeds:
         for part, trainer in chosen.trainers(settings, seed, folder, progress):
             trainer.origin = {"recipe": name, "part": part, "settings": settings}
@@ -107,7 +107,12 @@ def run(
             if isinstance(trainer, SearchRun) and isinstance(trainer.searched, MapSearch):
                 keys, trace = {"method": part, "seed": seed, "beta": beta}, trainer.searched.map.trace
                 maps.append(trace.assign(**keys)[[*keys, *trace.columns]])
-    return Results(pd.DataFrame(rows), pd.concat(maps, ignore_index=True) if maps else None)
+                trials += [{"method": part, "seed": seed} | row for row in trial_rows(trainer.searched)]
+    return Results(
+        pd.DataFrame(rows),
+        pd.concat(maps, ignore_index=True) if maps else None,
+        pd.DataFrame(trials) if trials else None,
+    )
 
 
 def load_part(folder: Path, **options: Any) -> StoredRun:
@@ -209,33 +214,34 @@ class _NoTracker(ModuleTracker):
 
 
 def check_new_csv(csv: Path, maps: bool = False) -> None:
-    """Check before hours of work that `write_results` can write its file, or, with `maps`, both of its files.
+    """Check before hours of work that `write_results` can write its file, or, with `maps`, all of its files.
 
     ValueError if one exists, OSError if it cannot be written.
     """
-    for file in (csv, *([_maps_file(csv)] if maps else [])):
+    for file in (csv, *((_beside(csv, name) for name in ("maps", "trials")) if maps else ())):
         require(not file.exists(), "csv", "a file that does not exist yet", str(file), "delete or rename it first")
     csv.parent.mkdir(parents=True, exist_ok=True)
     temporary_name(csv).touch()
     temporary_name(csv).unlink()
 
 
-def _maps_file(csv: Path) -> Path:
-    return csv.with_name(f"{csv.stem}_maps{csv.suffix}")
+def _beside(csv: Path, name: str) -> Path:
+    return csv.with_name(f"{csv.stem}_{name}{csv.suffix}")
 
 
 def write_results(results: Results, csv: Path, command: str, note: str = "") -> None:
-    """Write the results to `csv`, and the learned maps to NAME_maps.csv beside it.
+    """Write the results to `csv`, and beside it the learned maps to NAME_maps.csv and the trials to NAME_trials.csv.
 
     Each file starts with a comment line that states the command, the processor and the versions; that of the results
-    ends with the note.
+    ends with the note. The results come last, so that a file of results is never without the others.
     """
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     threads = torch.get_num_threads()
     header = f"# {command}; {processor()}, {threads} thread{'s' if threads > 1 else ''}; {versions}"
-    for file, table, end in ((_maps_file(csv), results.maps, ""), (csv, results.table, f"; {note}" if note else "")):
+    for name, table in (("maps", results.maps), ("trials", results.trials)):
         if table is not None:
-            write_whole(file, f"{header}{end}\n" + table.to_csv(index=False))
+            write_whole(_beside(csv, name), f"{header}\n" + table.to_csv(index=False))
+    write_whole(csv, f"{header}{f'; {note}' if note else ''}\n" + results.table.to_csv(index=False))
 
 
 def which_weights(table: pd.DataFrame) -> str:

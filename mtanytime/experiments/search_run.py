@@ -1,7 +1,7 @@
 """A search (for a map, or for the start of a head) and the training with what it found, as one run of a recipe."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -16,7 +16,18 @@ from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.trials import fewest_trials, random_search, train_with_map, trial_search
 
 SEARCHES = ("random_search", "search_then_train")
+# λ of a searched map: the same for each of the best pairs, or each pair's probability to be one of them.
+WEIGHTS = ("equal", "probability")
 Found = TypeVar("Found", MapSearch, HeadChoice)
+
+
+def trial_rows(found: MapSearch) -> list[dict[str, Any]]:
+    """A row per trial of a search: trial, loss, and the pairs that it matched with their weights, as in `Results`."""
+    rows = []
+    for trial, (loss, tried) in enumerate(zip(found.losses, found.maps, strict=bool(found.losses))):
+        matched = {f"{source}→{target}": f"{weight:.6g}" for (source, target), weight in tried.pairs.items() if weight}
+        rows.append({"trial": trial, "loss": loss, "pairs": " ".join(matched), "weights": " ".join(matched.values())})
+    return rows
 
 
 class SearchRun(Generic[Found]):
@@ -83,7 +94,8 @@ def search_run(
 
     Args:
         method: the name.
-        settings: of the recipe: trials, search_steps, and learn_channels where the search may learn them.
+        settings: of the recipe: trials, search_steps, search_weights (one of WEIGHTS), and learn_channels where the
+            search may learn them.
         source, make, task: see `TransferTrainer`; `make` builds the target.
         options: of `TransferTrainer`, with a folder, or None, for the search and the final training.
 
@@ -103,18 +115,25 @@ def search_run(
     check_search(settings, None if searcher is random_search else len(plain.pairs))
     hold_back(task.train, 0.5, options["seed"])  # refuses classes with one label
 
+    def weighted() -> MapSearch:
+        found = searcher(source, make, task.train, **search)
+        equal = found.best and settings["search_weights"] == "equal"
+        return replace(found, map=found.map.only(found.best)) if equal else found
+
     def train(found: MapSearch) -> TransferTrainer:
         return train_with_map(source, make, task, None, found.map, plain, run_folder(place, "train"), **options)
 
     steps = settings["trials"] * settings["search_steps"] + plain.steps
-    return SearchRun(partial(searcher, source, make, task.train, **search), train, plain, steps)
+    return SearchRun(weighted, train, plain, steps)
 
 
 def check_search(settings: Settings, pairs: int | None) -> None:
-    """Validate `trials` and `search_steps` when a recipe is built, long before its search begins. ValueError otherwise.
+    """Validate a search's settings when a recipe is built, long before its search begins. ValueError otherwise.
 
     `pairs` is the number of pairs for a `trial_search`; None for a `random_search`, which needs one trial.
     """
     least = 1 if pairs is None else fewest_trials(pairs)
     require(settings["trials"] >= least, "trials", f"a whole number >= {least}", settings["trials"])
     require(settings["search_steps"] >= 1, "search_steps", "a whole number >= 1", settings["search_steps"])
+    weights = settings["search_weights"]
+    require(weights in WEIGHTS, "search_weights", f"one of {list(WEIGHTS)}", weights)

@@ -48,8 +48,9 @@ class MapSearch:
     """The outcome of a search: its map, the map of each split or trial, and the seconds of training it took.
 
     `losses` holds each trial's loss on the held-out labels; it is empty for a search by lookahead. `effects` holds what
-    `trial_search` estimates for each pair: by how much it lowers the logarithm of that loss. `gap` is the mean effect
-    of the map's pairs minus that of the others, and its standard deviation (see `PairSearch.gap`); None without others.
+    `trial_search` estimates for each pair: by how much it lowers the logarithm of that loss. `best` holds its `kept`
+    pairs with the largest effects, the best first; `map.only(best)` matches them alone. `gap` is their mean effect
+    minus that of the others, and its standard deviation (see `PairSearch.gap`); None without others.
     """
 
     map: TransferMap
@@ -57,6 +58,7 @@ class MapSearch:
     seconds: float
     losses: tuple[float, ...] = ()
     effects: Mapping[Pair, float] = field(default_factory=dict)
+    best: tuple[Pair, ...] = ()
     gap: tuple[float, float] | None = None
 
 

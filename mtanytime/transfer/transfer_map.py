@@ -99,6 +99,16 @@ class TransferMap:
         factor = mean * len(self.pairs) / sum(self.pairs.values())
         return TransferMap({pair: weight * factor for pair, weight in self.pairs.items()}, self.channels)
 
+    def only(self, pairs: Sequence[Sequence[str]]) -> "TransferMap":
+        """The map that matches these pairs alone, with equal λ whose mean over all pairs is 1, and the same channels.
+
+        Raises ValueError for no pairs, or others than the map's.
+        """
+        chosen = {(source, target) for source, target in pairs}  # JSON gives lists
+        require(0 < len(chosen) and chosen <= set(self.pairs), "pairs", "some of the map's pairs", list(pairs))
+        each = len(self.pairs) / len(chosen)
+        return TransferMap({pair: each * (pair in chosen) for pair in self.pairs}, self.channels)
+
     def with_uniform_channels(self) -> "TransferMap":
         """The map with the weight 1/C for each of a source layer's C channels: *where* alone."""
         return TransferMap(self.pairs, {pair: [1 / len(w)] * len(w) for pair, w in self.channels.items()})

@@ -2,8 +2,9 @@
 
 A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). A trial is
 a complete training. It matches some of the pairs, all with the same weight. `pair_search` proposes the pairs, and
-learns from the held-out losses what each pair contributes. The channel weights can be learned beforehand, by
-lookaheads. This is ours, not the paper's. `search_then_train` adds the training with the map.
+learns from the held-out losses what each pair contributes. The λ of a pair is proportional to the probability that it
+is among the best. The channel weights can be learned beforehand, by lookaheads. This is ours, not the paper's.
+`search_then_train` adds the training with the map.
 
 `random_search` is the rival: it tries as many random maps and keeps the one with the lowest loss.
 """
@@ -68,7 +69,10 @@ def trial_search(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MapSearch:
-    """Learn which pairs to match from trials, and return the map of the best ones, with equal λ.
+    """Learn from trials which pairs to match, and return a map whose λ says how probably a pair is among the best.
+
+    With few trials, which pairs are the last of the best is decided by chance. A map of the best pairs alone, with
+    equal λ, is `found.map.only(found.best)`; on our built-in task, maps of probabilities agree better between seeds.
 
     A trial is judged by its cross-entropy on the held-back labels after temperature scaling, whatever `loss` it was
     trained with. One that diverges counts with the highest loss so far, but at least with the loss of guessing. All
@@ -79,8 +83,8 @@ def trial_search(
         trials: how many targets to train; enough for each pair to be tried once. Fewer are trained if there are no
             other pairs to try. Rather many short ones: on our built-in task, 32 of 120 steps give maps that agree
             better between seeds than 16 of 240 (see RESULTS.md).
-        kept: how many pairs the map matches; default: three fifths of all, at least one. A trial matches two thirds of
-            that number, so that trials tell pairs apart.
+        kept: how many pairs count as the best; default: three fifths of all, at least one. A trial matches two thirds
+            of that number, so that trials tell pairs apart.
         channels: settings of a `search_map` that first learns the channel weights, with equal λ for all pairs; all
             trials and the map then use these weights. An empty dict means the defaults; None, equal weights. The
             search uses the trials' pairs and split of the labels, so it takes no layers, `held_out`, `splits` or
@@ -91,8 +95,8 @@ def trial_search(
             the scale of the features is that of the pairs that a trial matches, so all trials match equally strongly.
 
     Returns:
-        The map, with λ of mean 1 over all pairs, 0 for those that are not kept; the maps of the trials, their losses,
-        the effect of each pair, and how sure the search is of its choice (`gap`).
+        The map, with λ of mean 1 over all pairs (see `PairSearch.probabilities`); the maps of the trials, their losses,
+        the effect of each pair, the best pairs, and how sure the search is of them (`gap`).
 
     Raises:
         ValueError: as `search_map`; too few trials, or `kept` outside 1 … the number of pairs.
@@ -119,7 +123,8 @@ def trial_search(
         search.add(pairs, tried.losses[-1])
     tried.check()
     by_pair = dict(zip(tried.pairs, search.effects()[0].tolist(), strict=True))
-    best = tried.map_of(search.best(kept))
+    probabilities = dict(zip(tried.pairs, search.probabilities(kept).tolist(), strict=True))
+    found, best = TransferMap(probabilities, tried.channels).scaled(), tuple(search.best(kept))
     gap = search.gap(kept) if kept < count else None
     if gap is not None and gap[0] < 2 * gap[1] and _is_shown(settings):
         tqdm.write(
@@ -127,7 +132,7 @@ def trial_search(
             f"{gap[1]:.2f} more than the others); more trials, steps or labels may help",
             file=sys.stdout,
         )
-    return MapSearch(best, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair, gap)
+    return MapSearch(found, tuple(tried.maps), tried.seconds, tuple(tried.losses), by_pair, best, gap)
 
 
 def search_then_train(
@@ -308,8 +313,7 @@ class _Trials:
 
     def map_of(self, chosen: Sequence[Pair]) -> TransferMap:
         """The map that matches only these pairs, with equal λ whose mean over all pairs is 1."""
-        weights = dict.fromkeys(self.pairs, 0.0) | dict.fromkeys(chosen, len(self.pairs) / len(chosen))
-        return TransferMap(weights, self.channels)
+        return TransferMap(dict.fromkeys(self.pairs, 1.0), self.channels).only(chosen)
 
     def next_pairs(self, proposed: Sequence[Pair]) -> list[Pair]:
         """The pairs of the next trial: those of its file if it was begun, else the proposed ones, now in its file.
