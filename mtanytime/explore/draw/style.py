@@ -70,7 +70,7 @@ class Picture(Figure):
     def png(self, dpi: float = 144) -> bytes:
         """Return the picture as a PNG file; its size depends on the layers and methods of the table, not on values."""
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
+        self.savefig(file, format="png", dpi=dpi, pil_kwargs={"compress_level": 6})
         return file.getvalue()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
