@@ -195,6 +195,8 @@ def test_the_probability_to_be_among_the_best() -> None:
     for count in (0, 5, 1.5):
         with pytest.raises(ValueError, match=f"count: expected a number of pairs, 1 to 4, got {count}"):
             unchecked(PairSearch.probabilities)(search, count)
+        with pytest.raises(ValueError, match=f"count: expected a number of pairs, 1 to 4, got {count}"):
+            unchecked(PairSearch.best)(search, count)
 
 
 def test_maps_of_probabilities_agree_better() -> None:

@@ -95,7 +95,7 @@ def planted(settings: Settings, seed: int, folder: Path | None, progress: bool) 
 
 
 def _one_to_one(layers: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Each source layer with the target layer of its map size, as somebody would pair them who trusts the source."""
+    """Each source layer with the target layer of its map size, as someone who trusts the source would pair them."""
     return [(f"{name}/{layer}", ONE[layer]) for name, of_network in layers.items() for layer in of_network]
 
 

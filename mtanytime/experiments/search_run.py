@@ -24,7 +24,7 @@ Found = TypeVar("Found", MapSearch, HeadChoice)
 def trial_rows(found: MapSearch) -> list[dict[str, Any]]:
     """A row per trial of a search: trial, loss, and the pairs that it matched with their weights, as in `Results`."""
     rows = []
-    for trial, (loss, tried) in enumerate(zip(found.losses, found.maps, strict=bool(found.losses))):
+    for trial, (loss, tried) in enumerate(zip(found.losses, found.maps, strict=True)):
         matched = {f"{source}→{target}": f"{weight:.6g}" for (source, target), weight in tried.pairs.items() if weight}
         rows.append({"trial": trial, "loss": loss, "pairs": " ".join(matched), "weights": " ".join(matched.values())})
     return rows
@@ -117,8 +117,9 @@ def search_run(
 
     def weighted() -> MapSearch:
         found = searcher(source, make, task.train, **search)
-        equal = found.best and settings["search_weights"] == "equal"
-        return replace(found, map=found.map.only(found.best)) if equal else found
+        if found.best and settings["search_weights"] == "equal":  # a random search has no best pairs
+            return replace(found, map=found.map.only(found.best))
+        return found
 
     def train(found: MapSearch) -> TransferTrainer:
         return train_with_map(source, make, task, None, found.map, plain, run_folder(place, "train"), **options)

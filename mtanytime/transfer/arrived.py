@@ -46,7 +46,7 @@ MapBatch = tuple[LayerMaps, LayerMaps]  # the source's maps by layer, and the ta
 def arrived_r2(pairs: Sequence[Pair], fit: Iterable[MapBatch], score: Iterable[MapBatch]) -> dict[Pair, float]:
     """The R² of each (source layer, target layer); nan for a source layer that is constant on the scored images.
 
-    Sums are kept, never all maps: in float64 on the CPU, of products in float64 for maps on the CPU and in the maps'
+    Only sums are kept, in float64 on the CPU. Their products are in float64 for maps on the CPU and in the maps'
     own precision on an accelerator.
 
     Args:

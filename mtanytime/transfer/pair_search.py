@@ -67,7 +67,7 @@ class PairSearch:
         self._tried: list[list[float]] = []  # per trial, 1 for a matched pair
 
     def propose(self) -> list[Pair]:
-        """The pairs for the next trial; others than in every trial so far, unless the search is `exhausted`."""
+        """The pairs for the next trial; a choice not tried before, unless the search is `exhausted`."""
         trial = len(self.losses)
         if trial < len(self.first):
             return self.first[trial]
@@ -115,22 +115,25 @@ class PairSearch:
         return of_pairs @ fitted.coef_, of_pairs @ fitted.sigma_ @ of_pairs.T
 
     def best(self, count: int) -> list[Pair]:
-        """The pairs with the largest effects, the best first."""
-        return self._largest(self.effects()[0], count)
-
-    def probabilities(self, count: int) -> Float[np.ndarray, " pairs"]:
-        """The probability of each pair, in the order of `pairs`, to be one of the `count` with the largest effects.
-
-        Posterior effects are drawn 10,000 times. The probabilities add up to `count`; with few trials, they say more
-        than `best`, whose last pairs may be hardly better than the next ones.
+        """The pairs with the largest effects, the best first.
 
         Raises ValueError for a `count` outside 1 … the number of pairs.
         """
-        whole = isinstance(count, Integral) and 1 <= count <= len(self.pairs)
-        require(whole, "count", f"a number of pairs, 1 to {len(self.pairs)}", count)
+        self._check_count(count, len(self.pairs))
+        return self._largest(self.effects()[0], count)
+
+    def probabilities(self, count: int) -> Float[np.ndarray, " pairs"]:
+        """Each pair's probability, in the order of `pairs`, of being among the `count` with the largest effects.
+
+        Posterior effects are drawn 10,000 times. The probabilities add up to `count`. The last pairs of `best` may be
+        hardly better than the next ones; the probabilities show it. With few more trials than pairs, they are too sure.
+
+        Raises ValueError for a `count` outside 1 … the number of pairs.
+        """
+        self._check_count(count, len(self.pairs))
         mean, covariance = self.effects()
         values, vectors = np.linalg.eigh(covariance)
-        # This root, unlike an eigenvector's sign, is the same on every machine, and may be singular.
+        # The symmetric root does not depend on the signs of eigenvectors, and exists for a singular covariance.
         root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         normal = np.random.default_rng(derive_seed(self.seed, CHOICE)).standard_normal((_SAMPLES, len(mean)))
         largest = np.argsort(-(mean + normal @ root), kind="stable")[:, :count]
@@ -144,12 +147,15 @@ class PairSearch:
 
         Raises ValueError for a `count` that leaves no others.
         """
-        others = 1 <= count < len(self.pairs)
-        require(others, "count", f"a number of pairs, 1 to {len(self.pairs) - 1}", count)
+        self._check_count(count, len(self.pairs) - 1)
         mean, covariance = self.effects()
         best = np.array(self._row(self._largest(mean, count)))
         weights = best / count - (1 - best) / (len(best) - count)
         return float(weights @ mean), math.sqrt(weights @ covariance @ weights)
+
+    def _check_count(self, count: object, most: int) -> None:
+        whole = isinstance(count, Integral) and 1 <= count <= most
+        require(whole, "count", f"a number of pairs, 1 to {most}", count)
 
     def _of_source_layers(self) -> Float[np.ndarray, "pairs layers"]:
         """1 where a pair is one of the source layer."""

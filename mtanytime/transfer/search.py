@@ -48,9 +48,10 @@ class MapSearch:
     """The outcome of a search: its map, the map of each split or trial, and the seconds of training it took.
 
     `losses` holds each trial's loss on the held-out labels; it is empty for a search by lookahead. `effects` holds what
-    `trial_search` estimates for each pair: by how much it lowers the logarithm of that loss. `best` holds its `kept`
-    pairs with the largest effects, the best first; `map.only(best)` matches them alone. `gap` is their mean effect
-    minus that of the others, and its standard deviation (see `PairSearch.gap`); None without others.
+    `trial_search` estimates for each pair: by how much it lowers the logarithm of that loss. `best` holds the `kept`
+    pairs with the largest effects, the best first (empty for other searches); `map.only(best)` matches them alone.
+    `gap` is their mean effect minus that of the others, and its standard deviation (see `PairSearch.gap`); None without
+    others.
     """
 
     map: TransferMap

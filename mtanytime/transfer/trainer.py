@@ -432,7 +432,7 @@ def _measured_images(trainer: Trainer) -> Iterator[Images]:
 
 
 def _in_words(mean_lambda: Float[Tensor, " pairs"], normalized: bool) -> str:
-    """λ of a step for the error of a training that diverges."""
+    """A step's mean λ, as text for a divergence error."""
     remedy = "" if normalized else "; with normalize_weights=True, the map's λ have the mean 1"
     return f", mean λ by pair {[round(value, 3) for value in mean_lambda.tolist()]}{remedy}"
 

@@ -69,10 +69,11 @@ def trial_search(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> MapSearch:
-    """Learn from trials which pairs to match, and return a map whose λ says how probably a pair is among the best.
+    """Learn from trials which pairs to match, and weight each by its probability of being among the best.
 
-    With few trials, which pairs are the last of the best is decided by chance. A map of the best pairs alone, with
-    equal λ, is `found.map.only(found.best)`; on our built-in task, maps of probabilities agree better between seeds.
+    With few trials, chance decides which pairs just make the cut, so nearly all pairs are matched, doubtful ones with a
+    small λ. A map of the best pairs alone, with equal λ, is `found.map.only(found.best)`; on our built-in task, maps by
+    probability agree better between seeds.
 
     A trial is judged by its cross-entropy on the held-back labels after temperature scaling, whatever `loss` it was
     trained with. One that diverges counts with the highest loss so far, but at least with the loss of guessing. All
@@ -318,7 +319,7 @@ class _Trials:
     def next_pairs(self, proposed: Sequence[Pair]) -> list[Pair]:
         """The pairs of the next trial: those of its file if it was begun, else the proposed ones, now in its file.
 
-        What a search proposes depends on last bits, which differ between machines. So a machine that resumes a search
+        Proposals depend on rounding, which differs between machines. So a machine that resumes a search
         reads the pairs, and several processes take those of the first.
         """
         processes, pairs = Processes(), list(proposed)
