@@ -359,7 +359,7 @@ def planted_bullets(tables: Callable[[str], pd.DataFrame]) -> list[str]:
         f"where nothing is useless, a searched map is {gain:.1f} points above all pairs alike (`matching_all`). On "
         "`source` it gains far more, on `layer` and `channels` about as much: there the search finds what is useless, "
         "but it pays no more than usual.",
-        "* All of this is against equal weights. Maps by hand are stronger rivals, although they know of nothing "
+        "* All of this is against equal weights. The rule and one-to-one are stronger rivals, blind to what is "
         "useless: on two other seeds (100 and 101, `data/results/planted_by_hand.csv`) and at the best of three "
         f"strengths, the rule of the section above reaches {rule} % on the three tasks, and one-to-one {one} %. So a "
         "search that finds what is useless is not shown to be the best map.",

@@ -1,6 +1,6 @@
 """The learned map beside its rivals on the built-in task: hand-made pairs, random search, and no transfer at all.
 
-All methods have one training loop: the same number of steps on the same labelled images and the same number of strong
+All targets train for the same number of steps on the same labelled images; those that match also use as many strong
 views. Each has its own strength of matching, chosen on validation digits.
 """
 
