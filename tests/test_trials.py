@@ -446,10 +446,22 @@ def test_a_search_goes_on_with_its_own_pairs(tmp_path: Path, monkeypatch: pytest
     assert min(list(again.maps[5].pairs.values())[-2:]) > 0
 
 
+def test_a_finished_trial_keeps_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine computes other last digits, which would change λ, and the training with the map be refused."""
+    options = SETTINGS | {"search": {"trials": 6, "kept": 2}, "folder": tmp_path}
+    _, found = search_then_train(SOURCE, target, DATA, **options)
+    monkeypatch.setattr(module, "calibrated_cross_entropy", lambda *_: 9.0)
+    _, again = search_then_train(SOURCE, target, DATA, **options)
+    assert (again.losses, again.map) == (found.losses, found.map)
+    (tmp_path / "search" / "trial0" / "loss.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"loss\.json: expected the loss of a trial, got a damaged file; remove it"):
+        search_then_train(SOURCE, target, DATA, **options)
+
+
 def test_more_trials_for_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may find another map, whose training needs the place of the one before; the search is not lost."""
     options = SETTINGS | {"test": tiny.images(9, seed=3), "folder": tmp_path}
-    losses = iter([0.1, 9.0, 9.0, 0.1, 9.0, 9.0])  # the first trial is the best of two, and then the second of four
+    losses = iter([0.1, 9.0, 9.0, 0.01])  # the first trial is the best of two, and then the last of four
     monkeypatch.setattr(module, "calibrated_cross_entropy", lambda *_: next(losses))
     search_then_train(SOURCE, target, DATA, search={"trials": 2, "kept": 3}, **options)
     before = (tmp_path / "map.json").read_bytes()

@@ -342,9 +342,7 @@ class _Trials:
             trainer.sources[name] = Remembered(self._memories[name], source.layers)
         try:
             trainer.train()
-            logits = self._settings.get("logits")
-            outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
-            loss = calibrated_cross_entropy(outputs[-1], labels)
+            loss = self._loss_of(trainer, place)
         except FloatingPointError:
             loss = math.nan
         if not math.isfinite(loss):  # diverged: no better than guessing, or than any trial so far
@@ -353,6 +351,21 @@ class _Trials:
         self.seconds += trainer.seconds
         self.maps.append(drawn)
         self.losses.append(loss)
+
+    def _loss_of(self, trainer: TransferTrainer, place: Path | None) -> float:
+        """The loss on the held-back labels; that of a finished trial is read, as λ depends on its last digits."""
+        file = None if place is None else place / "loss.json"
+        if file is not None and file.exists():
+            try:
+                return float(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise mismatch(str(file), "the loss of a trial", Words("a damaged file"), "remove it") from error
+        logits = self._settings.get("logits")
+        outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
+        loss = calibrated_cross_entropy(outputs[-1], labels)
+        if file is not None and math.isfinite(loss) and Processes().first:
+            write_whole(file, json.dumps(loss))
+        return loss
 
     def check(self) -> None:
         """Raise FloatingPointError if all trials diverged, and warn if more than half of them did."""
