@@ -23,8 +23,8 @@ from mtanytime.anytime.trainer import AnytimeTrainer
 from mtanytime.data.batches import crop_flip
 from mtanytime.training.distributed import Processes, start
 from mtanytime.training.trainer import Trainer
+from mtanytime.transfer import PAPER, FreshBatch, MapSearch, trial_search, trials
 from mtanytime.transfer.baselines import BaselineTrainer
-from mtanytime.transfer.outer import FreshBatch
 
 
 def without_norms(network: nn.Module) -> nn.Module:
@@ -168,6 +168,33 @@ def occupied(folder: Path) -> None:
     plain(True, folder)
 
 
+def search(folder: Path | None = None) -> MapSearch:
+    """Which pairs of layers to match, by four trials of two pairs."""
+    source, target = (network(kind, True) for kind in (partial(tiny.TinyNet, 5), tiny.TinyNet))
+    layers = {f"{name}_layers": ["first", "second"] for name in ("source", "target")}
+    options = PAPER | layers | {"what": False, "where": "off", "folder": folder} | settings(epochs=1)
+    return trial_search(source.eval(), target, tiny.images(18), trials=4, kept=1, **options)
+
+
+def unlike() -> None:
+    """A search by processes whose machines compute other last digits: all of them have the first one's losses."""
+    loss, rank = trials.calibrated_cross_entropy, Processes().rank
+    trials.calibrated_cross_entropy = lambda *batch: loss(*batch) * (1 + 1e-3 * rank)
+    try:
+        found = search()
+    finally:
+        trials.calibrated_cross_entropy = loss
+    losses = Processes().gathered([found.losses, found.map])
+    assert losses == losses[:1] * Processes().count
+
+
+def damaged(folder: Path) -> None:
+    """A search whose folder holds a file that a loss of power left empty."""
+    folder.mkdir(exist_ok=True)
+    (folder / "trial0.json").touch()
+    search(folder)
+
+
 def errors(folder: Path, rank: int) -> dict[str, Callable[[], Any]]:
     """What fails, by name."""
     return {
@@ -178,6 +205,8 @@ def errors(folder: Path, rank: int) -> dict[str, Callable[[], Any]]:
         "skipping": skipping,
         "loss": lambda: plain(True, loss=nn.CrossEntropyLoss(reduction="sum")),
         "occupied": lambda: occupied(folder / "occupied"),
+        "unlike": unlike,
+        "damaged": lambda: damaged(folder / "damaged"),
         "diverged": lambda: plain(True, lr=1e30).train(),
     }
 

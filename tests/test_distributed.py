@@ -150,6 +150,8 @@ def test_a_run_changes_its_number_of_processes(one: dict[str, dict], two: Path, 
         ("weights", ["RuntimeError: the processes' weights differ: "] * 2),
         ("skipping", ["none", "none"]),  # layers that one process alone skips at random are no error
         ("occupied", ["ValueError: folder: expected an empty folder", "RuntimeError: process 0 stopped: folder: "]),
+        ("unlike", ["none", "none"]),
+        ("damaged", ["ValueError: ", "RuntimeError: process 0 stopped: "]),
         ("loss", ["ValueError: loss: expected a mean over the images, which several processes can share, got "] * 2),
         ("diverged", ["FloatingPointError: loss is nan at step "] * 2),
     ],

@@ -10,7 +10,7 @@ import tiny
 
 from mtanytime.data.images import Task
 from mtanytime.experiments import map_recipes as recipes
-from mtanytime.experiments.runner import plan, run
+from mtanytime.experiments.runner import plan, run, write_results
 
 SMALL = {"source_depth": "8", "source_epochs": "1", "steps": "2", "search_steps": "2", "trials": "4", "batch_size": "8"}
 SMALL |= {"target_width": "4", "views": "4"}
@@ -56,6 +56,9 @@ def test_weights_of_a_searched_map(tmp_path: Path) -> None:
     )
     assert list(equal.trials.columns) == ["method", "seed", "trial", "loss", "pairs", "weights"]
     assert equal.trials.equals(probable.trials)
+    write_results(equal, tmp_path / "equal.csv", "a command")
+    read = pd.read_csv(tmp_path / "equal_trials.csv", comment="#", dtype={"weights": str})
+    pd.testing.assert_frame_equal(read, equal.trials)
     assert equal.trials["method"].tolist() == 4 * ["random_search"] + 4 * ["search_then_train"]
     assert equal.trials["trial"].tolist() == 2 * [0, 1, 2, 3]
     searched, other = (table.maps[table.maps["method"] == "search_then_train"] for table in (equal, probable))

@@ -177,15 +177,15 @@ def test_scale_of_maps_far_from_zero() -> None:
     assert standard.scale == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("by_network", [False, True])
-def test_training_does_not_depend_on_the_size_of_the_sources_features(by_network: bool) -> None:
+@pytest.mark.parametrize("networks", [None, [""]])
+def test_training_does_not_depend_on_the_size_of_the_sources_features(networks: list[str] | None) -> None:
     """Loss and gradients are the same for a source whose features are larger, smaller or shifted."""
     target, sizes = maps(TARGET, 2), {t: (n, n) for t, (_, n) in TARGET.items()}
     outcomes = []
     for factor, shift in ((1.0, 0.0), (1e3, 5.0), (1e-3, -2.0)):
         matching, _ = built(ALL)  # the same initial weights each time
         source = {layer: factor * value + shift for layer, value in maps(SOURCE, 1).items()}
-        matching.standards = source_standards([source], ALL, sizes, by_network)
+        matching.standards = source_standards([source], ALL, sizes, networks)
         weights = MetaNetworks(ALL, {s: c for s, (c, _) in SOURCE.items()}, what=False, where="off").double()(source)
         leaves = {layer: value.clone().requires_grad_() for layer, value in target.items()}
         loss = matching(source, leaves, weights).sum()
@@ -200,12 +200,28 @@ def test_one_unit_for_each_source_network() -> None:
     one, other = {f"a/{layer}": value for layer, value in source.items()}, {"b/s": 100 * source["s1"]}
     pairs = [(layer, "t") for layer in [*one, *other]]
     each = source_standards([one | other], pairs, size)
-    units = source_standards([one | other], pairs, size, by_network=True)
+    units = source_standards([one | other], pairs, size, ["a", "b"])
     mean = sum(each[layer, "t"].scale ** 2 for layer in one) / len(one)
     for pair, unit in units.items():
         assert unit.scale**2 == pytest.approx(mean if pair[0] in one else each[pair].scale ** 2)
     dead = {"x": torch.ones(4, 2, 3, 3), "y": torch.rand(4, 2, 3, 3)}
-    assert set(source_standards([dead], [("x", "t"), ("y", "t")], size, by_network=True)) == {("x", "t"), ("y", "t")}
+    assert set(source_standards([dead], [("x", "t"), ("y", "t")], size, [""])) == {("x", "t"), ("y", "t")}
+    slashes = {layer.replace("a/", f"block{i}/"): value for i, (layer, value) in enumerate(one.items())}
+    one_network = source_standards([slashes], [(layer, "t") for layer in slashes], size, [""])
+    assert len({unit.scale for unit in one_network.values()}) == 1
+
+
+def test_a_pair_that_hardly_counts_does_not_set_the_unit() -> None:
+    """The variances are weighted by λ: with λ near 0, the loss is nearly that of the other pairs alone."""
+    source, size = maps(SOURCE, 1), {"t": (3, 3)}
+    loud = {"s1": source["s1"], "s2": 100 * source["s2"]}
+    pairs = [(layer, "t") for layer in loud]
+    each = source_standards([loud], pairs, size)
+    by_hand = (1.9 * each["s1", "t"].scale ** 2 + 0.1 * each["s2", "t"].scale ** 2) / 2
+    weighted = source_standards([loud], pairs, size, [""], {("s1", "t"): 1.9, ("s2", "t"): 0.1})
+    assert weighted["s1", "t"].scale ** 2 == pytest.approx(by_hand)
+    nearly = source_standards([loud], pairs, size, [""], {("s1", "t"): 1.0, ("s2", "t"): 1e-9})
+    assert nearly["s1", "t"].scale == pytest.approx(each["s1", "t"].scale, rel=1e-3)
 
 
 def test_constant_features_have_no_unit() -> None:

@@ -1,5 +1,6 @@
 """Search by trials: a linear model of the held-out loss finds the pairs that help; its rival draws maps at random."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from typechecker import unchecked
 
 from mtanytime.data.batches import crop_flip
+from mtanytime.experiments.search_run import trial_rows
 from mtanytime.features import tap
 from mtanytime.transfer import (
     PAPER,
@@ -47,15 +49,16 @@ def target() -> tiny.TinyNet:
 
 
 def planted(
-    monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int = 15, noise_only: bool = False
+    monkeypatch: pytest.MonkeyPatch, helpful: Sequence[int], pairs: int = 15, noise_only: bool = False, seed: int = 5
 ) -> list[list[int]]:
     """Replace trainings by losses that the helpful pairs lower and others raise; the pairs of each trial, by number."""
     tried: list[list[int]] = []
-    noise = np.random.default_rng(5)
+    noise = np.random.default_rng(seed)
 
     def init(self: module._Trials, *_: object) -> None:
         self.seed, self.maps, self.losses, self.seconds, self._folder, self._diverged = 0, [], [], 0.0, None, 0
         self.pairs = [(f"s{i}", "t") for i in range(pairs)]
+        self.networks = [""]
         self.channels = {pair: [0.5, 0.5] for pair in self.pairs}
 
     def run(self: module._Trials, drawn: TransferMap) -> None:
@@ -192,6 +195,13 @@ def test_the_probability_to_be_among_the_best() -> None:
     assert found[3] < found[2] < 0.1 < 0.9 < found[0] < found[1]
     assert np.array_equal(found, search.probabilities(2))
     assert search.probabilities(4).tolist() == [1, 1, 1, 1]
+    alone, equal = PairSearch([("a", "c")], matched=1), PairSearch(search.pairs, matched=2)
+    alone.add([("a", "c")], 0.5)
+    assert alone.probabilities(1).tolist() == [1]
+    for _ in range(6):
+        equal.add(equal.propose(), 0.7)  # all trials alike
+    assert equal.probabilities(2).sum() == pytest.approx(2)
+    assert equal.effects()[0] == pytest.approx(np.zeros(4), abs=1e-6)
     for count in (0, 5, 1.5):
         with pytest.raises(ValueError, match=f"count: expected a number of pairs, 1 to 4, got {count}"):
             unchecked(PairSearch.probabilities)(search, count)
@@ -247,9 +257,27 @@ def test_no_pairs_are_tried_twice() -> None:
 
 
 def test_a_search_ends_when_all_pairs_were_tried() -> None:
-    """With one pair of four per trial, there are four trials."""
+    """With two pairs of four per trial, there are six trials."""
     found = trial_search(SOURCE, target, DATA, trials=9, kept=1, **SETTINGS)
-    assert len(found.losses) == len({tuple(one.pairs.items()) for one in found.maps}) == 4
+    assert len(found.losses) == len({tuple(one.pairs.items()) for one in found.maps}) == 6
+    assert [sum(weight > 0 for weight in one.pairs.values()) for one in found.maps] == [2] * 6
+
+
+@pytest.mark.parametrize(("pairs", "kept"), [(4, None), (4, 1), (5, 3), (15, 1), (15, 3)])
+def test_noise_is_seldom_taken_for_knowledge(monkeypatch: pytest.MonkeyPatch, pairs: int, kept: int | None) -> None:
+    """With one pair per trial, each loss alone was its pair's effect, and every search was sure of it."""
+    clear = []
+    for seed in range(20):
+        planted(monkeypatch, [], pairs, noise_only=True, seed=seed)
+        gap, deviation = trial_search(SOURCE, target, DATA, kept=kept, **SETTINGS).gap
+        clear.append(gap >= 2 * deviation)
+    assert np.mean(clear) <= 0.4
+
+
+def test_three_pairs_are_not_told_apart_from_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are only as many choices as pairs: the search says nothing of how sure it is."""
+    planted(monkeypatch, [], 3, noise_only=True)
+    assert trial_search(SOURCE, target, DATA, **SETTINGS).gap is None
 
 
 def test_pairs_of_a_json_file() -> None:
@@ -269,6 +297,11 @@ def test_how_much_later() -> None:
     assert later([(f"s{i}", f"t{j}") for i in range(3) for j in range(5)]).tolist() == by_hand
     assert later([("a/s0", "t0"), ("a/s1", "t0"), ("a/s1", "t1"), ("b/s0", "t1")]).tolist() == [0, 0, 0, 0.5]
     assert later([("s", "t")]).tolist() == [0]
+    slashes = [(f"{layer}/conv", "t0") for layer in ("x", "y", "z")] + [("x/conv", "t1")]
+    assert later(slashes, networks=[""]).tolist() == [0, 0, 0, 1]  # three layers of one network
+    assert later(slashes).tolist() == [0, 0, 0, 0.5]  # of three networks, by their names
+    mixed = [("stem", "t0"), ("body/conv", "t0"), ("body/conv", "t1"), ("stem", "t1")]
+    assert later(mixed).tolist() == [0, 0, 0, 1]  # not all have a network's name
 
 
 def test_what_pairs_have_in_common_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +441,11 @@ def test_a_search_of_which_most_trials_diverge(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(TransferTrainer, "train_on_batch", diverging)
     with pytest.warns(UserWarning, match=r"^3 of 4 trials diverged; a smaller lr or beta may help$"):
-        trial_search(SOURCE, target, DATA, trials=4, kept=1, **SETTINGS)
+        found = trial_search(SOURCE, target, DATA, trials=4, kept=1, **SETTINGS)
+    rows = trial_rows(found)
+    assert [row["trial"] for row in rows] == [0, 1, 2, 3]
+    assert [row["loss"] for row in rows] == [pytest.approx(math.log(3))] * 3 + [found.losses[3]]
+    assert {len(row["pairs"].split()) for row in rows} == {2}
 
 
 def test_what_a_search_does_not_take_from_the_final_training(tmp_path: Path) -> None:
@@ -444,6 +481,16 @@ def test_a_search_goes_on_with_its_own_pairs(tmp_path: Path, monkeypatch: pytest
     assert again.maps[:5] == found.maps[:5]
     assert again.losses[:5] == found.losses[:5]
     assert min(list(again.maps[5].pairs.values())[-2:]) > 0
+
+
+def test_pairs_of_another_search_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of a trial that was not begun, with as many pairs as another `kept` needs, gives way."""
+    for name in ("trial0", "trial3"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([["first", "first"]]))
+    found = trial_search(SOURCE, target, DATA, trials=6, folder=tmp_path, **SETTINGS)
+    for i, tried in enumerate(found.maps):
+        stored = [tuple(pair) for pair in json.loads((tmp_path / f"trial{i}.json").read_text())]
+        assert set(stored) == {pair for pair, weight in tried.pairs.items() if weight > 0}
 
 
 def test_a_finished_trial_keeps_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,7 +604,7 @@ def test_random_maps_cover_the_space() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trials": 3, "kept": 1}, "trials: expected at least 4, so that each of 4 pairs is tried, got 3"),
+        ({"trials": 1, "kept": 1}, "trials: expected at least 2, so that each of 4 pairs is tried, got 1"),
         ({"kept": 5}, "kept: expected a number of pairs, 1 to 4, got 5"),
         ({"kept": 0}, "kept: expected a number of pairs, 1 to 4, got 0"),
         ({"held_out": 1.0}, "held_out: expected a number between 0 and 1, got 1.0"),

@@ -226,7 +226,7 @@ def _bench_export(options: argparse.Namespace) -> int:
         print(f"deadlines from 1.2 times the first answer's time on: {kept['answered']:.1%} with an answer by then")
         within, latest = f"a step's time ({kept['longest_ms']:.2f} ms)", f"{kept['latest_ms']:.2f} ms"
         print(f"returned within {within} of the deadline: {kept['returned']:.1%}, the latest {latest} after it")
-        write_results(Results(table, None), options.deadlines, f"python -m mtanytime bench {command}")
+        write_results(Results(table), options.deadlines, f"python -m mtanytime bench {command}")
     return 0
 
 
@@ -250,7 +250,7 @@ def _print_table(measure: Callable[[], pd.DataFrame], csv: Path | None, command:
     table = measure()
     print(table.to_string(index=False, float_format="{:.4g}".format))
     if csv is not None:
-        write_results(Results(table, None), csv, f"python -m mtanytime bench {command}")
+        write_results(Results(table), csv, f"python -m mtanytime bench {command}")
     return 0
 
 
@@ -295,7 +295,7 @@ def _bench_shapes(options: argparse.Namespace) -> int:
         words |= {name: getattr(options, name) for name in ("block", "reads", "multiple", "largest")}
         words["runtime"] = options.runtime[0]
         command = " ".join(f"--{name} {value}" for name, value in words.items())
-        write_results(Results(pd.DataFrame(rows), None), options.csv, f"python -m mtanytime bench shapes {command}")
+        write_results(Results(pd.DataFrame(rows)), options.csv, f"python -m mtanytime bench shapes {command}")
     return 0
 
 

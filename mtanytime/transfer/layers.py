@@ -98,7 +98,7 @@ def tap_layers(
         target_layers = _own_layers("target_layers", "target", target) if paired is None else paired
     sources, tapped = _tap_all(networks, target, chosen, target_layers)
     if isinstance(pairs, str):
-        pairs = _not_later(_names(sources), tapped.layers)
+        pairs = _not_later(_names(sources), tapped.layers, list(sources))
         used, paired = ({pair[side] for pair in pairs} for side in (0, 1))
         kept = {name: [s for s in source.layers if join_name(name, s) in used] for name, source in sources.items()}
         sources, tapped = _tap_all(networks, target, kept, [layer for layer in tapped.layers if layer in paired])
@@ -121,10 +121,10 @@ def _names(sources: Mapping[str, Tapped]) -> list[str]:
     return [join_name(name, layer) for name, source in sources.items() for layer in source.layers]
 
 
-def _not_later(sources: Sequence[str], targets: Sequence[str]) -> list[Pair]:
+def _not_later(sources: Sequence[str], targets: Sequence[str], networks: Sequence[str]) -> list[Pair]:
     """The pairs of all that `later` calls not later, up to rounding."""
     pairs = [(source, target) for source in sources for target in targets]
-    return [pair for pair, more in zip(pairs, later(pairs), strict=True) if more < 1e-9]
+    return [pair for pair, more in zip(pairs, later(pairs, networks), strict=True) if more < 1e-9]
 
 
 def _choose_source_layers(

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from mtanytime.checks import Words, require
-from mtanytime.transfer.meta_networks import Pair, PairWeights
+from mtanytime.transfer.meta_networks import Pair, PairWeights, network_of
 from mtanytime.transfer.second_order import for_parameters, refuse_a_third_derivative
 
 
@@ -201,7 +202,8 @@ def source_standards(
     batches: Iterable[Mapping[str, Float[Tensor, "batch _ _ _"]]],
     pairs: Sequence[Pair],
     target_sizes: Mapping[str, tuple[int, int]],
-    by_network: bool = False,
+    networks: Sequence[str] | None = None,
+    weights: Mapping[Pair, float] | None = None,
 ) -> dict[Pair, Standard]:
     """Mean and scale of each pair's source maps, resized to the target's, over images and pixels.
 
@@ -209,14 +211,17 @@ def source_standards(
     is 1 - R² of the regressor; a regressor that predicts each channel's mean has the error 1. The regressors learn
     maps of the same size for every source, so a learning rate and β suit sources of any size of features.
 
-    Raises ValueError for a layer whose maps are constant or, with `by_network`, for a network whose maps all are.
+    Raises ValueError for a layer whose maps are constant or, with `networks`, for a network whose maps all are.
 
     Args:
         batches: the source's maps by layer, one batch of images after another.
         pairs: the (source layer, target layer) pairs.
         target_sizes: height and width of the target's maps by layer.
-        by_network: one scale for all pairs of a source network, from the mean of their variances, so that layers whose
-            maps vary more keep their larger share of the loss.
+        networks: the names of the source networks ("" for a single one without a name). All pairs of a network then
+            have one scale, from the mean of their variances, so that layers whose maps vary more keep their larger
+            share of the loss. None: a scale for each pair.
+        weights: λ by pair, by which that mean is weighted, so that a pair that hardly counts does not set the scale of
+            the others; default: all alike.
     """
     moments: dict[Pair, Tensor] = {}
     count = 0
@@ -231,11 +236,14 @@ def source_standards(
     squares = {pair: (second / count).mean().item() for pair, (_, second) in moments.items()}
     variances = {pair: squares[pair] - mean.square().mean().item() for pair, mean in means.items()}
     units: dict[str, list[Pair]] = {}
-    for pair in pairs:  # "network/layer" if there are several networks
-        units.setdefault(pair[0].rpartition("/")[0] if by_network else repr(pair), []).append(pair)
+    for pair in pairs:
+        units.setdefault(repr(pair) if networks is None else network_of(pair[0], networks), []).append(pair)
     scales: dict[Pair, float] = {}
     for group in units.values():
-        variance, square = (sum(values[pair] for pair in group) / len(group) for values in (variances, squares))
+        shares = np.array([1.0 if weights is None else weights[pair] for pair in group])
+        variance, square = (
+            float(np.average([values[pair] for pair in group], weights=shares)) for values in (variances, squares)
+        )
         layers = ", ".join(dict.fromkeys(repr(source) for source, _ in group))
         varied = variance > 1e-9 * square
         require(varied, "source", f"maps of {layers} that differ between images", Words("constant ones"))

@@ -45,6 +45,12 @@ class PairWeights:
         return {target: torch.cat(weights, dim=1) for target, weights in parts.items()}
 
 
+def network_of(layer: str, networks: Sequence[str]) -> str:
+    """The name of a source layer's network, one of `networks`, in "name/layer"; "" for a layer without such a name."""
+    name = layer.partition("/")[0]
+    return name if "/" in layer and name in networks else ""
+
+
 class MetaNetworks(nn.Module):
     """One *what* and one *where* network per pair.
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from mtanytime.checks import Words, require
 from mtanytime.randomness import derive_seed, generator_for
-from mtanytime.transfer.meta_networks import Pair
+from mtanytime.transfer.meta_networks import Pair, network_of
 
 TRIAL, CHOICE = -9, -10  # purposes of derived seeds
 # The prior standard deviation of the effect that late target layers share, in units of that of a pair's own effect. On
@@ -47,6 +47,8 @@ class PairSearch:
         pairs: all (source layer, target layer) pairs, with the layers of each network in their order.
         matched: how many pairs a trial matches.
         seed: of the proposals.
+        networks: the names of the source networks, if there are several and their layers are called "name/layer". None
+            takes what comes before a "/", if there is one in every source layer's name.
 
     Attributes:
         losses: the loss of each trial so far.
@@ -55,13 +57,15 @@ class PairSearch:
         ValueError: a pair that is listed twice, or `matched` outside 1 … the number of pairs.
     """
 
-    def __init__(self, pairs: Sequence[Pair], matched: int, seed: int = 0) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], matched: int, seed: int = 0, networks: Sequence[str] | None = None
+    ) -> None:
         pairs = [(source, target) for source, target in pairs]  # JSON gives lists
         repeated = Words(f"{len(pairs) - len(set(pairs))} again")
         require(len(set(pairs)) == len(pairs), "pairs", "each pair once", repeated)
         whole = isinstance(matched, Integral) and 1 <= matched <= len(pairs)
         require(whole, "matched", f"a number of pairs, 1 to {len(pairs)}", matched)
-        self.pairs, self.matched, self.seed = pairs, matched, seed
+        self.pairs, self.matched, self.seed, self.networks = pairs, matched, seed, networks
         self.first = _each_once(self.pairs, matched, seed)  # the trials before there is a model
         self.losses: list[float] = []
         self._tried: list[list[float]] = []  # per trial, 1 for a matched pair
@@ -106,7 +110,7 @@ class PairSearch:
 
         require(len(self.losses) > 0, "losses", "at least one trial", self.losses)
         tried, gains = np.array(self._tried), -np.log(np.maximum(self.losses, 1e-6))
-        own = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs)])
+        own = np.column_stack([np.eye(len(self.pairs)), _COMMON * later(self.pairs, self.networks)])
         models = [
             (BayesianRidge(compute_score=True).fit(tried @ of_pairs, gains), of_pairs)
             for of_pairs in (own, np.column_stack([own, self._of_source_layers()]))
@@ -172,15 +176,18 @@ class PairSearch:
         return [self.pairs[i] for i in np.argsort(-effects, kind="stable")[:count]]
 
 
-def later(pairs: Sequence[Pair]) -> Float[np.ndarray, " pairs"]:
+def later(pairs: Sequence[Pair], networks: Sequence[str] | None = None) -> Float[np.ndarray, " pairs"]:
     """The depth of each pair's target layer in its network, minus that of its source layer; 0 if that is negative.
 
     The depth of a layer is its place among its network's matched layers, in the order in which the pairs name them: 0
-    for the first, 1 for the last, ½ for the only one.
+    for the first, 1 for the last, ½ for the only one. `networks`: see `PairSearch`.
     """
-    sources: dict[str, list[str]] = {}  # by network: several sources' layers are called 'name/layer'
-    for layer in dict.fromkeys(source for source, _ in pairs):
-        sources.setdefault(layer.partition("/")[0] if "/" in layer else "", []).append(layer)
+    layers = list(dict.fromkeys(source for source, _ in pairs))
+    if networks is None:
+        networks = [layer.partition("/")[0] for layer in layers] if all("/" in layer for layer in layers) else []
+    sources: dict[str, list[str]] = {}  # by network
+    for layer in layers:
+        sources.setdefault(network_of(layer, networks), []).append(layer)
     of_source = {layer: depth for layers in sources.values() for layer, depth in _depths(layers).items()}
     of_target = _depths(list(dict.fromkeys(target for _, target in pairs)))
     return np.array([max(0.0, of_target[target] - of_source[source]) for source, target in pairs])

@@ -51,7 +51,7 @@ class MapSearch:
     `trial_search` estimates for each pair: by how much it lowers the logarithm of that loss. `best` holds the `kept`
     pairs with the largest effects, the best first (empty for other searches); `map.only(best)` matches them alone.
     `gap` is their mean effect minus that of the others, and its standard deviation (see `PairSearch.gap`); None without
-    others.
+    others, and for fewer than four pairs, which trials cannot tell apart from chance.
     """
 
     map: TransferMap

@@ -61,8 +61,9 @@ class TransferSettings:
         beta, inner_steps, stages, outer, first_order, mode: see `Lookahead`.
         standardize: standardize the source's features, so that β and the learning rate mean the same for every
             network (see `matching.source_standards`). "network": one scale for all layers of a source, which keeps
-            their shares of the loss; True: one per pair, so that a constant prediction has the error 1; False: the
-            features as they are, as in the paper. The meta-networks read the features as they are in any case.
+            their shares of the loss (with a `map`, its λ weight their variances); True: one per pair, so that a
+            constant prediction has the error 1; False: the features as they are, as in the paper. The meta-networks
+            read the features as they are in any case.
         meta_lr, meta_weight_decay: of Adam on the meta-networks.
         meta_every: steps from one lookahead to the next; 1 in the paper. The steps between use the meta-networks'
             current weights and cost as much as plain matching.

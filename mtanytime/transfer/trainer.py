@@ -236,8 +236,7 @@ class TransferTrainer(Trainer):
     def _make_student(self, target: Tapped, source_channels: Mapping[str, int], target_maps: Maps) -> None:
         """Make what the inner steps train, the target with its regressors, and the networks that weight its errors."""
         target_channels = {layer: maps.shape[1] for layer, maps in target_maps.items()}
-        dtype = next(self.model.parameters()).dtype
-        generator = generator_for(self.seed, _REGRESSORS)
+        dtype, generator = next(self.model.parameters()).dtype, generator_for(self.seed, _REGRESSORS)
         matching = FeatureMatching(self.pairs, source_channels, target_channels, generator).to(self.device, dtype)
         self.meta = self._make_meta(source_channels).to(self.device, dtype)
         self.student = Student(target, matching)
@@ -245,7 +244,8 @@ class TransferTrainer(Trainer):
         if units := self.transfer_settings.standardize:
             sizes = {layer: tuple(maps.shape[2:]) for layer, maps in target_maps.items()}
             maps = (self.source_features(images) for images in _measured_images(self))
-            matching.standards = source_standards(maps, self.pairs, sizes, units == "network")
+            networks, weights = list(self.networks) if units == "network" else None, self.map and self.map.pairs
+            matching.standards = source_standards(maps, self.pairs, sizes, networks, weights)
         self.optimizer = make_optimizer(self.settings, self.student)
 
     def _make_meta_optimizer(self, images: Images, labels: Labels) -> bool:

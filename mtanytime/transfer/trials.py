@@ -53,6 +53,9 @@ from mtanytime.transfer.trainer import TransferResult, TransferTrainer
 from mtanytime.transfer.transfer_map import TransferMap
 from mtanytime.whole_files import write_whole
 
+# From so many pairs on, a trial matches two or more. With fewer pairs, or one per trial, there are only as many choices
+# as pairs, so trials cannot show how much of their differences is chance.
+_TOLD_APART = 4
 # Defaults of the search for channel weights.
 _CHANNELS: dict[str, Any] = {"meta_lr": 3e-3, "meta_every": 2}
 
@@ -85,7 +88,7 @@ def trial_search(
             other pairs to try. Rather many short ones: on our built-in task, 32 of 120 steps give maps that agree
             better between seeds than 16 of 240 (see RESULTS.md).
         kept: how many pairs count as the best; default: three fifths of all, at least one. A trial matches two thirds
-            of that number, so that trials tell pairs apart.
+            of that number, but at least two of four or more pairs, so that trials tell pairs apart.
         channels: settings of a `search_map` that first learns the channel weights, with equal λ for all pairs; all
             trials and the map then use these weights. An empty dict means the defaults; None, equal weights. The
             search uses the trials' pairs and split of the labels, so it takes no layers, `held_out`, `splits` or
@@ -111,7 +114,7 @@ def trial_search(
     kept = _kept(count) if kept is None else kept
     whole = isinstance(kept, Integral) and 1 <= kept <= count
     require(whole, "kept", f"a number of pairs, 1 to {count}", kept)
-    search = PairSearch(tried.pairs, _matched(kept), tried.seed)
+    search = PairSearch(tried.pairs, _matched(kept, count), tried.seed, tried.networks)
     least = len(search.first)
     require(trials >= least, "trials", f"at least {least}, so that each of {count} pairs is tried", trials)
     if channels is not None:
@@ -126,7 +129,7 @@ def trial_search(
     by_pair = dict(zip(tried.pairs, search.effects()[0].tolist(), strict=True))
     probabilities = dict(zip(tried.pairs, search.probabilities(kept).tolist(), strict=True))
     found, best = TransferMap(probabilities, tried.channels).scaled(), tuple(search.best(kept))
-    gap = search.gap(kept) if kept < count else None
+    gap = search.gap(kept) if kept < count and count >= _TOLD_APART else None
     if gap is not None and gap[0] < 2 * gap[1] and _is_shown(settings):
         tqdm.write(
             f"search: the trials hardly tell the pairs apart (the best {kept} lower the log loss by {gap[0]:.2f} ± "
@@ -291,7 +294,7 @@ class _Trials:
         self._settings["teacher"] = plain.teacher  # a probe is fitted once
         if plain.extra_images.unlabelled is not None:
             self._settings["unlabelled"] = plain.extra_images.unlabelled.data  # a folder is read once
-        self.pairs = list(plain.pairs)
+        self.pairs, self.networks = list(plain.pairs), list(plain.networks)
         self.channels = TransferMap.uniform(self.pairs, plain.student.matching.source_channels).channels
         self._settings = {key: value for key, value in without_layers(self._settings).items() if key != "arrived"}
         self._diverged = 0
@@ -323,16 +326,18 @@ class _Trials:
         reads the pairs, and several processes take those of the first.
         """
         processes, pairs = Processes(), list(proposed)
-        if self._folder is not None and processes.first:
-            file = subfolder(self._folder, f"trial{len(self.maps)}.json")
-            stored = _read_pairs(file)
-            if len(stored) == len(pairs) and set(stored) <= set(self.pairs):  # else the trainer refuses it
-                pairs = stored
-            elif not stored:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(file, json.dumps(pairs))
-        chosen = torch.tensor([float(pair in pairs and processes.first) for pair in self.pairs])
-        return [pair for pair, one in zip(self.pairs, processes.sums([chosen])[0].tolist(), strict=True) if one]
+        with processes.together():
+            if self._folder is not None and processes.first:
+                place = subfolder(self._folder, f"trial{len(self.maps)}")
+                file = place.with_suffix(".json")
+                stored = _read_pairs(file)
+                if len(stored) == len(pairs) and set(stored) <= set(self.pairs):
+                    pairs = stored
+                elif not (stored and place.exists()):  # else the trainer refuses the proposed ones
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(file, json.dumps(pairs))
+        pairs = processes.from_first(pairs)
+        return [pair for pair in self.pairs if pair in pairs]
 
     def run(self, drawn: TransferMap) -> None:
         """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
@@ -353,18 +358,20 @@ class _Trials:
         self.losses.append(loss)
 
     def _loss_of(self, trainer: TransferTrainer, place: Path | None) -> float:
-        """The loss on the held-back labels; that of a finished trial is read, as λ depends on its last digits."""
-        file = None if place is None else place / "loss.json"
-        if file is not None and file.exists():
-            try:
-                return float(json.loads(file.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise mismatch(str(file), "the loss of a trial", Words("a damaged file"), "remove it") from error
-        logits = self._settings.get("logits")
-        outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
-        loss = calibrated_cross_entropy(outputs[-1], labels)
-        if file is not None and math.isfinite(loss) and Processes().first:
-            write_whole(file, json.dumps(loss))
+        """The loss on the held-back labels, the same in all processes; that of a finished trial is read.
+
+        λ depends on its last digits, which differ between machines.
+        """
+        processes, file = Processes(), None if place is None else place / "loss.json"
+        with processes.together():
+            loss = None if file is None or not processes.first else _read_loss(file)
+        loss = processes.from_first(loss)
+        if loss is None:
+            logits = self._settings.get("logits")
+            outputs, labels = predictions(trainer.model, self._held, progress=False, logits=logits)
+            loss = processes.from_first(calibrated_cross_entropy(outputs[-1], labels))
+            if file is not None and math.isfinite(loss) and processes.first:
+                write_whole(file, json.dumps(loss))
         return loss
 
     def check(self) -> None:
@@ -397,14 +404,24 @@ def _read_pairs(file: Path) -> list[Pair]:
         raise mismatch(str(file), "the pairs of a trial", Words("a damaged file"), remedy) from error
 
 
+def _read_loss(file: Path) -> float | None:
+    """The loss of a finished trial; None without the file. Raises ValueError for a damaged one."""
+    if not file.exists():
+        return None
+    try:
+        return float(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise mismatch(str(file), "the loss of a trial", Words("a damaged file"), "remove it") from error
+
+
 def fewest_trials(pairs: int) -> int:
     """The least number of trials with which `trial_search` tries each pair, with its default `kept`."""
-    return math.ceil(pairs / _matched(_kept(pairs)))
+    return math.ceil(pairs / _matched(_kept(pairs), pairs))
 
 
 def _kept(pairs: int) -> int:
     return max(1, round(0.6 * pairs))
 
 
-def _matched(kept: int) -> int:
-    return max(1, round(2 / 3 * kept))
+def _matched(kept: int, pairs: int) -> int:
+    return max(2 if pairs >= _TOLD_APART else 1, round(2 / 3 * kept))
