@@ -55,7 +55,7 @@ def test_every_method(tmp_path: Path) -> None:
 
 
 def test_no_image_is_scored_on_and_learned_from() -> None:
-    """Labelled, unlabelled and held-back training images are three sets; the held-back ones are the same for all."""
+    """Labelled, unlabelled and held-out training images are three sets; the held-out ones are the same for all."""
     tasks = [baselines._task(".", 6, "validation", seed) for seed in (0, 1)]
     for task, pool in tasks:
         sets = [{image.numpy().tobytes() for image in part.images} for part in (task.train, task.test, pool)]

@@ -48,7 +48,7 @@ def test_every_method(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_searched_map(tmp_path: Path) -> None:
-    """λ is equal for the best pairs, or each pair's probability to be one; both are of the same trials."""
+    """λ is equal for the best pairs, or each pair's probability of being one; both are of the same trials."""
     changes = SMALL | {"methods": "random_search,search_then_train"}
     equal, probable = (
         run("baselines-builtin", tmp_path / name, changes=changes | {"search_weights": name}, progress=False)

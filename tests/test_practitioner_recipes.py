@@ -45,7 +45,7 @@ def test_every_method(cifar: Task, tmp_path: Path) -> None:
 
 
 def test_images_are_enlarged_and_none_is_scored_on_and_learned_from(cifar: Task) -> None:
-    """Labelled and held-back images are separate training images, resized as torch does; held-back ones are shared."""
+    """Labelled and held-out images are separate training images, resized as torch does; held-out ones are shared."""
     tasks = [practitioner._task(".", 32, 6, "validation", seed) for seed in (0, 1)]
     for task in tasks:
         sets = [{image.numpy().tobytes() for image in part.images} for part in (task.train, task.test)]

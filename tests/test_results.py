@@ -90,7 +90,7 @@ BASIC = (
     "slice_reads=layers slice_block=basic slice_blocks=1,1,1 slice_widths=26,11,13,14 slice_squeeze=4 {}"
     "precision=bfloat16"
 )
-LEVERS = {  # tried on held-back images, and the settings of their rows
+LEVERS = {  # tried on held-out images, and the settings of their rows
     "cascade": CASCADE.format(""),
     "cascade, distillation from the widest exit (0.5)": CASCADE.format("distillation=0.5 "),
     "cascade, gradients balanced": CASCADE.format(f"{BALANCED} "),
@@ -196,7 +196,7 @@ def four_more(tables: Callable[[str], pd.DataFrame]) -> str:
 
 
 def by_probability(tables: Callable[[str], pd.DataFrame]) -> str:
-    """The sentence on maps of all pairs, weighted by the probability to be among the best."""
+    """The sentence on maps of all pairs, weighted by their probability of being among the best."""
     tried = tables("baselines_builtin_search").query("beta == 2")
     tried = tried[tried["map_changed"].astype(str).str.startswith("32 trials of 120 steps")]
     kind = tried["map_changed"].str.rpartition("; ")[2].rename("kind")
@@ -205,7 +205,7 @@ def by_probability(tables: Callable[[str], pd.DataFrame]) -> str:
     assert percent.index.tolist() == list(range(100, 108))
     mean, low, high = points(soft - best)
     return signed(
-        f"From the same trials, all pairs, each with the probability to be among the best nine as its λ, reach "
+        f"From the same trials, all pairs, each with its probability of being among the best nine as λ, reach "
         f"{soft.mean():.1f} % on the seeds 100 to 107, the best nine alone {best.mean():.1f} %: {mean:+.1f} points "
         f"({low:+.1f} to {high:+.1f})."
     )
@@ -272,9 +272,9 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
         figures.append(f"| {words} | `{method}` | {beta} | {accuracy} | {against} | {time} |")
     best = percent.mean()[RIVALS].idxmax()
     figures.append(f"which train a target by matching and know nothing of searches by trials, is `{best}`")
-    for method, words in (("search_then_train", "Compared with it, a searched map"), ("l2t", "and L2T-ww")):
+    for method, words in (("search_then_train", "A searched map differs from it by"), ("l2t", "and L2T-ww by")):
         mean, low, high = points(percent[method] - percent[best])
-        figures.append(signed(f"{words} is at {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
+        figures.append(signed(f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
     tried = tables("baselines_builtin_betas").groupby(["method", "beta"])["accuracy"].mean()
     assert not at_an_end(tried.unstack())
     by_rule = "matching_not_later"
@@ -287,9 +287,9 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
         f"by which the strengths were chosen, it reaches {of_rule:.1f} %, and the searched maps {searched:.1f} %"
     )
     figures.append(f"({again:.1f} % when they were trained a second time; 16 trials of 240 steps)")
-    for rival, words in (("search_then_train", "On the test seeds it is"), (best, "for each seed, and")):
+    for rival, words in (("search_then_train", "On the test seeds it differs by"), (best, "for each seed, and by")):
         mean, low, high = points(percent[by_rule] - percent[rival])
-        figures.append(signed(f"{words} at {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
+        figures.append(signed(f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
     agreed = tables("map_agreement").groupby("method")["correlation"].mean()
     figures.append(f"correlate by {agreed['search_then_train']:.2f} on average")
     figures.append(f"those of the random searches by {agreed['random_search']:.2f}")
@@ -298,10 +298,10 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     figures[-1] += f"{agreed['l2t_not_later']:.2f}."
     kept, left_out = weights_by_rule(tables)
     figures.append(f"end with λ = {left_out:.1f} on average, those that it keeps with {kept:.1f}")
-    by_rival = ((best, "It is"), ("search_then_train", f"`{best}`,"), (by_rule, "level with the rule alone,"))
+    by_rival = ((best, "It differs by"), ("search_then_train", f"`{best}` and by"), (by_rule, "the rule alone:"))
     for rival, words in by_rival:
         mean, low, high = points(percent["l2t_not_later"] - percent[rival])
-        figures.append(signed(f"{words} at {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
+        figures.append(signed(f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
     assert low < 0 < high
     dearer = seconds["l2t_not_later"] / seconds[by_rule]
     figures.append(f", in {dearer:.1f} times its time")
@@ -311,7 +311,7 @@ def test_built_in(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     fresh = 100 * tables("meta_every_builtin").query("meta_every == 1")["accuracy"].mean()
     of_views = outer["strong views", recipe["beta_l2t"], recipe["meta_lr_l2t"]]
     calibrated = outer["calibrated strong views", recipe["beta_l2t"]]
-    figures.append(f"gives {of_views:.1f} %, not {fresh:.1f} %")
+    figures.append(f"gives {of_views:.1f} %, fresh batches {fresh:.1f} %")
     figures.append(f"it is {calibrated[recipe['meta_lr_l2t']]:.1f} %")
     figures.append(f"{calibrated.max():.1f} % with the learning rate {calibrated.idxmax():g}")
     assert outer.drop("calibrated strong views").max() < fresh < calibrated.max() < fresh + 2
@@ -364,7 +364,7 @@ def planted_bullets(tables: Callable[[str], pd.DataFrame]) -> list[str]:
         f"strengths, the rule of the section above reaches {rule} % on the three tasks, and one-to-one {one} %. So a "
         "search that finds what is useless is not shown to be the best map.",
         "* A right map is not a clean one. Of the fifteen pairs of each network, the maps of `source` keep "
-        f"{number['trained']} of the trained one and {number['useless']} of the useless one; of the five pairs of the "
+        f"{number['trained']} of the useful one and {number['useless']} of the useless one; of the five pairs of the "
         f"untrained layer, those of `layer` keep {number['layer']}. Maps of as many pairs drawn at random would be "
         f"right in {100 * chance[0]:.0f} % and {100 * chance[1]:.0f} % of cases.",
     ]
@@ -421,7 +421,7 @@ def test_papers_objective(root: Path, tables: Callable[[str], pd.DataFrame]) -> 
     assert gains.min() > 30
     figures.append(f"L2T-ww is {mean:.1f} points below one-to-one, with a 95 % interval of {low:.1f} to {high:.1f}")
     figures.append(f"takes {seconds['l2t'] / seconds['matching_one']:.1f} times as long")
-    for method, words in (("what", "all-to-all matching: {:+.1f} points"), ("where", "is at {:+.1f} points")):
+    for method, words in (("what", "all-to-all matching: {:+.1f} points"), ("where", "(*where*) gives {:+.1f} points")):
         difference, low, high = points(percent[method] - percent["matching_all"])
         assert low < 0 < high
         figures.append(signed(f"{words.format(difference)} ({low:+.1f} to {high:+.1f})"))
@@ -593,7 +593,7 @@ def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -
     ]
     settings += ["55.2 % (WRN-16-8) and 58.0 % (harmonic networks)", "50 labels per class"]  # of another repository
     settings += [provenance(root, "long_cifar10_n50")[-1]]
-    check(section(root, "CIFAR-10 with 50 labels per class, trained to the end"), figures, settings)
+    check(section(root, "CIFAR-10 with 50 labels per class, a long training"), figures, settings)
 
 
 STRENGTHS = {  # by method: its name in RESULTS.md, the setting, and the column of the search
@@ -751,15 +751,15 @@ def test_what_a_learned_map_is_worth(root: Path, tables: Callable[[str], pd.Data
     above = (longer["matching_one"] - short["search_then_train"]).mean()
     figures.append(f"{above:.1f} points better than the searched map with 240")
     for table, method, words in (
-        (longer, "search_then_train", "the searched map is"),
-        (longer, "matching_not_later", "the rule"),
-        (longer, "matching_all", "all pairs alike are"),
-        (test, "search_then_train", "a searched map is"),
-        (test, "matching_not_later", "the rule"),
-        (test, "l2t_not_later", "and L2T-ww with the pairs of the rule"),
+        (longer, "search_then_train", "the searched map differs from one-to-one by"),
+        (longer, "matching_not_later", "the rule by"),
+        (longer, "matching_all", "all pairs alike by"),
+        (test, "search_then_train", "a searched map differs from the best map by hand by"),
+        (test, "matching_not_later", "the rule by"),
+        (test, "l2t_not_later", "and L2T-ww with the pairs of the rule by"),
     ):
         mean, low, high = points(table[method] - table["matching_one"])
-        figures.append(signed(f"{words} at {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
+        figures.append(signed(f"{words} {mean:+.1f} points ({low:+.1f} to {high:+.1f})"))
     seconds = tables("longer_builtin").query("method == 'matching_one' and seed > 101")["train_seconds"].mean()
     of_l2t = tables("meta_every_builtin").query("meta_every == 1")["train_seconds"].mean()
     figures.append(f"in {seconds / of_l2t:.1f} times the time of L2T-ww")
@@ -966,7 +966,7 @@ def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> N
     percent = 100 * results.groupby("method")["accuracy"].mean()
     best = percent[RIVALS].idxmax()
     figures = [f"L2T-ww reaches {percent['l2t']:.1f} % over all pairs of layers and {percent['l2t_not_later']:.1f} %"]
-    figures.append(f"these pairs alone {percent['matching_not_later']:.1f} %")
+    figures.append(f"these pairs alike {percent['matching_not_later']:.1f} %")
     figures.append(f"found by 32 trial trainings {percent['search_then_train']:.1f} %")
     figures.append(f"the best pairs by hand (`{best}`) {percent[best]:.1f} %")
     figures.append(f"linear probe {percent['probe']:.1f} %, training from scratch {percent['scratch']:.1f} %")
@@ -987,6 +987,7 @@ def test_readme_findings(root: Path, tables: Callable[[str], pd.DataFrame]) -> N
         "50 labels per class",
         "batches of 64",
         "300 epochs",
+        "after 4,000 steps",
         "10 epochs on all 50,000 images",
         f"{results['seed'].nunique()} seeds",
     ]

@@ -1,4 +1,4 @@
-"""Search, then train: maps learned on held-back labels, and the training with the map that was found."""
+"""Search, then train: maps learned on held-out labels, and the training with the map that was found."""
 
 from pathlib import Path
 from typing import Any

@@ -335,7 +335,7 @@ def _grid(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_a_trial_sees_its_part_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is that of the held-back images, none of which was trained on, by a second computation."""
+    """The loss is that of the held-out images, none of which was trained on, by a second computation."""
     trainers: list[TransferTrainer] = []
     build = TransferTrainer._build
 

@@ -83,7 +83,7 @@ def search_shapes(
 
     The networks are for images of 32 × 32 pixels. The cost of an exit is the sum of those of its `exit_layers`:
     additions, activations and the head come on top, so leave room for them. To find the most
-    accurate of the shapes, train them and compare them on held-back images.
+    accurate of the shapes, train them and compare them on held-out images.
 
     Example:
         >>> from mtanytime.anytime.shape_search import search_shapes

@@ -43,7 +43,7 @@ from mtanytime.training.trainer import Trainer, TrainingResult
 CIFAR_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)  # the authors' normalization
 CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 MODELS = ("sliced", "inclusive", "msdnet", "separate")
-VALIDATION_PER_CLASS = 500  # held-back training images that `scored_on=validation` scores on
+VALIDATION_PER_CLASS = 500  # held-out training images that `scored_on=validation` scores on
 HELD_BACK_SEED = 100  # of "anytime-cifar10-full": every run holds back the same images
 SLICE_BLOCKS = ("basic", "inverted", "resnext")
 EXIT_WEIGHTS = {"sliced": "slice_weights", "msdnet": "msdnet_weights"}  # settings; the other models' exits count 1
@@ -207,7 +207,7 @@ CIFAR10: Settings = {
     "per_class": 1000,
     "epochs": 8,
     "batch_size": 64,
-    "lr": 0.2,  # this and the slices were chosen on held-back images: data/results/anytime_cifar10_search.csv
+    "lr": 0.2,  # this and the slices were chosen on held-out images: data/results/anytime_cifar10_search.csv
     "weight_decay": 5e-4,
     "precision": "bfloat16",
     "slice_widths": (19, 14, 16, 22),

@@ -113,7 +113,7 @@ def efficientnet_lite1(size: int) -> Normalized:
 
 @lru_cache(maxsize=2)  # for each seed 100 MB and more
 def _task(images: str, size: int, per_class: int, scored_on: str, seed: int) -> Task:
-    """The labelled images and those to score on, enlarged; held-back images are the same for every seed of labels."""
+    """The labelled images and those to score on, enlarged; held-out images are the same for every seed of labels."""
     cifar = load_cifar10(images)
     rest, held = cifar.train.split(VALIDATION_SHARE, seed=10_000)
     train, scored = rest.few(per_class, seed), cifar.test if scored_on == "test" else held

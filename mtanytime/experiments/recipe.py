@@ -32,8 +32,9 @@ class Results(NamedTuple):
     """The tables of a finished recipe.
 
     `table`: the rows that the recipe's `rows` returns for each network. `maps`: method, seed, beta and the last rows
-    of the trace (step, source, target, weight, weight_std) of each run that learned a map; None if no run did.
-    `trials`: method, seed, trial, loss (on held-back labels, in nats), pairs ("source→target", separated by spaces) and
+    of the trace (step, source, target, weight, weight_std) of each run that learned a map, or λ of the map that a
+    search found (step 0, without weight_std); None if no run did.
+    `trials`: method, seed, trial, loss (on held-out labels, in nats), pairs ("source→target", separated by spaces) and
     weights (their λ) of each trial of a search; None without searches by trials.
     """
 

@@ -16,7 +16,7 @@ from mtanytime.transfer.trainer import TransferTrainer
 from mtanytime.transfer.trials import fewest_trials, random_search, train_with_map, trial_search
 
 SEARCHES = ("random_search", "search_then_train")
-# λ of a searched map: the same for each of the best pairs, or each pair's probability to be one of them.
+# λ of a searched map: the same for each of the best pairs, or each pair's probability of being one of them.
 WEIGHTS = ("equal", "probability")
 Found = TypeVar("Found", MapSearch, HeadChoice)
 
@@ -94,8 +94,8 @@ def search_run(
 
     Args:
         method: the name.
-        settings: of the recipe: trials, search_steps, search_weights (one of WEIGHTS), and learn_channels where the
-            search may learn them.
+        settings: of the recipe: trials, search_steps, search_weights (one of WEIGHTS; a random search draws its
+            own), and learn_channels where the search may learn them.
         source, make, task: see `TransferTrainer`; `make` builds the target.
         options: of `TransferTrainer`, with a folder, or None, for the search and the final training.
 

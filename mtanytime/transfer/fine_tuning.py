@@ -2,7 +2,7 @@
 
 A copy of the source gets a head for the task's classes and is trained on the task (Yosinski, Clune, Bengio, Lipson
 2014, arXiv:1411.1792). The head starts at random, or from a linear probe of the features that it reads (Kumar,
-Raghunathan, Jones, Ma, Liang 2022, arXiv:2202.10054); `choose_head` compares the two on held-back labels.
+Raghunathan, Jones, Ma, Liang 2022, arXiv:2202.10054); `choose_head` compares the two on held-out labels.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ class FineTuning(Trainer):
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """The better head, the accuracy of each on the held-back labels, and the seconds of both trainings."""
+    """The better head, the accuracy of each on the held-out labels, and the seconds of both trainings."""
 
     head: Head
     scores: Mapping[Head, float]

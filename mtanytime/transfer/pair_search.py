@@ -22,7 +22,7 @@ from mtanytime.randomness import derive_seed, generator_for
 from mtanytime.transfer.meta_networks import Pair, network_of
 
 TRIAL, CHOICE = -9, -10  # purposes of derived seeds
-# The prior standard deviation of the effect that late target layers share, in units of that of a pair's own effect. On
+# The prior standard deviation of the effect that later target layers share, in units of that of a pair's own effect. On
 # 128 validation trials, the leave-one-out error falls from 0.136 without it to 0.128 with 1 and 0.121 with 3.
 _COMMON = 3.0
 _DRAWS = 20  # of effects, until they give pairs that were not tried together

@@ -85,7 +85,7 @@ def search_map(
         folder: where to keep the runs, one per split, which are resumed; None keeps them in memory.
         seed: of the splits and the trainings.
         settings: the keyword arguments of `TransferTrainer`: steps or epochs, lr, views, …; defaults as there and in
-            `SEARCH`. The outer objective is the `loss` on batches of `batch_size` held-back images, 128 by default.
+            `SEARCH`. The outer objective is the `loss` on batches of `batch_size` held-out images, 128 by default.
 
     Returns:
         The map, with λ of mean 1, the maps of the splits and the seconds.

@@ -118,7 +118,7 @@ class TransferTrainer(Trainer):
         source_layers, target_layers: module paths of the layers to match; default: the networks' own
             `feature_layers`, which the library's backbones have.
         pairs: the (source layer, target layer) pairs to match; default: every source layer with every target layer.
-            "not later": those whose target layer comes no later in its network (see `layers.tap_layers`), our rule.
+            "not later": our rule, those whose target layer comes no later in its network (see `layers.tap_layers`).
         map: what and where to transfer, held fixed: a `TransferMap` or the file of one. Nothing is then learned (`what`
             and `where` are off), and the pairs are those of the map, except those with λ = 0. Listed layers that the
             map does not use are left out.
@@ -218,7 +218,7 @@ class TransferTrainer(Trainer):
         self.trace = Trace(self.pairs, source_channels)
 
     def _tap(self, images: Images) -> tuple[Tapped, Maps, Maps]:
-        """Check and tap the networks' layers; return the target, and the maps of sources and target for the images."""
+        """Check and tap the layers; return the target, and the features of sources and target for the images."""
         with error_context("target"):
             self._try_model()
         teacher = {"teacher": self.teacher} if isinstance(self.teacher, nn.Module) else {}
@@ -234,7 +234,7 @@ class TransferTrainer(Trainer):
         return target, source_maps, target_maps
 
     def _make_student(self, target: Tapped, source_channels: Mapping[str, int], target_maps: Maps) -> None:
-        """Make what the inner steps train, the target with its regressors, and the networks that weight its errors."""
+        """Make the student (the target with its regressors) and the meta-networks, or the weights of a map."""
         target_channels = {layer: maps.shape[1] for layer, maps in target_maps.items()}
         dtype, generator = next(self.model.parameters()).dtype, generator_for(self.seed, _REGRESSORS)
         matching = FeatureMatching(self.pairs, source_channels, target_channels, generator).to(self.device, dtype)
@@ -365,12 +365,12 @@ class TransferTrainer(Trainer):
             return self.processes.sums(self.lookahead.meta_gradient(*batch, weights, phi, shares).gradients)
 
     def source_features(self, images: Images) -> Maps:
-        """The maps of the sources' layers for a batch on the run's device, in the dtype of the images."""
+        """The features of the sources' layers for a batch on the run's device, in the dtype of the images."""
         return _joined(self._source_passes(images))
 
     @torch.no_grad()
     def _source_passes(self, images: Images) -> dict[str, tuple[Any, Maps]]:
-        """The output and the maps of each source by name; the maps are in the dtype of the images."""
+        """The output and the features of each source by name; the features are in the dtype of the images."""
         passes = {}
         for name, source in self.sources.items():
             source.eval()
@@ -412,7 +412,7 @@ def _only_used(networks: dict[str, nn.Module], layers: Any, pairs: Pairs) -> tup
 
 
 def _paired(layers: Any, paired: set[str]) -> Any:
-    """The listed layers without those that no pair has; what is no list is left for the check of layers."""
+    """The listed layers that a pair has; anything but a list is left for the check of layers."""
     return [layer for layer in layers if layer in paired] or layers if isinstance(layers, (list, tuple)) else layers
 
 
@@ -438,7 +438,7 @@ def _in_words(mean_lambda: Float[Tensor, " pairs"], normalized: bool) -> str:
 
 
 def _joined(passes: Mapping[str, tuple[Any, Maps]]) -> Maps:
-    """The maps of all sources by the layers' names in pairs."""
+    """The features of all sources by the layers' names in pairs."""
     return {join_name(name, layer): value for name, (_, maps) in passes.items() for layer, value in maps.items()}
 
 

@@ -1,4 +1,4 @@
-"""Search for a map by trials: complete trainings with a few pairs each, judged by their loss on held-back labels.
+"""Search for a map by trials: complete trainings with a few pairs each, judged by their loss on held-out labels.
 
 A lookahead of a few steps values what helps within a few steps (the short-horizon bias of arXiv:1803.02021). A trial is
 a complete training. It matches some of the pairs, all with the same weight. `pair_search` proposes the pairs, and
@@ -78,15 +78,15 @@ def trial_search(
     small λ. A map of the best pairs alone, with equal λ, is `found.map.only(found.best)`; on our built-in task, maps by
     probability agree better between seeds.
 
-    A trial is judged by its cross-entropy on the held-back labels after temperature scaling, whatever `loss` it was
+    A trial is judged by its cross-entropy on the held-out labels after temperature scaling, whatever `loss` it was
     trained with. One that diverges counts with the highest loss so far, but at least with the loss of guessing. All
     trials see the same images, so the source answers each batch once; up to 1 GiB of its answers is kept for that.
 
     Args:
         source, target, data, held_out: see `search_map`. All trials share one split of the labels.
         trials: how many targets to train; enough for each pair to be tried once. Fewer are trained if there are no
-            other pairs to try. Rather many short ones: on our built-in task, 32 of 120 steps give maps that agree
-            better between seeds than 16 of 240 (see RESULTS.md).
+            other pairs to try. Many short ones are better than a few long ones: on our built-in task, 32 of 120 steps
+            give maps that agree better between seeds than 16 of 240 (see RESULTS.md).
         kept: how many pairs count as the best; default: three fifths of all, at least one. A trial matches two thirds
             of that number, but at least two of four or more pairs, so that trials tell pairs apart.
         channels: settings of a `search_map` that first learns the channel weights, with equal λ for all pairs; all
@@ -150,7 +150,7 @@ def search_then_train(
     folder: str | Path | None = None,
     **settings: Any,
 ) -> tuple[TransferResult, MapSearch]:
-    """Learn a map on held-back labels, then train a target on all labels with the map held fixed.
+    """Learn a map on held-out labels, then train a target on all labels with the map held fixed.
 
     Args:
         source, target, data, test: see `TransferTrainer`; `target` as for `search_map`. A given network is trained in
@@ -340,7 +340,7 @@ class _Trials:
         return [pair for pair in self.pairs if pair in pairs]
 
     def run(self, drawn: TransferMap) -> None:
-        """Train a target with a map, or read a finished trial, and add its loss on the held-back labels."""
+        """Train a target with a map, or read a finished trial, and add its loss on the held-out labels."""
         place = subfolder(self._folder, f"trial{len(self.maps)}")
         trainer = TransferTrainer(self._source, self._make(), self._fit, map=drawn, folder=place, **self._settings)
         for name, source in trainer.sources.items():
@@ -358,7 +358,7 @@ class _Trials:
         self.losses.append(loss)
 
     def _loss_of(self, trainer: TransferTrainer, place: Path | None) -> float:
-        """The loss on the held-back labels, the same in all processes; that of a finished trial is read.
+        """The loss on the held-out labels, the same in all processes; that of a finished trial is read.
 
         λ depends on its last digits, which differ between machines.
         """
