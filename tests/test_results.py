@@ -505,7 +505,7 @@ def test_cifar10_few(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     check(section(root, "CIFAR-10 with 50 labels per class"), figures, settings)
 
 
-def test_trained_to_the_end(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
+def test_a_long_training(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     """The section on transfer at a credible length agrees with its tables."""
     results = tables("long_cifar10_n50")
     of_seed = 100 * results.query("method == 'recommended' and seed == 0").set_index("steps")["accuracy"]
