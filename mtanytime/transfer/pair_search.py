@@ -45,7 +45,8 @@ class PairSearch:
 
     Args:
         pairs: all (source layer, target layer) pairs, with the layers of each network in their order.
-        matched: how many pairs a trial matches.
+        matched: how many pairs a trial matches. With 1, each trial is about one pair, and nothing shows how much of the
+            losses' differences is chance: `gap` and `probabilities` are then far too sure.
         seed: of the proposals.
         networks: the names of the source networks, if there are several and their layers are called "name/layer". None
             takes what comes before a "/", if there is one in every source layer's name.
