@@ -397,6 +397,9 @@ def test_planted(root: Path, tables: Callable[[str], pd.DataFrame]) -> None:
     settings = [f"Seeds 0 to {last}", f"`{command}`", machine.removesuffix(", beside other work"), versions]
     settings += [f"β = {recipe[f'beta_{name}']:g}" for name in ("uniform", "uniform_source", "search_then_train")]
     settings.append("for two other seeds, 100 and 101")
+    means = percent.groupby("task").mean()
+    words = ", ".join(f"{t} {means.uniform[t]:.0f} to {means.search_then_train[t]:.0f} %" for t in PLANTED)
+    assert words in RECIPES["planted"].expected
     tried = tables("planted_betas").groupby(["task", "beta"])["accuracy"].mean()
     for task, means in tried.groupby(level="task"):
         chosen = recipe.get(f"beta_uniform_{task}", recipe["beta_uniform"])

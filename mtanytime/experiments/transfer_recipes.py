@@ -231,7 +231,7 @@ RECIPES = {
     "built-in": Recipe(
         reproduces="the paper's question on a substitute: printed letters to handwritten digits, ten labels per class",
         duration="half a minute for the source, then about a minute per method on 2 cores",
-        expected="means of 8 seeds: 35 % from scratch, 74 % by matching_one, 69 % by l2t (notebook 03)",
+        expected="means of 8 seeds: 35 % from scratch, 74 % by matching_one, 69 % by l2t (RESULTS.md)",
         settings=BUILT_IN,
         trainers=built_in,
         rows=rows,
